@@ -1,0 +1,53 @@
+// Package artifact is the contract of the store that keeps the bytes of
+// templates and snapshots: content-addressed blobs, per team, and the manifest
+// that puts chunks together to a file again.
+//
+// The store keeps bytes and nothing else. Whether an artifact exists is decided
+// by a row of the control plane; the order of writing is chunks, manifest, row.
+package artifact
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+)
+
+// Errors a Store returns, wrapped.
+var (
+	// ErrNotFound: there is no such blob.
+	ErrNotFound = errors.New("artifact: no such blob")
+	// ErrDigestMismatch: the bytes are not those the key names. Nothing was stored.
+	ErrDigestMismatch = errors.New("artifact: content does not match its digest")
+	// ErrSizeMismatch: more or fewer bytes than announced. Nothing was stored.
+	ErrSizeMismatch = errors.New("artifact: content does not match its size")
+)
+
+// Info describes a stored blob.
+type Info struct {
+	Key      Key
+	Size     int64
+	Modified time.Time
+}
+
+// Store keeps blobs. All methods are safe for concurrent use, also by several
+// processes. A blob is never changed once it exists.
+type Store interface {
+	// Put stores size bytes of r under key. The content's SHA-256 must be the
+	// key's digest. When it returns nil the blob survives a power cut; when it
+	// fails, nothing of it is visible. Storing what exists already succeeds and
+	// may leave r unread.
+	Put(ctx context.Context, key Key, r io.Reader, size int64) error
+	// Open returns the content, to be closed by the caller, and its size.
+	// ErrNotFound when there is none.
+	Open(ctx context.Context, key Key) (io.ReadCloser, Info, error)
+	// Stat describes the blob; ErrNotFound when there is none.
+	Stat(ctx context.Context, key Key) (Info, error)
+	// Delete removes the blob and succeeds on nothing. Readers that have it open
+	// read on.
+	Delete(ctx context.Context, key Key) error
+	// List returns up to limit blobs of a team and kind in ascending order of
+	// digest, those after the given digest only ("" from the start). Fewer than
+	// limit means there are no more.
+	List(ctx context.Context, prefix Prefix, after Digest, limit int) ([]Info, error)
+}
