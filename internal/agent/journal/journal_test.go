@@ -1,0 +1,229 @@
+package journal
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+
+	"skerry.dev/skerry/internal/agent/engine"
+	"skerry.dev/skerry/internal/kernel/id"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func open(t *testing.T, path string, outbox int) *Journal {
+	t.Helper()
+	j, err := Open(path, outbox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = j.Close() })
+	return j
+}
+
+func sample(phase Phase) Record {
+	return Record{
+		Spec: Spec{
+			Sandbox: id.NewSandbox(), Incarnation: 3, Engine: "fake",
+			Env: map[string]string{"A": "b"}, AccessToken: "secret",
+		},
+		Phase: phase, Instance: "0123456789abcdef0123456789abcdef", Slot: 7,
+		Handle: engine.Handle(`{"v":1}`), InitSecret: "s", CreatedAt: time.Unix(1000, 0).UTC(),
+	}
+}
+
+func TestH15_RecordsSurviveReopen(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal.db")
+	j := open(t, path, 0)
+	rec := sample(PhaseCreating)
+	if err := j.Begin(rec); err != nil {
+		t.Fatal(err)
+	}
+	j.Mark(rec.Spec.Sandbox, "prepare")
+	other := sample(PhaseRunning)
+	if err := j.Running(other); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Fatalf("the journal's mode is %v, %v", info.Mode(), err)
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Begin(rec); !errors.Is(err, ErrClosed) {
+		t.Fatalf("a verb after Close: %v", err)
+	}
+	again := open(t, path, 0)
+	if again.Generation() != j.Generation()+1 {
+		t.Errorf("generation went from %d to %d", j.Generation(), again.Generation())
+	}
+	got, err := again.Records()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec.Step = "prepare"
+	byID := map[id.Sandbox]Record{}
+	for _, r := range got {
+		byID[r.Spec.Sandbox] = r
+	}
+	want := map[id.Sandbox]Record{rec.Spec.Sandbox: rec, other.Spec.Sandbox: other}
+	if diff := cmp.Diff(want, byID, cmp.Comparer(func(a, b id.Sandbox) bool { return a == b }),
+		cmp.Comparer(func(a, b id.Team) bool { return a == b }), cmp.Comparer(func(a, b id.Template) bool { return a == b })); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestOneAgentPerDataDirectory(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal.db")
+	open(t, path, 0)
+	if _, err := Open(path, 0); !errors.Is(err, ErrLocked) {
+		t.Fatalf("a second agent: %v", err)
+	}
+}
+
+func TestTombstonesKeepTheHighestAndArePruned(t *testing.T) {
+	j := open(t, filepath.Join(t.TempDir(), "journal.db"), 0)
+	sandbox := id.NewSandbox()
+	old := time.Now().Add(-TombstoneAge - time.Hour)
+	for _, n := range []uint64{4, 2} {
+		if err := j.Bury(sandbox, n, old); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n, err := j.Buried(sandbox); n != 4 || err != nil {
+		t.Fatalf("buried %d, %v", n, err)
+	}
+	fresh := sample(PhaseDestroying)
+	fresh.DestroyIncarnation = 9
+	if err := j.Destroying(fresh, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := j.Prune(time.Now().Add(-TombstoneAge)); n != 1 || err != nil {
+		t.Fatalf("pruned %d, %v", n, err)
+	}
+	if n, _ := j.Buried(sandbox); n != 0 {
+		t.Errorf("an old tombstone stayed: %d", n)
+	}
+	if n, _ := j.Buried(fresh.Spec.Sandbox); n != 9 {
+		t.Errorf("a fresh tombstone went: %d", n)
+	}
+}
+
+func TestOutboxIsOrderedBoundedAndConfirmed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal.db")
+	j := open(t, path, 5)
+	rec := sample(PhaseRunning)
+	for range 8 {
+		if err := j.Running(rec, Event{Kind: "k", Sandbox: rec.Spec.Sandbox}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case <-j.Wake():
+	case <-time.After(time.Second):
+		t.Fatal("no wake-up for new events")
+	}
+	seqs := func(j *Journal) []uint64 {
+		events, err := j.Events(100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out []uint64
+		for _, e := range events {
+			out = append(out, e.Seq)
+		}
+		return out
+	}
+	if diff := cmp.Diff([]uint64{4, 5, 6, 7, 8}, seqs(j)); diff != "" {
+		t.Error(diff)
+	}
+	if n, _ := j.Dropped(); n != 3 {
+		t.Errorf("dropped %d", n)
+	}
+	if err := j.Confirm(8); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	j = open(t, path, 5)
+	if err := j.Running(rec, Event{Kind: "k", Sandbox: rec.Spec.Sandbox}); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]uint64{9}, seqs(j)); diff != "" {
+		t.Errorf("a sequence number was used twice: %s", diff)
+	}
+}
+
+func TestGuestEventIsTakenOnce(t *testing.T) {
+	j := open(t, filepath.Join(t.TempDir(), "journal.db"), 0)
+	rec := sample(PhaseRunning)
+	if err := j.Running(rec); err != nil {
+		t.Fatal(err)
+	}
+	e := Event{Kind: "oom_kill", Sandbox: rec.Spec.Sandbox, Incarnation: rec.Spec.Incarnation}
+	stale := e
+	stale.Incarnation--
+	for _, in := range []struct {
+		seq int64
+		e   Event
+	}{{1, e}, {1, e}, {2, stale}, {2, e}} {
+		if err := j.GuestEvent(in.seq, in.e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if events, _ := j.Events(10); len(events) != 2 {
+		t.Errorf("%d events, want 2", len(events))
+	}
+}
+
+func TestParallelVerbsShareTransactions(t *testing.T) {
+	j := open(t, filepath.Join(t.TempDir(), "journal.db"), 0)
+	before := j.db.Stats()
+	var wg sync.WaitGroup
+	const n = 200
+	for range n {
+		wg.Go(func() {
+			rec := sample(PhaseCreating)
+			if err := j.Begin(rec); err != nil {
+				t.Error(err)
+			}
+			if err := j.Remove(rec.Spec.Sandbox); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if err := j.Confirm(0); err != nil { // after all that was queued
+		t.Fatal(err)
+	}
+	if recs, _ := j.Records(); len(recs) != 0 {
+		t.Errorf("%d records left", len(recs))
+	}
+	after := j.db.Stats()
+	d := after.Sub(&before)
+	if w := d.TxStats.GetWrite(); w >= 2*n*3 {
+		t.Errorf("%d page writes for %d verbs: nothing was shared", w, 2*n)
+	}
+}
+
+func BenchmarkCreateDestroy(b *testing.B) {
+	j, err := Open(filepath.Join(b.TempDir(), "journal.db"), 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer j.Close()
+	for b.Loop() {
+		rec := sample(PhaseCreating)
+		_ = j.Begin(rec)
+		_ = j.Running(rec, Event{Kind: "started"})
+		_ = j.Destroying(rec, time.Now())
+		_ = j.Remove(rec.Spec.Sandbox, Event{Kind: "destroyed"})
+	}
+}

@@ -1,0 +1,97 @@
+package journal
+
+import (
+	"encoding/json"
+	"time"
+
+	"skerry.dev/skerry/internal/agent/engine"
+	"skerry.dev/skerry/internal/kernel/id"
+)
+
+// Phase is where a sandbox stands on this host.
+type Phase string
+
+// The phases. A record exists from before the first effect of a create until
+// after the last effect of a destroy.
+const (
+	PhaseCreating   Phase = "creating"
+	PhaseRunning    Phase = "running"
+	PhaseDestroying Phase = "destroying"
+	PhaseExited     Phase = "exited"
+)
+
+// Image names a template's bytes and where to fetch them.
+type Image struct {
+	Digest    string `json:"digest"` // SHA-256, hex
+	SizeBytes int64  `json:"size_bytes"`
+	// ManifestURL is valid for a limited time and not part of what a sandbox is.
+	ManifestURL string `json:"manifest_url,omitempty"`
+}
+
+// Resources bound a sandbox.
+type Resources struct {
+	CPUMillis    int   `json:"cpu_millis"`
+	MemoryBytes  int64 `json:"memory_bytes"`
+	DiskBytes    int64 `json:"disk_bytes"`
+	MaxProcesses int   `json:"max_processes"`
+}
+
+// Spec is what was asked for, secrets included.
+type Spec struct {
+	Sandbox        id.Sandbox        `json:"sandbox"`
+	Incarnation    uint64            `json:"incarnation"`
+	Team           id.Team           `json:"team"`
+	Template       id.Template       `json:"template"`
+	Engine         string            `json:"engine"`
+	Image          Image             `json:"image"`
+	Resources      Resources         `json:"resources"`
+	Env            map[string]string `json:"env,omitempty"`
+	Hostname       string            `json:"hostname,omitempty"`
+	AccessToken    string            `json:"access_token,omitempty"`
+	DefaultUser    string            `json:"default_user,omitempty"`
+	DefaultWorkdir string            `json:"default_workdir,omitempty"`
+	Internet       bool              `json:"internet,omitempty"`
+}
+
+// Record is one sandbox on this host.
+type Record struct {
+	Spec  Spec  `json:"spec"`
+	Phase Phase `json:"phase"`
+	// Step is the last step that finished, as far as the disk knows.
+	Step          string            `json:"step,omitempty"`
+	Instance      engine.InstanceID `json:"instance"`
+	EngineVersion string            `json:"engine_version,omitempty"`
+	Handle        engine.Handle     `json:"handle,omitempty"`
+	// Slot is the network slot's index, -1 while there is none.
+	Slot int `json:"slot"`
+	// InitSecret proves the agent to the guest daemon.
+	InitSecret string `json:"init_secret"`
+	// GuestSeq is the last guest event that went to the outbox.
+	GuestSeq  int64     `json:"guest_seq,omitempty"`
+	BootID    string    `json:"boot_id,omitempty"` // of the machine, at the start
+	CreatedAt time.Time `json:"created_at"`
+	StartedAt time.Time `json:"started_at,omitzero"`
+	EndedAt   time.Time `json:"ended_at,omitzero"`
+	EndReason string    `json:"end_reason,omitempty"`
+	// DestroyReason is why it is being destroyed, DestroyIncarnation what the
+	// tombstone was written for.
+	DestroyReason      string `json:"destroy_reason,omitempty"`
+	DestroyIncarnation uint64 `json:"destroy_incarnation,omitempty"`
+}
+
+// Tombstone says that incarnations up to this one are gone for good.
+type Tombstone struct {
+	Incarnation uint64    `json:"incarnation"`
+	At          time.Time `json:"at"`
+}
+
+// Event is one thing the control plane shall hear of, at least once.
+type Event struct {
+	// Seq grows with each event, never skips and is never used twice.
+	Seq         uint64          `json:"seq"`
+	Kind        string          `json:"kind"`
+	Sandbox     id.Sandbox      `json:"sandbox_id"`
+	Incarnation uint64          `json:"incarnation"`
+	At          time.Time       `json:"at"`
+	Data        json.RawMessage `json:"data,omitempty"`
+}
