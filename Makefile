@@ -1,0 +1,45 @@
+# Skerry from a checkout. Only Go and Node have to be there; `make up` installs
+# what else is missing (Debian packages, see tools/deps.sh).
+SHELL := bash
+.DEFAULT_GOAL := help
+
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
+FLAGS ?=
+ifeq ($(DETACH),1)
+UP_FLAGS := --detach
+endif
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+up: build ## Start everything on this machine (DETACH=1: in the background)
+	@$(SUDO) bin/skerry up $(UP_FLAGS) $(FLAGS)
+
+down: build ## Stop it; FLAGS=--purge removes everything it ever made
+	@$(SUDO) bin/skerry down $(FLAGS)
+
+build: deps ## bin/skerry, bin/skerry-guest, bin/runsc
+	@tools/build.sh
+
+deps:
+	@tools/deps.sh
+
+test: build ## All tests, as root, with what ran and for how long
+	@tools/deps.sh test
+	@tools/test.sh
+
+lint: ## Format, vet, lint, generated code
+	@tools/lint.sh
+
+generate: ## Run the generators whose inputs changed
+	@tools/generate.sh
+
+bench: build ## Measure against the bare engine
+	@tools/deps.sh test
+	@$(SUDO) env "PATH=$$PATH" SKERRY_BIN=$(CURDIR)/bin go test -count=1 -timeout=30m -run='^$$' -bench=. $(FLAGS) ./test/bench/...
+
+chaos: build ## Kill every process at every step, in full
+	@tools/deps.sh test
+	@$(SUDO) env "PATH=$$PATH" SKERRY_BIN=$(CURDIR)/bin SKERRY_CHAOS=full go test -count=1 -timeout=120m -v $(FLAGS) ./test/chaos/...
+
+.PHONY: help up down build deps test lint generate bench chaos
