@@ -8,7 +8,7 @@ mkdir -p .cache/bin
 stamp=$(cat "tools/$mod.mod" "tools/$mod.sum" <(go env GOVERSION) | sha256sum | cut -d' ' -f1)
 if [[ ! -x .cache/bin/$name || $(cat ".cache/bin/$name.stamp" 2>/dev/null) != "$stamp" ]]; then
 	echo "building $name" >&2
-	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w' -modfile="tools/$mod.mod" -o ".cache/bin/$name" "$package"
+	go build -buildvcs=false -modfile="tools/$mod.mod" -o ".cache/bin/$name" "$package"
 	echo "$stamp" >".cache/bin/$name.stamp"
 fi
 echo "$PWD/.cache/bin/$name"
