@@ -1,0 +1,204 @@
+package sandbox
+
+import (
+	"slices"
+	"time"
+)
+
+// Status is where a sandbox is in its life.
+type Status string
+
+// The statuses. The table below says everything else about them.
+const (
+	StatusPending      Status = "pending"
+	StatusStarting     Status = "starting"
+	StatusRunning      Status = "running"
+	StatusPausing      Status = "pausing"
+	StatusPaused       Status = "paused"
+	StatusResuming     Status = "resuming"
+	StatusSnapshotting Status = "snapshotting"
+	StatusStopping     Status = "stopping"
+	StatusStopped      Status = "stopped"
+	StatusMissing      Status = "missing"
+	StatusError        Status = "error"
+)
+
+// Action is what a caller may do with a sandbox in a status.
+type Action string
+
+// The actions.
+const (
+	ActionExec     Action = "exec"
+	ActionFiles    Action = "files"
+	ActionPause    Action = "pause"
+	ActionResume   Action = "resume"
+	ActionSnapshot Action = "snapshot"
+	ActionFork     Action = "fork"
+	ActionDelete   Action = "delete"
+)
+
+// The limits of each status' automatic exit.
+const (
+	CreateLimit     = 15 * time.Minute    // pending and starting, together
+	TransitionLimit = 30 * time.Minute    // pausing, resuming, snapshotting
+	DeleteLimit     = 24 * time.Hour      // stopping: a host out of reach is not waited for longer
+	MissingLimit    = 7 * 24 * time.Hour  // missing
+	PausedLimit     = 30 * 24 * time.Hour // paused
+	MaxTimeout      = 30 * 24 * time.Hour // running: the largest timeout_sec
+	Retention       = 30 * 24 * time.Hour // ended rows
+)
+
+// Exit is how a status ends when nobody does anything. An empty To is the
+// removal of the row.
+type Exit struct {
+	To    Status
+	After time.Duration
+	How   string
+}
+
+// State is what holds for a status.
+type State struct {
+	Status Status
+	// To are the statuses that may follow.
+	To []Status
+	// Actions are those a caller may ask for.
+	Actions []Action
+	// HoldsCompute: its CPU and memory count against the host.
+	HoldsCompute bool
+	// HoldsDisk: its disk counts against the host.
+	HoldsDisk bool
+	// Live: it has not ended.
+	Live bool
+	// Final: it never leaves this status.
+	Final bool
+	// Exit is absent (zero) for none; final statuses only lose their row.
+	Exit Exit
+}
+
+// Machine is the state table, in the order of a life.
+func Machine() []State {
+	return []State{
+		{
+			Status: StatusPending, Live: true, HoldsCompute: true, HoldsDisk: true,
+			To:      []Status{StatusStarting, StatusStopping, StatusError},
+			Actions: []Action{ActionExec, ActionFiles, ActionDelete}, // they wait for running
+			Exit:    Exit{To: StatusError, After: CreateLimit, How: "the create operation reaches its deadline"},
+		},
+		{
+			Status: StatusStarting, Live: true, HoldsCompute: true, HoldsDisk: true,
+			To:      []Status{StatusRunning, StatusStopping, StatusError},
+			Actions: []Action{ActionExec, ActionFiles, ActionDelete},
+			Exit:    Exit{To: StatusError, After: CreateLimit, How: "the create operation reaches its deadline"},
+		},
+		{
+			Status: StatusRunning, Live: true, HoldsCompute: true, HoldsDisk: true,
+			To:      []Status{StatusPausing, StatusSnapshotting, StatusStopping, StatusStopped, StatusMissing},
+			Actions: []Action{ActionExec, ActionFiles, ActionPause, ActionSnapshot, ActionFork, ActionDelete},
+			Exit:    Exit{To: StatusStopping, After: MaxTimeout, How: "timeout_sec runs out; on_timeout says pause or kill"},
+		},
+		{
+			Status: StatusPausing, Live: true, HoldsCompute: true, HoldsDisk: true,
+			To:      []Status{StatusPaused, StatusRunning, StatusStopping, StatusStopped, StatusMissing},
+			Actions: []Action{ActionDelete},
+			Exit:    Exit{To: StatusRunning, After: TransitionLimit, How: "the pause operation reaches its deadline"},
+		},
+		{
+			Status: StatusPaused, Live: true, HoldsDisk: true,
+			To:      []Status{StatusResuming, StatusStopping, StatusMissing},
+			Actions: []Action{ActionResume, ActionFork, ActionDelete},
+			Exit:    Exit{To: StatusStopping, After: PausedLimit, How: "the paused state outlives its time"},
+		},
+		{
+			Status: StatusResuming, Live: true, HoldsCompute: true, HoldsDisk: true,
+			To:      []Status{StatusRunning, StatusPaused, StatusStopping, StatusStopped, StatusMissing},
+			Actions: []Action{ActionExec, ActionFiles, ActionDelete},
+			Exit:    Exit{To: StatusPaused, After: TransitionLimit, How: "the resume operation reaches its deadline"},
+		},
+		{
+			Status: StatusSnapshotting, Live: true, HoldsCompute: true, HoldsDisk: true,
+			To:      []Status{StatusRunning, StatusStopping, StatusStopped, StatusMissing},
+			Actions: []Action{ActionExec, ActionFiles, ActionDelete},
+			Exit:    Exit{To: StatusRunning, After: TransitionLimit, How: "the snapshot operation reaches its deadline"},
+		},
+		{
+			Status: StatusStopping, Live: true, HoldsCompute: true, HoldsDisk: true,
+			To:      []Status{StatusStopped},
+			Actions: []Action{ActionDelete},
+			Exit:    Exit{To: StatusStopped, After: DeleteLimit, How: "the host confirms, or the delete operation reaches its deadline"},
+		},
+		{
+			Status: StatusMissing, Live: true, HoldsCompute: true, HoldsDisk: true,
+			To:      []Status{StatusRunning, StatusPaused, StatusStopping, StatusStopped},
+			Actions: []Action{ActionDelete},
+			Exit:    Exit{To: StatusStopped, After: MissingLimit, How: "its host stays away"},
+		},
+		{
+			Status: StatusError, To: []Status{StatusStopped}, Actions: []Action{ActionDelete},
+			Exit: Exit{After: Retention, How: "the row is removed"},
+		},
+		{
+			Status: StatusStopped, Final: true,
+			Exit: Exit{After: Retention, How: "the row is removed"},
+		},
+	}
+}
+
+// Statuses are all of them, in the order of the table.
+func Statuses() []Status { return where(func(State) bool { return true }) }
+
+// LiveStatuses are those of a sandbox that has not ended.
+func LiveStatuses() []Status { return where(func(s State) bool { return s.Live }) }
+
+// ComputeStatuses are those that hold CPU and memory.
+func ComputeStatuses() []Status { return where(func(s State) bool { return s.HoldsCompute }) }
+
+func where(keep func(State) bool) []Status {
+	var out []Status
+	for _, s := range Machine() {
+		if keep(s) {
+			out = append(out, s.Status)
+		}
+	}
+	return out
+}
+
+// State returns the table's line for s; ok is false for a word that is no
+// status.
+func (s Status) State() (State, bool) {
+	for _, st := range Machine() {
+		if st.Status == s {
+			return st, true
+		}
+	}
+	return State{}, false
+}
+
+// May reports whether a sandbox in s may become to.
+func (s Status) May(to Status) bool {
+	st, ok := s.State()
+	return ok && slices.Contains(st.To, to)
+}
+
+// Live reports whether a sandbox in s has not ended.
+func (s Status) Live() bool {
+	st, ok := s.State()
+	return ok && st.Live
+}
+
+// sources are the statuses from which to may be entered.
+func sources(to Status) []Status {
+	return where(func(s State) bool { return slices.Contains(s.To, to) })
+}
+
+// Offered are the actions of s that this release can carry out.
+func (s Status) Offered() []Action {
+	built := []Action{ActionExec, ActionFiles, ActionDelete}
+	st, _ := s.State()
+	out := make([]Action, 0, len(st.Actions))
+	for _, a := range st.Actions {
+		if slices.Contains(built, a) {
+			out = append(out, a)
+		}
+	}
+	return out
+}

@@ -1,0 +1,189 @@
+// Package scheduler decides on which host a sandbox starts. It is pure: a
+// request and what is known of the hosts go in, a decision with the reason for
+// each refused host comes out. Whoever calls it holds the hosts' rows locked,
+// so that two decisions cannot be made from the same room.
+package scheduler
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"skerry.dev/skerry/internal/kernel/id"
+)
+
+// EngineAuto lets the scheduler choose what isolates.
+const EngineAuto = "auto"
+
+// Request is what a sandbox needs.
+type Request struct {
+	// CPUMillis are thousandths of a CPU.
+	CPUMillis int64
+	MemoryMB  int64
+	DiskMB    int64
+	// Engine is a name or EngineAuto.
+	Engine string
+}
+
+// Engine is what a host offers for isolation.
+type Engine struct {
+	Name    string
+	Version string
+	Healthy bool
+	// Reasons say why it is not healthy.
+	Reasons []string
+}
+
+// HostView is what is known of one candidate: its capacity and what the rows
+// already reserve of it.
+type HostView struct {
+	ID      id.Host
+	Name    string
+	Engines []Engine
+
+	CPUCount    int64
+	MemoryBytes int64
+	DiskBytes   int64
+
+	ReservedCPUMillis int64
+	ReservedMemoryMB  int64
+	ReservedDiskMB    int64
+
+	// LastPlacedAt is when the last sandbox was put here; zero for never.
+	LastPlacedAt time.Time
+}
+
+// Refusal says why a host was not taken.
+type Refusal struct {
+	HostID id.Host `json:"host_id"`
+	Host   string  `json:"host"`
+	// Reason is a stable word: no_engine, cpu, memory, disk.
+	Reason  string `json:"reason"`
+	Message string `json:"message"`
+}
+
+// Decision is where the sandbox goes.
+type Decision struct {
+	HostID        id.Host
+	Engine        string
+	EngineVersion string
+	// Placed is false when no host fits; Refusals then names all of them.
+	Placed   bool
+	Refusals []Refusal
+}
+
+// Overcommit is how many times a host's capacity may be promised. Disk never is.
+type Overcommit struct {
+	CPU    float64
+	Memory float64
+}
+
+// DefaultOvercommit suits sandboxes that mostly wait.
+func DefaultOvercommit() Overcommit { return Overcommit{CPU: 32, Memory: 4} }
+
+// Scheduler picks a host. It must not keep state between calls: several servers
+// decide at once, each from the same rows.
+type Scheduler interface {
+	Pick(req Request, hosts []HostView) Decision
+}
+
+// RoundRobinScheduler takes, of the hosts that fit, the one that was given a
+// sandbox the longest ago.
+type RoundRobinScheduler struct{ Overcommit Overcommit }
+
+// Pick implements Scheduler.
+func (s RoundRobinScheduler) Pick(req Request, hosts []HostView) Decision {
+	ordered := slices.Clone(hosts)
+	slices.SortFunc(ordered, func(a, b HostView) int {
+		return cmp.Or(a.LastPlacedAt.Compare(b.LastPlacedAt), compareID(a.ID, b.ID))
+	})
+	var d Decision
+	for _, h := range ordered {
+		engine, refusal := s.fits(req, h)
+		if refusal != nil {
+			d.Refusals = append(d.Refusals, *refusal)
+			continue
+		}
+		d.HostID, d.Engine, d.EngineVersion, d.Placed = h.ID, engine.Name, engine.Version, true
+		return d
+	}
+	return d
+}
+
+func compareID(a, b id.Host) int {
+	ua, ub := a.UUID(), b.UUID()
+	return bytes.Compare(ua[:], ub[:])
+}
+
+func (s RoundRobinScheduler) fits(req Request, h HostView) (Engine, *Refusal) {
+	refuse := func(reason, format string, args ...any) (Engine, *Refusal) {
+		return Engine{}, &Refusal{HostID: h.ID, Host: h.Name, Reason: reason, Message: fmt.Sprintf(format, args...)}
+	}
+	engine, why := choose(req.Engine, h.Engines)
+	if why != "" {
+		return refuse("no_engine", "%s", why)
+	}
+	cpu := int64(float64(h.CPUCount*1000)*s.Overcommit.CPU) - h.ReservedCPUMillis
+	if req.CPUMillis > h.CPUCount*1000 {
+		return refuse("cpu", "wants %d thousandths of a CPU, the host has %d CPUs", req.CPUMillis, h.CPUCount)
+	}
+	if req.CPUMillis > cpu {
+		return refuse("cpu", "wants %d thousandths of a CPU, %d are free", req.CPUMillis, max(cpu, 0))
+	}
+	const mb = 1 << 20
+	memory := int64(float64(h.MemoryBytes/mb)*s.Overcommit.Memory) - h.ReservedMemoryMB
+	if req.MemoryMB > h.MemoryBytes/mb {
+		return refuse("memory", "wants %d MB of memory, the host has %d", req.MemoryMB, h.MemoryBytes/mb)
+	}
+	if req.MemoryMB > memory {
+		return refuse("memory", "wants %d MB of memory, %d are free", req.MemoryMB, max(memory, 0))
+	}
+	if disk := h.DiskBytes/mb - h.ReservedDiskMB; req.DiskMB > disk {
+		return refuse("disk", "wants %d MB of disk, %d are free", req.DiskMB, max(disk, 0))
+	}
+	return engine, nil
+}
+
+// choose finds the engine wanted. Auto takes gvisor where it is healthy, else
+// the first healthy one the host lists; a microvm is never chosen unasked.
+func choose(want string, offered []Engine) (Engine, string) {
+	if want == "" || want == EngineAuto {
+		var first *Engine
+		for i, e := range offered {
+			if !e.Healthy || e.Name == "microvm" {
+				continue
+			}
+			if e.Name == "gvisor" {
+				return e, ""
+			}
+			if first == nil {
+				first = &offered[i]
+			}
+		}
+		if first != nil {
+			return *first, ""
+		}
+		return Engine{}, "no healthy engine" + reasons(offered)
+	}
+	for _, e := range offered {
+		if e.Name != want {
+			continue
+		}
+		if !e.Healthy {
+			return Engine{}, "engine " + want + " is not healthy" + reasons([]Engine{e})
+		}
+		return e, ""
+	}
+	return Engine{}, "does not offer engine " + want
+}
+
+func reasons(engines []Engine) string {
+	for _, e := range engines {
+		if len(e.Reasons) > 0 {
+			return ": " + e.Reasons[0]
+		}
+	}
+	return ""
+}

@@ -1,0 +1,111 @@
+package scheduler
+
+import (
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"skerry.dev/skerry/internal/kernel/id"
+)
+
+func host(name string, cpus, memoryMB int64, placed time.Time) HostView {
+	return HostView{
+		ID: id.NewHost(), Name: name, CPUCount: cpus, MemoryBytes: memoryMB << 20, DiskBytes: 100 << 30, LastPlacedAt: placed,
+		Engines: []Engine{{Name: "fake", Version: "1", Healthy: true}, {Name: "gvisor", Version: "2", Healthy: true}},
+	}
+}
+
+func TestH13_RoundRobinTakesTheLeastRecentlyPlaced(t *testing.T) {
+	t0 := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	hosts := []HostView{host("a", 2, 4096, t0.Add(2*time.Second)), host("b", 2, 4096, t0), host("c", 2, 4096, time.Time{})}
+	s := RoundRobinScheduler{Overcommit: DefaultOvercommit()}
+	for i, want := range []string{"c", "b", "a", "c"} {
+		d := s.Pick(Request{CPUMillis: 1000, MemoryMB: 512, DiskMB: 4096}, hosts)
+		if !d.Placed {
+			t.Fatalf("round %d: not placed: %+v", i, d.Refusals)
+		}
+		for j := range hosts {
+			if hosts[j].ID != d.HostID {
+				continue
+			}
+			if hosts[j].Name != want {
+				t.Fatalf("round %d: took %s, want %s", i, hosts[j].Name, want)
+			}
+			hosts[j].LastPlacedAt = t0.Add(time.Hour + time.Duration(i)*time.Second)
+		}
+	}
+}
+
+func TestH13_EachRefusedHostIsExplained(t *testing.T) {
+	sick := host("sick", 2, 4096, time.Time{})
+	sick.Engines = []Engine{{Name: "gvisor", Reasons: []string{"no user namespaces"}}}
+	full := host("full", 1, 1024, time.Time{})
+	full.ReservedMemoryMB = 1000
+	small := host("small", 1, 4096, time.Time{})
+	noDisk := host("no-disk", 8, 4096, time.Time{})
+	noDisk.DiskBytes = 1 << 20
+	d := RoundRobinScheduler{Overcommit: Overcommit{CPU: 1, Memory: 1}}.Pick(
+		Request{CPUMillis: 2000, MemoryMB: 512, DiskMB: 4096, Engine: EngineAuto}, []HostView{sick, small, noDisk})
+	if d.Placed || len(d.Refusals) != 3 {
+		t.Fatalf("decision %+v", d)
+	}
+	got := map[string]string{}
+	for _, r := range d.Refusals {
+		if r.Message == "" {
+			t.Errorf("%s refused without a message", r.Host)
+		}
+		got[r.Host] = r.Reason
+	}
+	for name, want := range map[string]string{"sick": "no_engine", "small": "cpu", "no-disk": "disk"} {
+		if got[name] != want {
+			t.Errorf("%s refused for %q, want %q", name, got[name], want)
+		}
+	}
+	d = RoundRobinScheduler{Overcommit: Overcommit{CPU: 1, Memory: 1}}.Pick(Request{CPUMillis: 100, MemoryMB: 512}, []HostView{full})
+	if d.Placed || d.Refusals[0].Reason != "memory" {
+		t.Fatalf("full host: %+v", d)
+	}
+}
+
+func TestS13_AutoPrefersGvisorAndNeverMicrovm(t *testing.T) {
+	h := host("a", 2, 4096, time.Time{})
+	s := RoundRobinScheduler{Overcommit: DefaultOvercommit()}
+	if d := s.Pick(Request{Engine: EngineAuto}, []HostView{h}); d.Engine != "gvisor" || d.EngineVersion != "2" {
+		t.Errorf("auto chose %q %q", d.Engine, d.EngineVersion)
+	}
+	h.Engines = []Engine{{Name: "microvm", Healthy: true}}
+	if d := s.Pick(Request{Engine: EngineAuto}, []HostView{h}); d.Placed {
+		t.Error("auto chose microvm")
+	}
+	if d := s.Pick(Request{Engine: "microvm"}, []HostView{h}); !d.Placed {
+		t.Error("microvm was asked for and refused")
+	}
+}
+
+func TestSC01_ADecisionNeverOversells(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		over := Overcommit{CPU: float64(rapid.IntRange(1, 4).Draw(t, "cpu")), Memory: float64(rapid.IntRange(1, 4).Draw(t, "memory"))}
+		hosts := make([]HostView, rapid.IntRange(1, 4).Draw(t, "hosts"))
+		for i := range hosts {
+			hosts[i] = host("h", rapid.Int64Range(1, 8).Draw(t, "cpus"), rapid.Int64Range(256, 4096).Draw(t, "mb"), time.Time{})
+		}
+		s := RoundRobinScheduler{Overcommit: over}
+		for range rapid.IntRange(1, 100).Draw(t, "creates") {
+			req := Request{CPUMillis: rapid.Int64Range(1, 2000).Draw(t, "want"), MemoryMB: rapid.Int64Range(1, 1024).Draw(t, "wantMB"), DiskMB: 4096}
+			d := s.Pick(req, hosts)
+			for i := range hosts {
+				h := &hosts[i]
+				if d.Placed && h.ID == d.HostID {
+					h.ReservedCPUMillis += req.CPUMillis
+					h.ReservedMemoryMB += req.MemoryMB
+					h.ReservedDiskMB += req.DiskMB
+				}
+				if float64(h.ReservedCPUMillis) > float64(h.CPUCount*1000)*over.CPU ||
+					float64(h.ReservedMemoryMB) > float64(h.MemoryBytes>>20)*over.Memory || h.ReservedDiskMB > h.DiskBytes>>20 {
+					t.Fatalf("oversold: %+v", *h)
+				}
+			}
+		}
+	})
+}
