@@ -1,0 +1,363 @@
+// Package e2e runs the whole product on this machine, as `skerry up` starts it,
+// and looks at it from outside: the API with a key, the command line, and what
+// is left on the machine.
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"skerry.dev/skerry/internal/testkit"
+)
+
+// longVar set to 1 runs every test at its full counts; unset they run at about
+// a twentieth.
+const longVar = "SKERRY_TEST_LONG"
+
+func long() bool { return os.Getenv(longVar) == "1" }
+
+// scaled returns full in long runs, short otherwise.
+func scaled(full, short int) int {
+	if long() {
+		return full
+	}
+	return short
+}
+
+// instance is one running Skerry.
+type instance struct {
+	data  string
+	root  string // of the checkout
+	url   string
+	key   string
+	token string // the admin's session
+	env   []string
+	args  []string
+	up    *exec.Cmd
+	exit  chan error
+	log   *os.File
+}
+
+var (
+	sharedOnce sync.Once
+	shared     *instance
+	sharedErr  error
+)
+
+// skerry returns the instance that the tests of this package share, started on
+// first use.
+func skerry(t *testing.T) *instance {
+	t.Helper()
+	testkit.Root(t)
+	sharedOnce.Do(func() { shared, sharedErr = startInstance(context.Background()) })
+	if sharedErr != nil {
+		t.Fatalf("skerry up: %v", sharedErr)
+	}
+	return shared
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if shared != nil {
+		if err := shared.purge(); err != nil {
+			fmt.Fprintln(os.Stderr, "purge:", err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+func startInstance(ctx context.Context) (*instance, error) {
+	root, err := checkout()
+	if err != nil {
+		return nil, err
+	}
+	data, err := os.MkdirTemp("", "skerry-e2e-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(data, 0o711); err != nil {
+		return nil, err
+	}
+	ports, err := freePorts(3)
+	if err != nil {
+		return nil, err
+	}
+	in := &instance{data: data, root: root, url: "http://127.0.0.1:" + strconv.Itoa(ports[0])}
+	in.env = append(os.Environ(),
+		"SKERRY_DATA="+data,
+		"SKERRY_LISTEN=127.0.0.1:"+strconv.Itoa(ports[0]),
+		"SKERRY_AGENT_LISTEN=127.0.0.1:"+strconv.Itoa(ports[1]),
+		"SKERRY_HOST_LISTEN=127.0.0.1:"+strconv.Itoa(ports[2]),
+	)
+	if err := in.start(ctx); err != nil {
+		return in, err
+	}
+	return in, nil
+}
+
+// start runs `skerry up` and waits until it says that it is ready.
+func (in *instance) start(ctx context.Context) error {
+	log, err := os.OpenFile(filepath.Join(in.data, "up.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	in.log = log
+	in.up = exec.Command(filepath.Join(in.root, "bin", "skerry"), append([]string{"up"}, in.args...)...)
+	in.up.Env, in.up.Dir, in.up.Stdout, in.up.Stderr = in.env, in.root, log, log
+	in.up.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := in.up.Start(); err != nil {
+		return err
+	}
+	in.exit = make(chan error, 1)
+	go func(cmd *exec.Cmd, exit chan<- error) { exit <- cmd.Wait() }(in.up, in.exit)
+
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	defer cancel()
+	for {
+		if in.ready(ctx) {
+			return nil
+		}
+		select {
+		case err := <-in.exit:
+			return fmt.Errorf("it ended: %v\n%s", err, in.tail())
+		case <-ctx.Done():
+			return fmt.Errorf("not ready: %w\n%s", ctx.Err(), in.tail())
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// ready reports whether the API answers, the base template is ready and the
+// host is online.
+func (in *instance) ready(ctx context.Context) bool {
+	credentials, err := os.ReadFile(filepath.Join(in.data, "credentials.env"))
+	if err != nil {
+		return false
+	}
+	values := map[string]string{}
+	for scanner := bufio.NewScanner(bytes.NewReader(credentials)); scanner.Scan(); {
+		if key, value, ok := strings.Cut(scanner.Text(), "="); ok {
+			values[strings.TrimPrefix(key, "export ")] = strings.Trim(value, `"'`)
+		}
+	}
+	in.key = values["SKERRY_API_KEY"]
+	if in.key == "" {
+		return false
+	}
+	var template struct{ Status string }
+	status, err := in.try(ctx, "GET", "/v1/templates/base", nil, &template)
+	if err != nil || status != 200 || template.Status != "ready" {
+		return false
+	}
+	var login struct{ Token string }
+	status, err = in.try(ctx, "POST", "/v1/auth/login", map[string]string{
+		"email": values["SKERRY_ADMIN_EMAIL"], "password": values["SKERRY_ADMIN_PASSWORD"],
+	}, &login)
+	if err != nil || status != 200 {
+		return false
+	}
+	in.token = login.Token
+	var hosts struct{ Items []struct{ Status string } }
+	status, err = in.try(ctx, "GET", "/v1/hosts", nil, &hosts)
+	return err == nil && status == 200 && len(hosts.Items) == 1 && hosts.Items[0].Status == "online"
+}
+
+// stop ends `skerry up` as Ctrl-C does and waits for it.
+func (in *instance) stop() error {
+	if in.up == nil {
+		return nil
+	}
+	_ = in.up.Process.Signal(syscall.SIGINT)
+	select {
+	case err := <-in.exit:
+		in.up = nil
+		var exited *exec.ExitError
+		if errors.As(err, &exited) && exited.ExitCode() > 0 {
+			return fmt.Errorf("skerry up exited with %d\n%s", exited.ExitCode(), in.tail())
+		}
+		return nil
+	case <-time.After(30 * time.Second):
+		return fmt.Errorf("skerry up did not stop\n%s", in.tail())
+	}
+}
+
+// purge stops the instance and removes everything it made.
+func (in *instance) purge() error {
+	stopErr := in.stop()
+	out, err := in.cli("down", "--purge", "--yes").CombinedOutput()
+	if err != nil {
+		return errors.Join(stopErr, fmt.Errorf("skerry down --purge: %w\n%s", err, out))
+	}
+	return errors.Join(stopErr, os.RemoveAll(in.data))
+}
+
+// cli is the command line on this instance.
+func (in *instance) cli(args ...string) *exec.Cmd {
+	cmd := exec.Command(filepath.Join(in.root, "bin", "skerry"), args...)
+	cmd.Dir = in.root
+	cmd.Env = append(append([]string{}, in.env...), "SKERRY_URL="+in.url, "SKERRY_API_KEY="+in.key)
+	return cmd
+}
+
+func (in *instance) tail() string {
+	raw, _ := os.ReadFile(filepath.Join(in.data, "up.log"))
+	if len(raw) > 8000 {
+		raw = raw[len(raw)-8000:]
+	}
+	return string(raw)
+}
+
+// request makes an authenticated request; paths under hosts and keys go with
+// the admin's session, all others with the API key.
+func (in *instance) request(ctx context.Context, method, path string, body io.Reader) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, method, in.url+path, body)
+	if err != nil {
+		return nil, err
+	}
+	if strings.HasPrefix(path, "/v1/hosts") || strings.HasPrefix(path, "/v1/api-keys") || path == "/v1/me" {
+		req.Header.Set("Authorization", "Bearer "+in.token)
+	} else if !strings.HasPrefix(path, "/v1/auth") {
+		req.Header.Set("X-API-Key", in.key)
+	}
+	return req, nil
+}
+
+// try calls the API once. A non-nil out is filled from a 2xx answer; otherwise
+// the answer is in the error.
+func (in *instance) try(ctx context.Context, method, path string, in2, out any) (int, error) {
+	var body io.Reader
+	if in2 != nil {
+		raw, err := json.Marshal(in2)
+		if err != nil {
+			return 0, err
+		}
+		body = bytes.NewReader(raw)
+	}
+	req, err := in.request(ctx, method, path, body)
+	if err != nil {
+		return 0, err
+	}
+	if in2 != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer res.Body.Close()
+	raw, err := io.ReadAll(io.LimitReader(res.Body, 8<<20))
+	if err != nil {
+		return res.StatusCode, err
+	}
+	if res.StatusCode >= 300 {
+		return res.StatusCode, fmt.Errorf("%s %s: %d %s", method, path, res.StatusCode, raw)
+	}
+	if out != nil {
+		return res.StatusCode, json.Unmarshal(raw, out)
+	}
+	return res.StatusCode, nil
+}
+
+// must is try for calls that have to succeed.
+func (in *instance) must(t testing.TB, method, path string, body, out any) {
+	t.Helper()
+	if _, err := in.try(t.Context(), method, path, body, out); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// sandbox is the part of the API's answer that the tests read.
+type sandbox struct {
+	ID        string
+	Status    string
+	EndReason string `json:"end_reason"`
+	Engine    string
+	Actions   []string
+}
+
+type execResult struct {
+	Stdout    string
+	Stderr    string
+	ExitCode  int  `json:"exit_code"`
+	TimedOut  bool `json:"timed_out"`
+	Truncated bool
+}
+
+// create starts a sandbox from base and removes it at the end of the test.
+func (in *instance) create(t testing.TB, options map[string]any) sandbox {
+	t.Helper()
+	request := map[string]any{"template": "base"}
+	for key, value := range options {
+		request[key] = value
+	}
+	var made sandbox
+	in.must(t, "POST", "/v1/sandboxes", request, &made)
+	t.Cleanup(func() {
+		if _, err := in.try(context.Background(), "DELETE", "/v1/sandboxes/"+made.ID, nil, nil); err != nil {
+			t.Errorf("delete: %v", err)
+		}
+	})
+	if made.Status != "running" {
+		t.Fatalf("created sandbox is %q, want running", made.Status)
+	}
+	return made
+}
+
+// sh runs a shell line in a sandbox and fails unless the call itself works.
+func (in *instance) sh(t testing.TB, id, line string) execResult {
+	t.Helper()
+	var result execResult
+	in.must(t, "POST", "/v1/sandboxes/"+id+"/exec", map[string]any{"cmd": line}, &result)
+	return result
+}
+
+func checkout() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			break
+		}
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			return "", errors.New("not inside the checkout")
+		}
+		dir = parent
+	}
+	if _, err := os.Stat(filepath.Join(dir, "bin", "skerry")); err != nil {
+		return "", errors.New("bin/skerry is missing: run make build first")
+	}
+	return dir, nil
+}
+
+func freePorts(n int) ([]int, error) {
+	var ports []int
+	for range n {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		defer listener.Close()
+		ports = append(ports, listener.Addr().(*net.TCPAddr).Port)
+	}
+	return ports, nil
+}
