@@ -1,0 +1,250 @@
+package manager
+
+import (
+	"context"
+	"errors"
+	"maps"
+
+	"skerry.dev/skerry/internal/agent/journal"
+	"skerry.dev/skerry/internal/kernel/errs"
+)
+
+// Create makes the sandbox of spec exist and returns when its daemon answers.
+// Repeated with the same arguments it waits for the create in flight, or
+// reports what became of it. The caller's deadline is the create's: when it
+// passes, everything is undone. A caller that merely leaves changes nothing.
+//
+// Reasons: stale_incarnation, create_mismatch, host_busy, engine_unavailable,
+// network_unavailable, image_unavailable, engine_failed, guest_unresponsive,
+// sandbox_exited, superseded, agent_stopping.
+func (m *Manager) Create(ctx context.Context, spec journal.Spec) (Report, error) {
+	if err := validate(spec); err != nil {
+		return Report{}, err
+	}
+	if _, err := m.engine(spec.Engine); err != nil {
+		return Report{}, err
+	}
+	for {
+		op, mine, rep, err := m.tryCreate(ctx, spec)
+		if err != nil || op == nil {
+			return rep, err
+		}
+		if err := op.wait(ctx); err != nil {
+			if mine && errors.Is(err, context.DeadlineExceeded) {
+				// The create sees the same deadline; it is undone by itself.
+				return Report{}, deadline(err)
+			}
+			return Report{}, err
+		}
+		if mine {
+			return op.report, op.err
+		}
+		if op.kind == opDestroy && op.err != nil {
+			return Report{}, op.err
+		}
+	}
+}
+
+func validate(spec journal.Spec) error {
+	switch {
+	case spec.Sandbox.IsZero():
+		return errs.Field("sandbox_id", "Name the sandbox.")
+	case spec.Incarnation == 0:
+		return errs.Field("incarnation", "Incarnations start at 1.")
+	case spec.Image.Digest == "":
+		return errs.Field("image.digest", "Name the template's image.")
+	case spec.Resources.CPUMillis <= 0 || spec.Resources.MemoryBytes <= 0 || spec.Resources.DiskBytes <= 0 || spec.Resources.MaxProcesses <= 0:
+		return errs.Field("resources", "CPU, memory, disk and processes must all be positive.")
+	}
+	return nil
+}
+
+// tryCreate looks once. It returns an operation to wait for, and whether that
+// is the wanted create itself, or the final answer.
+func (m *Manager) tryCreate(ctx context.Context, spec journal.Spec) (op *operation, mine bool, rep Report, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil, false, Report{}, stopping()
+	}
+	buried, err := m.cfg.Journal.Buried(spec.Sandbox)
+	if err != nil {
+		return nil, false, Report{}, err
+	}
+	if spec.Incarnation <= buried {
+		return nil, false, Report{}, stale(spec.Sandbox, buried)
+	}
+	s := m.sandboxes[spec.Sandbox]
+	if s == nil {
+		op, err = m.startCreate(ctx, spec)
+		return op, true, Report{}, err
+	}
+	have := s.rec.Spec.Incarnation
+	if spec.Incarnation < have {
+		return nil, false, Report{}, stale(spec.Sandbox, have)
+	}
+	if s.op != nil {
+		switch {
+		case s.op.kind == opDestroy && spec.Incarnation <= s.op.incarnation:
+			return nil, false, Report{}, stale(spec.Sandbox, s.op.incarnation)
+		case s.op.kind == opCreate && spec.Incarnation == have:
+			if !same(spec, s.rec.Spec) {
+				return nil, false, Report{}, mismatch()
+			}
+			return s.op, true, Report{}, nil
+		case s.op.kind == opCreate:
+			s.op.cancel(errSuperseded)
+		}
+		return s.op, false, Report{}, nil
+	}
+	switch {
+	case s.rec.Phase == journal.PhaseDestroying:
+		return m.startDestroy(spec.Sandbox, s, s.rec.DestroyIncarnation, s.rec.DestroyReason), false, Report{}, nil
+	case spec.Incarnation > have:
+		return m.startDestroy(spec.Sandbox, s, have, ReasonSuperseded), false, Report{}, nil
+	case !same(spec, s.rec.Spec):
+		return nil, false, Report{}, mismatch()
+	}
+	return nil, false, report(s.rec), nil
+}
+
+// same compares what two specs ask for. The manifest's URL is signed anew each
+// time and says nothing.
+func same(a, b journal.Spec) bool {
+	a.Image.ManifestURL, b.Image.ManifestURL = "", ""
+	return a.Sandbox == b.Sandbox && a.Incarnation == b.Incarnation && a.Team == b.Team &&
+		a.Template == b.Template && a.Engine == b.Engine && a.Image == b.Image &&
+		a.Resources == b.Resources && maps.Equal(a.Env, b.Env) && a.Hostname == b.Hostname &&
+		a.AccessToken == b.AccessToken && a.DefaultUser == b.DefaultUser &&
+		a.DefaultWorkdir == b.DefaultWorkdir && a.Internet == b.Internet
+}
+
+// startCreate begins a create. Called with m.mu held.
+func (m *Manager) startCreate(caller context.Context, spec journal.Spec) (*operation, error) {
+	if m.creates >= m.cfg.MaxCreates {
+		return nil, errs.Exhausted("host_busy", "This host is already starting as many sandboxes as it may. Try again.")
+	}
+	eng, err := m.engine(spec.Engine)
+	if err != nil {
+		return nil, err
+	}
+	until, ok := caller.Deadline()
+	if !ok {
+		until = m.cfg.Clock.Now().Add(m.cfg.CreateTimeout)
+	}
+	ctx, cancel := context.WithCancelCause(m.base)
+	ctx, release := context.WithDeadline(ctx, until)
+	op := &operation{kind: opCreate, spec: spec, cancel: cancel, done: make(chan struct{})}
+	rec := journal.Record{
+		Spec: spec, Phase: journal.PhaseCreating, Slot: -1,
+		Instance: newInstanceID(), InitSecret: newSecret(),
+		BootID: m.cfg.BootID, CreatedAt: m.cfg.Clock.Now(),
+	}
+	s := &entry{rec: rec, op: op}
+	m.sandboxes[spec.Sandbox] = s
+	m.creates++
+	m.wg.Go(func() {
+		defer release()
+		m.create(ctx, &build{m: m, s: s, engine: eng, rec: rec, cancel: cancel}, op)
+	})
+	return op, nil
+}
+
+// create runs the table and, on failure, what it did backwards.
+func (m *Manager) create(ctx context.Context, b *build, op *operation) {
+	b.rec.EngineVersion = b.engine.Probe(ctx).Version
+	at, err := m.runSteps(ctx, b)
+	if err == nil {
+		m.created(b, op)
+		return
+	}
+	err = explain(ctx, err)
+	if b.link != nil {
+		b.link.Close()
+	}
+	m.stopWatch(b.s)
+	undone := m.undo(b.rec, at)
+	if undone == nil && at >= 0 {
+		undone = m.forget(b.rec, m.event(b.rec, EventCreateFailed, map[string]any{"reason": errs.As(err).Reason}))
+	}
+	m.log(b.rec).Warn("create failed", "step", string(createTable()[at].name), "err", err, "undone", undone == nil)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.creates--
+	b.s.rec = b.rec
+	if undone != nil {
+		m.log(b.rec).Error("a failed create could not be undone yet", "err", undone)
+		b.s.rec.Phase = journal.PhaseDestroying
+		b.s.rec.DestroyReason = EventCreateFailed
+	} else {
+		delete(m.sandboxes, b.rec.Spec.Sandbox)
+	}
+	b.s.finish(op, Report{}, err)
+}
+
+// runSteps returns the line of the table it failed in.
+func (m *Manager) runSteps(ctx context.Context, b *build) (int, error) {
+	for i, s := range createTable() {
+		if err := ctx.Err(); err != nil {
+			return i, err
+		}
+		if err := s.do(b, ctx); err != nil {
+			return i, err
+		}
+		m.mu.Lock()
+		b.s.rec = b.rec
+		m.mu.Unlock()
+		if s.name != StepJournalBegin && s.name != StepJournalRunning {
+			m.cfg.Journal.Mark(b.rec.Spec.Sandbox, string(s.name))
+		}
+		m.step(s.name)
+	}
+	return 0, nil
+}
+
+// created ends a create that succeeded. A guest that ended meanwhile is an exit
+// like any later one, and a command that came in between finds it running.
+func (m *Manager) created(b *build, op *operation) {
+	b.link.Follow()
+	m.mu.Lock()
+	m.creates--
+	m.mu.Unlock()
+	m.settle(b.s, op, b.rec, b.link)
+}
+
+// forget removes the record of which nothing is left.
+func (m *Manager) forget(rec journal.Record, events ...journal.Event) error {
+	if err := m.cfg.Journal.Remove(rec.Spec.Sandbox, events...); err != nil {
+		return err
+	}
+	m.step(StepJournalRemoved)
+	return nil
+}
+
+// explain turns the end of a create's context into why it ended.
+func explain(ctx context.Context, err error) error {
+	switch cause := context.Cause(ctx); {
+	case ctx.Err() == nil:
+		return err
+	case errors.Is(cause, errSuperseded):
+		return errs.New(errs.CodeCanceled, "superseded", "A later command about this sandbox ended its start.")
+	case errors.Is(cause, errClosing):
+		return stopping()
+	case errors.Is(cause, context.DeadlineExceeded):
+		return deadline(err)
+	default: // a typed cause: the guest ended
+		return cause
+	}
+}
+
+func deadline(err error) error {
+	return errs.Unavailable("deadline_exceeded", "The sandbox did not start in time; what was begun is undone. Try again.").Because(err)
+}
+
+func stopping() error {
+	return errs.Unavailable("agent_stopping", "This host's agent stops. Try again.")
+}
+
+func mismatch() error {
+	return errs.Conflict("create_mismatch", "This incarnation was commanded before with other arguments.")
+}

@@ -1,0 +1,229 @@
+package manager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"skerry.dev/skerry/internal/agent/engine"
+	"skerry.dev/skerry/internal/agent/journal"
+	"skerry.dev/skerry/internal/kernel/clock"
+	"skerry.dev/skerry/internal/kernel/errs"
+	"skerry.dev/skerry/internal/kernel/id"
+)
+
+// Config wires a Manager. All fields without a stated default are required.
+type Config struct {
+	Journal  *journal.Journal
+	Engines  map[string]engine.Engine
+	Networks Networks
+	Images   Images
+	NewGuest func(GuestOptions) Guest
+	// InstancesDir holds one working directory per instance, mode 0700.
+	InstancesDir string
+	// GuestArgs start the guest daemon as PID 1.
+	GuestArgs []string
+	// BootID tells one boot of the machine from the next.
+	BootID string
+	Clock  clock.Clock
+	Logger *slog.Logger
+
+	// CreateTimeout bounds a create whose caller named no deadline; 0 is 30 min.
+	CreateTimeout time.Duration
+	// GuestTimeout bounds the wait for the daemon's first answer; 0 is 60 s.
+	GuestTimeout time.Duration
+	// CleanupTimeout bounds each step of a cleanup; 0 is 30 s.
+	CleanupTimeout time.Duration
+	// RecoverTimeout bounds the re-adoption of one sandbox; 0 is 10 s.
+	RecoverTimeout time.Duration
+	// RetryInterval is how often an unfinished cleanup is tried again; 0 is 5 s.
+	RetryInterval time.Duration
+	// MaxCreates bounds the creates in flight; 0 is 64.
+	MaxCreates int
+
+	// Step, when not nil, is called after each step named in Steps. Crash tests
+	// end the process there.
+	Step func(Step)
+}
+
+func (c Config) withDefaults() Config {
+	for _, d := range []struct {
+		at   *time.Duration
+		want time.Duration
+	}{
+		{&c.CreateTimeout, 30 * time.Minute},
+		{&c.GuestTimeout, time.Minute},
+		{&c.CleanupTimeout, 30 * time.Second},
+		{&c.RecoverTimeout, 10 * time.Second},
+		{&c.RetryInterval, 5 * time.Second},
+	} {
+		if *d.at <= 0 {
+			*d.at = d.want
+		}
+	}
+	if c.MaxCreates <= 0 {
+		c.MaxCreates = 64
+	}
+	if c.Clock == nil {
+		c.Clock = clock.System{}
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Step == nil {
+		c.Step = func(Step) {}
+	}
+	return c
+}
+
+// Manager is safe for concurrent use.
+type Manager struct {
+	cfg  Config
+	base context.Context // ends with Close; operations and watchers live under it
+	end  context.CancelCauseFunc
+	wg   sync.WaitGroup
+
+	mu        sync.Mutex
+	closed    bool
+	creates   int
+	sandboxes map[id.Sandbox]*entry
+}
+
+// entry is one sandbox. Its fields are guarded by Manager.mu; while an
+// operation runs, only that operation changes rec.
+type entry struct {
+	rec  journal.Record
+	op   *operation
+	link Guest // nil until the guest can be talked to
+	// exit is set when the instance ended during its own create.
+	exit  *engine.Exit
+	watch *watch
+}
+
+// watch is the goroutine that waits for an instance's end.
+type watch struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+type kind int
+
+const (
+	opCreate kind = iota
+	opDestroy
+	opExit    // recording an exit
+	opRecover // finding it again after a restart
+)
+
+// operation is work on one sandbox. Its result is valid once done is closed.
+type operation struct {
+	kind        kind
+	spec        journal.Spec // of a create
+	incarnation uint64       // of a destroy: what its tombstone covers
+	cancel      context.CancelCauseFunc
+	done        chan struct{}
+	report      Report
+	err         error
+}
+
+// Causes with which an operation is ended before its time.
+var (
+	errSuperseded = errors.New("superseded by a later command")
+	errClosing    = errors.New("the agent stops")
+)
+
+// New returns a manager that owns nothing yet; Recover is called before any
+// other method.
+func New(cfg Config) *Manager {
+	m := &Manager{cfg: cfg.withDefaults(), sandboxes: make(map[id.Sandbox]*entry)}
+	m.base, m.end = context.WithCancelCause(context.Background())
+	return m
+}
+
+// Close ends what the manager does and waits for it. Creates in flight are
+// undone, destroys in flight finish; running sandboxes stay as they are.
+func (m *Manager) Close() {
+	m.mu.Lock()
+	m.closed = true
+	m.mu.Unlock()
+	m.end(errClosing)
+	m.wg.Wait()
+	m.mu.Lock()
+	var links []Guest
+	for _, s := range m.sandboxes {
+		if s.link != nil {
+			links = append(links, s.link)
+			s.link = nil
+		}
+	}
+	m.mu.Unlock()
+	for _, l := range links {
+		l.Close()
+	}
+}
+
+// Report is what the manager says of one sandbox.
+type Report struct {
+	Sandbox       id.Sandbox
+	Incarnation   uint64
+	Phase         journal.Phase
+	Instance      engine.InstanceID
+	Engine        string
+	EngineVersion string
+	StartedAt     time.Time
+	EndReason     string
+	// Unknown is an instance that exists and that the journal does not know; it
+	// has no sandbox, incarnation or times.
+	Unknown bool
+}
+
+func report(rec journal.Record) Report {
+	return Report{
+		Sandbox: rec.Spec.Sandbox, Incarnation: rec.Spec.Incarnation, Phase: rec.Phase,
+		Instance: rec.Instance, Engine: rec.Spec.Engine, EngineVersion: rec.EngineVersion,
+		StartedAt: rec.StartedAt, EndReason: rec.EndReason,
+	}
+}
+
+// engine returns the engine by name.
+func (m *Manager) engine(name string) (engine.Engine, error) {
+	e, ok := m.cfg.Engines[name]
+	if !ok {
+		return nil, errs.FailedPrecondition("engine_unavailable", fmt.Sprintf("This host has no engine %q.", name))
+	}
+	return e, nil
+}
+
+// stale is the refusal of a command about an incarnation that is over.
+func stale(sandbox id.Sandbox, have uint64) error {
+	return errs.FailedPrecondition("stale_incarnation", "A later incarnation of this sandbox was seen here.").
+		With("sandbox_id", sandbox.String()).With("incarnation", have)
+}
+
+// step tells the seam, and the journal, that a step is behind us.
+func (m *Manager) step(s Step) { m.cfg.Step(s) }
+
+func (m *Manager) log(rec journal.Record) *slog.Logger {
+	return m.cfg.Logger.With("sandbox_id", rec.Spec.Sandbox.String(), "incarnation", rec.Spec.Incarnation,
+		"instance_id", string(rec.Instance))
+}
+
+// wait blocks until op is done or ctx ends.
+func (op *operation) wait(ctx context.Context) error {
+	select {
+	case <-op.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// finish publishes the result of s's operation. Called with m.mu held.
+func (s *entry) finish(op *operation, r Report, err error) {
+	op.report, op.err = r, err
+	s.op = nil
+	close(op.done)
+}

@@ -1,0 +1,72 @@
+package manager
+
+import (
+	"context"
+	"net"
+
+	"skerry.dev/skerry/internal/agent/engine"
+	"skerry.dev/skerry/internal/agent/journal"
+	"skerry.dev/skerry/internal/guest/guestapi"
+)
+
+// Slot is a network slot an instance is plugged into.
+type Slot struct {
+	Index int
+	Net   engine.Network
+}
+
+// OwnedSlot is a slot somebody holds.
+type OwnedSlot struct {
+	Index int
+	Owner engine.InstanceID
+}
+
+// Networks hands out network slots.
+type Networks interface {
+	// Acquire returns a slot whose rules are in force. Repeated for the same
+	// owner it returns the same slot.
+	Acquire(ctx context.Context, owner engine.InstanceID, internet bool) (Slot, error)
+	// Adopt claims the slot a running instance already holds.
+	Adopt(ctx context.Context, index int, owner engine.InstanceID) (Slot, error)
+	// Release takes a slot back and succeeds on a released one. The instance's
+	// processes are gone.
+	Release(ctx context.Context, index int) error
+	// Slots lists the owned slots, adopted or not.
+	Slots() []OwnedSlot
+}
+
+// Images hands out read-only root trees.
+type Images interface {
+	// Acquire fetches and mounts what is missing; it may take minutes. Repeated
+	// for the same owner it counts once.
+	Acquire(ctx context.Context, img journal.Image, owner string) (rootDir string, err error)
+	// Release gives the tree back and succeeds on what is not held.
+	Release(ctx context.Context, digest, owner string) error
+	// Recover is called once, with the digest each living owner holds, and
+	// unmounts what nobody owns.
+	Recover(ctx context.Context, owners map[string]string) error
+}
+
+// Guest is the agent's end of one sandbox's daemon.
+type Guest interface {
+	// Await returns when the daemon answers, or with ctx.
+	Await(ctx context.Context) error
+	// Init configures the daemon. It may be repeated.
+	Init(ctx context.Context, in guestapi.Init) error
+	// Follow begins to forward the daemon's events until Close.
+	Follow()
+	// Dial opens a connection to a port inside, cut by Close.
+	Dial(ctx context.Context, port int) (net.Conn, error)
+	// Close cuts every open connection at once and waits for what Follow began.
+	Close()
+}
+
+// GuestOptions are what a Guest is made from.
+type GuestOptions struct {
+	Dial       func(ctx context.Context, port int) (net.Conn, error)
+	InitSecret string
+	// After is the last event already forwarded.
+	After int64
+	// OnEvent takes one event; an error makes the guest link try it again later.
+	OnEvent func(guestapi.Event) error
+}

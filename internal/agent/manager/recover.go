@@ -1,0 +1,205 @@
+package manager
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"skerry.dev/skerry/internal/agent/engine"
+	"skerry.dev/skerry/internal/agent/journal"
+)
+
+// recoverWidth is how many sandboxes are looked at at once.
+const recoverWidth = 16
+
+// Recover puts the world and the journal in step after a start: unfinished
+// creates are undone, unfinished destroys finished, running sandboxes found
+// again, and those that ended meanwhile noticed. What nobody owns any more, of
+// network slots and image mounts, is given back. Instances that only the engine
+// knows are left alone: the control plane decides about them.
+//
+// It is called once, before any other method, and takes at most the configured
+// time for each sandbox. One that cannot be settled in that time is tried again
+// in the background.
+func (m *Manager) Recover(ctx context.Context) error {
+	recs, err := m.cfg.Journal.Records()
+	if err != nil {
+		return err
+	}
+	var wg sync.WaitGroup
+	width := make(chan struct{}, recoverWidth)
+	for _, rec := range recs {
+		op := &operation{kind: opRecover, done: make(chan struct{})}
+		s := &entry{rec: rec, op: op}
+		m.mu.Lock()
+		m.sandboxes[rec.Spec.Sandbox] = s
+		m.mu.Unlock()
+		width <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-width }()
+			m.recoverOne(ctx, s, op)
+		})
+	}
+	wg.Wait()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := m.sweepUnowned(ctx); err != nil {
+		return err
+	}
+	m.wg.Go(func() { m.sweep(m.base) })
+	return nil
+}
+
+func (m *Manager) recoverOne(ctx context.Context, s *entry, op *operation) {
+	rec := s.rec // nobody else has the entry yet
+	if rec.Phase == journal.PhaseCreating || rec.Phase == journal.PhaseDestroying {
+		m.finishCleanup(s, op)
+		return
+	}
+	if rec.Slot >= 0 {
+		if _, err := m.cfg.Networks.Adopt(ctx, rec.Slot, rec.Instance); err != nil {
+			m.log(rec).Error("a sandbox's network slot is lost", "slot", rec.Slot, "err", err)
+		}
+	}
+	if rec.Phase == journal.PhaseExited {
+		m.settle(s, op, rec, nil)
+		return
+	}
+	if !m.tryReadopt(ctx, s, op, rec) {
+		m.settle(s, op, rec, nil)
+		m.wg.Go(func() { m.readoptLater(s, rec) })
+	}
+}
+
+// finishCleanup undoes a create or finishes a destroy the agent died in.
+func (m *Manager) finishCleanup(s *entry, op *operation) {
+	rec := s.rec
+	err := m.undo(rec, len(createTable()))
+	if err == nil {
+		kind, reason := EventDestroyed, rec.DestroyReason
+		if rec.Phase == journal.PhaseCreating {
+			kind, reason = EventCreateFailed, "agent_restarted"
+		}
+		err = m.forget(rec, m.event(rec, kind, map[string]any{"reason": reason}))
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err != nil {
+		m.log(rec).Error("a cleanup from before the restart is not finished", "err", err)
+		s.rec.Phase = journal.PhaseDestroying
+	} else {
+		delete(m.sandboxes, rec.Spec.Sandbox)
+	}
+	s.finish(op, Report{}, err)
+}
+
+// tryReadopt asks the engine once. False: it gave no verdict, ask again.
+func (m *Manager) tryReadopt(ctx context.Context, s *entry, op *operation, rec journal.Record) bool {
+	eng, err := m.engine(rec.Spec.Engine)
+	if err != nil {
+		m.log(rec).Error("a sandbox's engine is missing", "err", err)
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, m.cfg.RecoverTimeout)
+	defer cancel()
+	h, err := eng.Recover(ctx, rec.Handle)
+	switch {
+	case err == nil:
+		if !bytes.Equal(h, rec.Handle) {
+			rec.Handle = h
+			if err := m.cfg.Journal.Running(rec); err != nil {
+				m.log(rec).Error("a handle could not be recorded", "err", err)
+			}
+		}
+		link := m.newGuest(eng, rec)
+		link.Follow()
+		m.startWatch(s, eng, rec, nil)
+		m.settle(s, op, rec, link)
+		return true
+	case errors.Is(err, engine.ErrNotFound):
+		m.settleExit(s, op, rec, m.vanished(rec))
+		return true
+	case errors.Is(err, engine.ErrExited):
+		exit, err := eng.Wait(ctx, rec.Handle)
+		if err != nil {
+			exit = m.vanished(rec)
+		}
+		m.settleExit(s, op, rec, exit)
+		return true
+	}
+	m.log(rec).Error("a sandbox could not be found again yet", "err", err)
+	return false
+}
+
+// readoptLater goes on where the bounded time of the start was not enough.
+func (m *Manager) readoptLater(s *entry, rec journal.Record) {
+	for pause := waitRetryMin; ; pause = min(2*pause, waitRetryMax) {
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-m.base.Done():
+			timer.Stop()
+			return
+		}
+		op := &operation{kind: opRecover, done: make(chan struct{})}
+		m.mu.Lock()
+		if m.sandboxes[rec.Spec.Sandbox] != s || s.op != nil || s.rec.Phase != journal.PhaseRunning {
+			m.mu.Unlock() // it was destroyed meanwhile
+			return
+		}
+		s.op = op
+		m.mu.Unlock()
+		if m.tryReadopt(m.base, s, op, rec) {
+			return
+		}
+		m.settle(s, op, rec, nil)
+	}
+}
+
+// settle ends an operation after which the sandbox is what rec says. An exit
+// that its watcher saw meanwhile is recorded now.
+func (m *Manager) settle(s *entry, op *operation, rec journal.Record, link Guest) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s.rec, s.link = rec, link
+	s.finish(op, report(rec), nil)
+	if s.exit != nil {
+		m.startExit(s, *s.exit)
+	}
+}
+
+func (m *Manager) settleExit(s *entry, op *operation, rec journal.Record, exit engine.Exit) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s.rec = rec
+	s.finish(op, report(rec), nil)
+	m.startExit(s, exit)
+}
+
+// sweepUnowned gives back what no record accounts for.
+func (m *Manager) sweepUnowned(ctx context.Context) error {
+	m.mu.Lock()
+	images := make(map[string]string, len(m.sandboxes))
+	owners := make(map[engine.InstanceID]bool, len(m.sandboxes))
+	for _, s := range m.sandboxes {
+		images[string(s.rec.Instance)] = s.rec.Spec.Image.Digest
+		owners[s.rec.Instance] = true
+	}
+	m.mu.Unlock()
+	if err := m.cfg.Images.Recover(ctx, images); err != nil {
+		return fmt.Errorf("manager: recover images: %w", err)
+	}
+	for _, slot := range m.cfg.Networks.Slots() {
+		if owners[slot.Owner] {
+			continue
+		}
+		if err := m.cfg.Networks.Release(ctx, slot.Index); err != nil {
+			m.cfg.Logger.Error("a network slot nobody owns could not be released", "slot", slot.Index, "err", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,262 @@
+package manager
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"skerry.dev/skerry/internal/agent/engine"
+	"skerry.dev/skerry/internal/agent/journal"
+	"skerry.dev/skerry/internal/guest/guestapi"
+	"skerry.dev/skerry/internal/kernel/errs"
+)
+
+// Step names a point after which the agent may die.
+type Step string
+
+// The steps of a create, in order, and of a destroy. The undo of a create
+// passes through those from StepUndoInstance on, as far as it had come.
+const (
+	StepJournalBegin   Step = "journal_begin"
+	StepClaimSlot      Step = "claim_slot"
+	StepAcquireImage   Step = "acquire_image"
+	StepPrepare        Step = "prepare"
+	StepStart          Step = "start"
+	StepAwaitGuest     Step = "await_guest"
+	StepInitGuest      Step = "init_guest"
+	StepJournalRunning Step = "journal_running"
+
+	StepJournalDestroying Step = "journal_destroying"
+	StepUndoInstance      Step = "destroy_instance"
+	StepUndoImage         Step = "release_image"
+	StepUndoSlot          Step = "release_slot"
+	StepJournalRemoved    Step = "journal_removed"
+)
+
+// Steps lists every step there is; crash tests visit each.
+func Steps() []Step {
+	var out []Step
+	table := createTable()
+	for _, s := range table {
+		out = append(out, s.name)
+	}
+	out = append(out, StepJournalDestroying)
+	for i := len(table) - 1; i >= 0; i-- {
+		if table[i].undo != nil {
+			out = append(out, table[i].undoName)
+		}
+	}
+	return append(out, StepJournalRemoved)
+}
+
+// tableStep is one line of the table: what it does, and what takes its effect
+// back. An undo succeeds on nothing.
+type tableStep struct {
+	name     Step
+	do       func(*build, context.Context) error
+	undoName Step
+	undo     func(*Manager, context.Context, journal.Record) error
+}
+
+func createTable() []tableStep {
+	return []tableStep{
+		{name: StepJournalBegin, do: (*build).begin},
+		{name: StepClaimSlot, do: (*build).claimSlot, undoName: StepUndoSlot, undo: (*Manager).releaseSlot},
+		{name: StepAcquireImage, do: (*build).acquireImage, undoName: StepUndoImage, undo: (*Manager).releaseImage},
+		{name: StepPrepare, do: (*build).prepare, undoName: StepUndoInstance, undo: (*Manager).destroyInstance},
+		{name: StepStart, do: (*build).start},
+		{name: StepAwaitGuest, do: (*build).awaitGuest},
+		{name: StepInitGuest, do: (*build).initGuest},
+		{name: StepJournalRunning, do: (*build).running},
+	}
+}
+
+// build is a create in progress.
+type build struct {
+	m      *Manager
+	s      *entry
+	engine engine.Engine
+	rec    journal.Record // published to s.rec after each step
+	slot   Slot
+	root   string
+	link   Guest
+	cancel context.CancelCauseFunc // of the whole create
+}
+
+func (b *build) begin(context.Context) error {
+	return b.m.cfg.Journal.Begin(b.rec)
+}
+
+func (b *build) claimSlot(ctx context.Context) error {
+	slot, err := b.m.cfg.Networks.Acquire(ctx, b.rec.Instance, b.rec.Spec.Internet)
+	if err != nil {
+		return blame(err, "network_unavailable", "This host has no network slot for the sandbox now. Try again.")
+	}
+	b.slot, b.rec.Slot = slot, slot.Index
+	return nil
+}
+
+func (b *build) acquireImage(ctx context.Context) error {
+	root, err := b.m.cfg.Images.Acquire(ctx, b.rec.Spec.Image, string(b.rec.Instance))
+	if err != nil {
+		return blame(err, "image_unavailable", "The template could not be fetched to this host. Try again.")
+	}
+	b.root = root
+	return nil
+}
+
+func (b *build) prepare(ctx context.Context) error {
+	dir := b.m.workDir(b.rec)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("manager: %w", err)
+	}
+	spec := b.rec.Spec
+	boot := guestapi.Boot{InitSecret: b.rec.InitSecret, Hostname: spec.Hostname, MaxProcesses: spec.Resources.MaxProcesses}
+	if spec.Internet {
+		// Without the internet nothing answers there, and a resolver that is
+		// silent would make every look-up inside wait.
+		boot.Nameserver = b.slot.Net.Gateway
+	}
+	stdin, err := json.Marshal(boot)
+	if err != nil {
+		return fmt.Errorf("manager: %w", err)
+	}
+	h, err := b.engine.Prepare(ctx, engine.Spec{
+		ID: b.rec.Instance, RootDir: b.root, WorkDir: dir, Hostname: spec.Hostname,
+		Args:  b.m.cfg.GuestArgs,
+		Env:   []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+		Stdin: stdin, Network: b.slot.Net,
+		Resources: engine.Resources{
+			CPUMillis: spec.Resources.CPUMillis, MemoryBytes: spec.Resources.MemoryBytes,
+			DiskBytes: spec.Resources.DiskBytes, MaxProcesses: spec.Resources.MaxProcesses,
+		},
+	})
+	if err != nil {
+		return blame(err, "engine_failed", "The engine could not prepare the sandbox. Try again.")
+	}
+	b.rec.Handle = h
+	return nil
+}
+
+func (b *build) start(ctx context.Context) error {
+	h, err := b.engine.Start(ctx, b.rec.Handle)
+	if err != nil {
+		return blame(err, "engine_failed", "The engine could not start the sandbox. Try again.")
+	}
+	b.rec.Handle = h
+	b.rec.StartedAt = b.m.cfg.Clock.Now()
+	b.link = b.m.newGuest(b.engine, b.rec)
+	b.m.startWatch(b.s, b.engine, b.rec, b.cancel)
+	return nil
+}
+
+func (b *build) awaitGuest(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, b.m.cfg.GuestTimeout)
+	defer cancel()
+	if err := b.link.Await(ctx); err != nil {
+		return blame(err, "guest_unresponsive", "The sandbox started, but its daemon did not answer.")
+	}
+	return nil
+}
+
+func (b *build) initGuest(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, b.m.cfg.GuestTimeout)
+	defer cancel()
+	spec := b.rec.Spec
+	err := b.link.Init(ctx, guestapi.Init{
+		AccessToken: spec.AccessToken, EnvVars: spec.Env, Timestamp: b.m.cfg.Clock.Now(),
+		DefaultUser: spec.DefaultUser, DefaultWorkdir: spec.DefaultWorkdir,
+		LifecycleID: string(b.rec.Instance), MaxProcesses: spec.Resources.MaxProcesses,
+	})
+	if err != nil {
+		return blame(err, "guest_unresponsive", "The sandbox's daemon could not be configured.")
+	}
+	return nil
+}
+
+func (b *build) running(context.Context) error {
+	b.rec.Phase = journal.PhaseRunning
+	b.rec.Step = string(StepJournalRunning)
+	return b.m.cfg.Journal.Running(b.rec, b.m.event(b.rec, EventStarted, nil))
+}
+
+func (m *Manager) destroyInstance(ctx context.Context, rec journal.Record) error {
+	eng, err := m.engine(rec.Spec.Engine)
+	if err != nil {
+		return err
+	}
+	if err := eng.Destroy(ctx, rec.Instance); err != nil {
+		return err
+	}
+	return os.RemoveAll(m.workDir(rec))
+}
+
+func (m *Manager) releaseImage(ctx context.Context, rec journal.Record) error {
+	return m.cfg.Images.Release(ctx, rec.Spec.Image.Digest, string(rec.Instance))
+}
+
+// releaseSlot finds the slot by its owner where the journal does not know it:
+// the agent died before the create was complete.
+func (m *Manager) releaseSlot(ctx context.Context, rec journal.Record) error {
+	if rec.Slot >= 0 {
+		return m.cfg.Networks.Release(ctx, rec.Slot)
+	}
+	for _, s := range m.cfg.Networks.Slots() {
+		if s.Owner == rec.Instance {
+			return m.cfg.Networks.Release(ctx, s.Index)
+		}
+	}
+	return nil
+}
+
+func (m *Manager) workDir(rec journal.Record) string {
+	return filepath.Join(m.cfg.InstancesDir, string(rec.Instance))
+}
+
+// undo walks the table backwards from line last. It stops at the first failure,
+// because what follows relies on the processes being gone, and may be repeated.
+func (m *Manager) undo(rec journal.Record, last int) error {
+	table := createTable()
+	for i := min(last, len(table)-1); i >= 0; i-- {
+		if table[i].undo == nil {
+			continue
+		}
+		if err := m.undoOne(table[i], rec); err != nil {
+			return fmt.Errorf("%s: %w", table[i].undoName, err)
+		}
+		m.step(table[i].undoName)
+	}
+	return nil
+}
+
+func (m *Manager) undoOne(s tableStep, rec journal.Record) error {
+	// Cleanup outlives the call, and the agent's own stop, that caused it.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.base), m.cfg.CleanupTimeout)
+	defer cancel()
+	return s.undo(m, ctx, rec)
+}
+
+// blame gives an untyped failure of a step its reason. A typed one, and one
+// that is only the end of the context, is passed on.
+func blame(err error, reason, message string) error {
+	var typed *errs.Error
+	if errors.As(err, &typed) || errors.Is(err, context.Canceled) {
+		return err
+	}
+	return errs.Unavailable(reason, message).Because(err)
+}
+
+func newInstanceID() engine.InstanceID { return engine.InstanceID(randomHex()) }
+
+func newSecret() string { return randomHex() + randomHex() }
+
+func randomHex() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
