@@ -1,0 +1,112 @@
+package sdk
+
+import (
+	"context"
+	"iter"
+
+	"skerry.dev/skerry/gen/restapi"
+)
+
+// Login proves who you are with a password; the answer's Token goes into
+// WithToken.
+func (c *Client) Login(ctx context.Context, email, password string) (*Login, error) {
+	a, err := c.api.Login(ctx, &restapi.LoginRequest{Email: email, Password: password})
+	return a, c.explain(err)
+}
+
+// Logout ends the session of the client's token.
+func (c *Client) Logout(ctx context.Context) error { return c.explain(c.api.Logout(ctx)) }
+
+// Me is the user and active team of the client's token.
+func (c *Client) Me(ctx context.Context) (*Me, error) {
+	m, err := c.api.GetMe(ctx)
+	return m, c.explain(err)
+}
+
+// CreateAPIKey makes a key of the active team; its secret is in this answer
+// alone. Without scopes it may do all that keys may.
+func (c *Client) CreateAPIKey(ctx context.Context, name string, scopes ...string) (*CreatedAPIKey, error) {
+	return create(ctx, c, func(key restapi.OptString) (*CreatedAPIKey, error) {
+		return c.api.CreateAPIKey(ctx, &restapi.CreateAPIKeyRequest{Name: name, Scopes: scopes}, restapi.CreateAPIKeyParams{IdempotencyKey: key})
+	})
+}
+
+// APIKeys walks the team's keys, newest first.
+func (c *Client) APIKeys(ctx context.Context) iter.Seq2[APIKey, error] {
+	return walk(c, func(cursor restapi.OptString) ([]APIKey, restapi.OptString, error) {
+		l, err := c.api.ListAPIKeys(ctx, restapi.ListAPIKeysParams{Cursor: cursor})
+		if err != nil {
+			return nil, cursor, err
+		}
+		return l.Items, l.NextCursor, nil
+	})
+}
+
+// DeleteAPIKey revokes a key; the next request with it is refused.
+func (c *Client) DeleteAPIKey(ctx context.Context, id string) error {
+	return c.explain(c.api.DeleteAPIKey(ctx, restapi.DeleteAPIKeyParams{ID: id}))
+}
+
+// CreateHost announces a host and returns its one-time token. Kind is "regular"
+// or "byoc"; an empty name becomes the machine's own.
+func (c *Client) CreateHost(ctx context.Context, kind, name string) (*CreatedHost, error) {
+	request := &restapi.CreateHostRequest{Type: restapi.CreateHostRequestType(kind), Name: optString(name)}
+	return create(ctx, c, func(key restapi.OptString) (*CreatedHost, error) {
+		return c.api.CreateHost(ctx, request, restapi.CreateHostParams{IdempotencyKey: key})
+	})
+}
+
+// CreateHostToken returns a new one-time token for a host; the old one is void.
+func (c *Client) CreateHostToken(ctx context.Context, id string) (*CreatedHost, error) {
+	return create(ctx, c, func(key restapi.OptString) (*CreatedHost, error) {
+		return c.api.CreateHostToken(ctx, restapi.CreateHostTokenParams{ID: id, IdempotencyKey: key})
+	})
+}
+
+// Host returns one host.
+func (c *Client) Host(ctx context.Context, id string) (*Host, error) {
+	h, err := c.api.GetHost(ctx, restapi.GetHostParams{ID: id})
+	return h, c.explain(err)
+}
+
+// Hosts walks the hosts that the caller may see, newest first.
+func (c *Client) Hosts(ctx context.Context) iter.Seq2[Host, error] {
+	return walk(c, func(cursor restapi.OptString) ([]Host, restapi.OptString, error) {
+		l, err := c.api.ListHosts(ctx, restapi.ListHostsParams{Cursor: cursor})
+		if err != nil {
+			return nil, cursor, err
+		}
+		return l.Items, l.NextCursor, nil
+	})
+}
+
+// walk reads page after page until the caller has enough.
+func walk[T any](c *Client, page func(cursor restapi.OptString) ([]T, restapi.OptString, error)) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		var cursor restapi.OptString
+		for {
+			items, next, err := page(cursor)
+			if err != nil {
+				var none T
+				yield(none, c.explain(err))
+				return
+			}
+			for _, item := range items {
+				if !yield(item, nil) {
+					return
+				}
+			}
+			if next.Value == "" {
+				return
+			}
+			cursor = next
+		}
+	}
+}
+
+func optString(s string) restapi.OptString {
+	if s == "" {
+		return restapi.OptString{}
+	}
+	return restapi.NewOptString(s)
+}
