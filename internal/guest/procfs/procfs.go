@@ -100,20 +100,27 @@ func parseStat(data []byte) (Process, bool) {
 }
 
 // HasEnv reports whether the process was started with the variable, given as
-// NAME=value. It looks at the first 256 KiB of the environment.
+// NAME=value.
 func HasEnv(pid int, entry string) bool {
+	name, value, _ := strings.Cut(entry, "=")
+	return value != "" && Env(pid, name+"=") == value
+}
+
+// Env returns the value of a variable, named with its "=", that the process was
+// started with; empty when there is none in the first 256 KiB of them.
+func Env(pid int, name string) string {
 	data, err := readSmall(Root+"/"+strconv.Itoa(pid)+"/environ", 256<<10)
 	if err != nil {
-		return false
+		return ""
 	}
 	for len(data) > 0 {
 		var one []byte
 		one, data, _ = bytes.Cut(data, []byte{0})
-		if string(one) == entry {
-			return true
+		if v, ok := strings.CutPrefix(string(one), name); ok {
+			return v
 		}
 	}
-	return false
+	return ""
 }
 
 // Command returns the command line in readable form, at most 256 bytes of
@@ -212,4 +219,3 @@ func readSmall(name string, limit int) ([]byte, error) {
 	}
 	return buf, nil
 }
-

@@ -1,0 +1,186 @@
+// Package guard keeps the sandbox alive when something inside takes all of its
+// memory, processes or disk. The kernel outside would end the whole sandbox;
+// the guard ends the offender first and says so in an event.
+package guard
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"skerry.dev/skerry/internal/guest/guestapi"
+	"skerry.dev/skerry/internal/guest/procfs"
+)
+
+const (
+	reserveDefault = 8 // percent of memory
+	// fastest is how quickly a process can fill memory, in bytes a second. The
+	// next look comes before it could get from here to the reserve.
+	fastest   = 1500 << 20
+	lookMin   = 10 * time.Millisecond
+	lookMax   = 500 * time.Millisecond
+	lookAlone = 5 * time.Second // nothing runs but the daemon
+	diskEvery = 2 * time.Second
+	diskFloor = 16 << 20
+	// worthKilling is the part of memory, one in so many, that a process must
+	// have for its end to help; memory may also be in files.
+	worthKilling = 100
+)
+
+// Options of a Guard. Emit, MaxProcesses and Started are required.
+type Options struct {
+	// ReservePercent of memory stays available; 0 is 8, negative is no guard.
+	ReservePercent int
+	// MaxProcesses the sandbox may have at this moment; 0 is no limit.
+	MaxProcesses func() int
+	// Started receives when a process was started, to look again soon.
+	Started <-chan struct{}
+	Emit    func(guestapi.Event)
+	Log     *slog.Logger
+}
+
+// Guard is the watch over the sandbox. It belongs to the goroutine that runs it.
+type Guard struct {
+	opt      Options
+	self     int
+	diskAt   time.Time
+	diskFull bool
+	limitAt  time.Time
+	readMem  func() (procfs.Memory, error)
+}
+
+// New makes a guard.
+func New(opt Options) *Guard {
+	if opt.ReservePercent == 0 {
+		opt.ReservePercent = reserveDefault
+	}
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Guard{opt: opt, self: os.Getpid(), readMem: procfs.ReadMemory}
+}
+
+// Run looks, as often as the state of things asks for, until ctx ends.
+func (g *Guard) Run(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-g.opt.Started:
+		case <-timer.C:
+		}
+		timer.Reset(g.look(ctx))
+	}
+}
+
+// look does what is needed and returns when to look again.
+func (g *Guard) look(ctx context.Context) time.Duration {
+	next := g.memory(ctx)
+	if time.Since(g.diskAt) >= diskEvery {
+		g.diskAt = time.Now()
+		g.disk()
+	}
+	pids, err := procfs.PIDs()
+	if err != nil {
+		return lookMax
+	}
+	// PID 1 and the daemon: nobody who could take anything. A start wakes us.
+	if len(pids) <= 2 && next >= lookMax {
+		return lookAlone
+	}
+	if limit := g.opt.MaxProcesses(); limit > 0 {
+		if len(pids) > limit {
+			g.processes(ctx, len(pids), limit)
+			return lookMin
+		}
+		if len(pids) > limit/2 {
+			next = min(next, 50*time.Millisecond)
+		}
+	}
+	return next
+}
+
+// memory ends the largest process when less than the reserve is available.
+func (g *Guard) memory(ctx context.Context) time.Duration {
+	if g.opt.ReservePercent < 0 {
+		return lookMax
+	}
+	m, err := g.readMem()
+	if err != nil || m.Total == 0 {
+		return lookMax
+	}
+	reserve := m.Total / 100 * uint64(g.opt.ReservePercent)
+	if m.Available >= reserve {
+		ahead := time.Duration(float64(m.Available-reserve) / fastest * float64(time.Second))
+		return min(max(ahead, lookMin), lookMax)
+	}
+	if !g.killLargest(ctx, m.Total/worthKilling) {
+		return 10 * lookMin
+	}
+	return 0
+}
+
+// killLargest ends the process with the most memory and waits a little until
+// it is gone, so that the next look does not find it again.
+func (g *Guard) killLargest(ctx context.Context, floor uint64) bool {
+	all, err := procfs.All()
+	if err != nil {
+		return false
+	}
+	var victim procfs.Process
+	for _, p := range all {
+		if p.PID != 1 && p.PID != g.self && !p.Dead() && p.RSS > victim.RSS {
+			victim = p
+		}
+	}
+	if victim.PID == 0 || victim.RSS < floor {
+		return false
+	}
+	cmd := procfs.Command(victim.PID, victim.Comm)
+	if unix.Kill(victim.PID, unix.SIGKILL) != nil {
+		return false
+	}
+	g.opt.Log.Warn("memory ran out: the largest process was ended", "pid", victim.PID, "rss", victim.RSS)
+	g.opt.Emit(guestapi.Event{Kind: guestapi.EventOOMKill, PID: victim.PID, Cmd: cmd, RSSBytes: victim.RSS})
+	for range 60 {
+		p, ok := procfs.Read(victim.PID)
+		if !ok || p.Start != victim.Start || p.Dead() || !pause(ctx, 5*time.Millisecond) {
+			break
+		}
+	}
+	return true
+}
+
+// disk tells once when the root file system gets full, and again only after
+// there was room in between.
+func (g *Guard) disk() {
+	var st unix.Statfs_t
+	if unix.Statfs("/", &st) != nil || st.Blocks == 0 {
+		return
+	}
+	size := uint64(st.Bsize)
+	free, floor := st.Bavail*size, max(st.Blocks*size/100, diskFloor)
+	switch {
+	case free < floor && !g.diskFull:
+		g.diskFull = true
+		g.opt.Emit(guestapi.Event{Kind: guestapi.EventDiskFull, FreeBytes: free})
+	case free >= 2*floor:
+		g.diskFull = false
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
