@@ -97,6 +97,8 @@ CREATE TABLE hosts (
     engines           jsonb       NOT NULL DEFAULT '[]', -- [{name, version, healthy, reasons}]
     load              jsonb       NOT NULL DEFAULT '{}',
     generation        bigint      NOT NULL DEFAULT 0, -- grows with each start of the agent
+    status_reason     text        NOT NULL DEFAULT '', -- why it is not online, and the remedy
+    last_placed_at    timestamptz, -- round-robin takes the host that waited longest
     last_heartbeat_at timestamptz,
     reconciled_at     timestamptz,
     registered_at     timestamptz,
@@ -237,8 +239,7 @@ CREATE TABLE idempotency_keys (
     caller       text        NOT NULL, -- kind and id of who called
     key_hash     bytea       NOT NULL CHECK (length(key_hash) = 32),
     request_hash bytea       NOT NULL CHECK (length(request_hash) = 32),
-    status       integer     NOT NULL,
-    answer       bytea       NOT NULL, -- sealed under a key derived from the Idempotency-Key
+    receipt      bytea       NOT NULL, -- what was made, sealed under a key derived from the Idempotency-Key
     created_at   timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (caller, key_hash)
 );

@@ -1,0 +1,121 @@
+-- name: InsertHost :one
+INSERT INTO hosts (id, team_id, type, name, provider, availability_zone, labels, status, created_by)
+VALUES (sqlc.arg(id), sqlc.arg(team_id), sqlc.arg(type), sqlc.arg(name), sqlc.arg(provider), sqlc.arg(availability_zone), sqlc.arg(labels),
+    'pending', sqlc.narg(created_by))
+RETURNING *;
+
+-- name: ByocTeam :one
+SELECT id FROM teams WHERE id = sqlc.arg(id) AND is_byoc AND deleted_at IS NULL FOR KEY SHARE;
+
+-- name: RevokeTokens :exec
+UPDATE host_registration_tokens SET revoked_at = now() WHERE host_id = sqlc.arg(host_id) AND revoked_at IS NULL;
+
+-- name: InsertToken :one
+INSERT INTO host_registration_tokens (id, host_id, token_hash, expires_at)
+VALUES (sqlc.arg(id), sqlc.arg(host_id), sqlc.arg(token_hash), now() + make_interval(secs => sqlc.arg(lifetime_secs)::float8))
+RETURNING expires_at;
+
+-- name: LockToken :one
+SELECT sqlc.embed(t), (t.expires_at > now() AND t.revoked_at IS NULL)::bool AS valid,
+    (t.used_at > now() - make_interval(secs => sqlc.arg(repeat_secs)::float8))::bool AS repeatable
+FROM host_registration_tokens t JOIN hosts h ON h.id = t.host_id AND h.deleted_at IS NULL
+WHERE t.token_hash = sqlc.arg(token_hash)
+FOR UPDATE OF t;
+
+-- name: UseToken :exec
+UPDATE host_registration_tokens SET used_at = now(), used_by = sqlc.arg(used_by) WHERE id = sqlc.arg(id);
+
+-- name: RegisterHost :one
+UPDATE hosts SET
+    name = CASE WHEN name = '' OR name = sqlc.arg(placeholder)::text THEN sqlc.arg(name) ELSE name END,
+    arch = sqlc.arg(arch), cpu_count = sqlc.arg(cpu_count), memory_bytes = sqlc.arg(memory_bytes), disk_bytes = sqlc.arg(disk_bytes),
+    kernel = sqlc.arg(kernel), agent_version = sqlc.arg(agent_version), engines = sqlc.arg(engines), address = sqlc.arg(address),
+    registered_at = now()
+WHERE id = sqlc.arg(id) AND deleted_at IS NULL
+RETURNING *;
+
+-- name: RevokeFamilies :exec
+UPDATE host_refresh_tokens SET revoked_at = now() WHERE host_id = sqlc.arg(host_id) AND revoked_at IS NULL;
+
+-- name: InsertFamily :one
+INSERT INTO host_refresh_tokens (id, host_id, public_key, token_hash, expires_at)
+VALUES (sqlc.arg(id), sqlc.arg(host_id), sqlc.arg(public_key), sqlc.arg(token_hash), now() + make_interval(secs => sqlc.arg(lifetime_secs)::float8))
+RETURNING expires_at;
+
+-- name: FamilyOfKey :one
+SELECT * FROM host_refresh_tokens
+WHERE host_id = sqlc.arg(host_id) AND public_key = sqlc.arg(public_key) AND revoked_at IS NULL
+ORDER BY created_at DESC LIMIT 1;
+
+-- name: LockFamily :one
+SELECT sqlc.embed(f), (f.expires_at > now() AND f.revoked_at IS NULL AND h.deleted_at IS NULL)::bool AS valid, h.team_id
+FROM host_refresh_tokens f JOIN hosts h ON h.id = f.host_id
+WHERE f.id = sqlc.arg(id)
+FOR UPDATE OF f;
+
+-- name: RotateFamily :one
+UPDATE host_refresh_tokens SET counter = counter + 1, previous_hash = token_hash, token_hash = sqlc.arg(token_hash), rotated_at = now(),
+    expires_at = now() + make_interval(secs => sqlc.arg(lifetime_secs)::float8)
+WHERE id = sqlc.arg(id)
+RETURNING expires_at;
+
+-- name: RevokeFamily :exec
+UPDATE host_refresh_tokens SET revoked_at = now() WHERE id = sqlc.arg(id) AND revoked_at IS NULL;
+
+-- name: FamilyAlive :one
+SELECT f.host_id FROM host_refresh_tokens f JOIN hosts h ON h.id = f.host_id AND h.deleted_at IS NULL
+WHERE f.id = sqlc.arg(id) AND f.revoked_at IS NULL;
+
+-- name: Heartbeat :one
+-- A new start of the agent or a new address takes the host out of service until
+-- it was reached there.
+WITH before AS (
+    SELECT hosts.id, hosts.status, hosts.generation FROM hosts WHERE hosts.id = sqlc.arg(id) AND hosts.deleted_at IS NULL FOR NO KEY UPDATE
+)
+UPDATE hosts SET last_heartbeat_at = now(), agent_version = sqlc.arg(agent_version), load = sqlc.arg(load), address = sqlc.arg(address),
+    generation = sqlc.arg(generation),
+    status = CASE WHEN hosts.status = 'online' AND (hosts.generation <> sqlc.arg(generation) OR hosts.address <> sqlc.arg(address))
+        THEN 'unreachable' ELSE hosts.status END
+FROM before
+WHERE hosts.id = before.id AND before.generation <= sqlc.arg(generation)
+RETURNING hosts.id, hosts.team_id, hosts.name, hosts.status, hosts.address, hosts.generation, before.status AS was;
+
+-- name: MarkOnline :one
+UPDATE hosts SET status = 'online', status_reason = ''
+WHERE id = sqlc.arg(id) AND generation = sqlc.arg(generation) AND address = sqlc.arg(address) AND status IN ('pending', 'unreachable')
+  AND deleted_at IS NULL
+RETURNING team_id;
+
+-- name: SetReason :exec
+UPDATE hosts SET status_reason = sqlc.arg(reason) WHERE id = sqlc.arg(id) AND status <> 'online';
+
+-- name: MarkStale :many
+UPDATE hosts SET status = 'unreachable', status_reason = sqlc.arg(reason)
+WHERE id IN (
+    SELECT h.id FROM hosts h
+    WHERE h.status = 'online' AND h.deleted_at IS NULL
+      AND coalesce(h.last_heartbeat_at, h.registered_at, h.created_at) < now() - make_interval(secs => sqlc.arg(after_secs)::float8)
+    ORDER BY h.id LIMIT 100 FOR NO KEY UPDATE SKIP LOCKED)
+RETURNING id, team_id, name;
+
+-- name: ListActiveHosts :many
+SELECT id, address FROM hosts WHERE status = 'online' AND deleted_at IS NULL ORDER BY id LIMIT sqlc.arg(max_rows);
+
+-- name: SetReconciled :exec
+UPDATE hosts SET reconciled_at = now() WHERE id = sqlc.arg(id);
+
+-- name: GetHost :one
+SELECT sqlc.embed(h), t.name AS team_name,
+    (SELECT count(*) FROM sandboxes s WHERE s.host_id = h.id AND s.ended_at IS NULL)::bigint AS sandboxes
+FROM hosts h JOIN teams t ON t.id = h.team_id
+WHERE h.id = sqlc.arg(id) AND h.deleted_at IS NULL;
+
+-- name: ListHosts :many
+SELECT sqlc.embed(h), t.name AS team_name,
+    (SELECT count(*) FROM sandboxes s WHERE s.host_id = h.id AND s.ended_at IS NULL)::bigint AS sandboxes
+FROM hosts h JOIN teams t ON t.id = h.team_id
+WHERE h.deleted_at IS NULL
+  AND (sqlc.narg(team_id)::uuid IS NULL OR h.team_id = sqlc.narg(team_id)::uuid)
+  AND (sqlc.narg(after_at)::timestamptz IS NULL OR (h.created_at, h.id) < (sqlc.narg(after_at)::timestamptz, sqlc.narg(after_id)::uuid))
+ORDER BY h.created_at DESC, h.id DESC
+LIMIT sqlc.arg(max_rows);

@@ -1,0 +1,282 @@
+package sandbox
+
+import (
+	"fmt"
+	"maps"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"skerry.dev/skerry/internal/control/host"
+	"skerry.dev/skerry/internal/control/scheduler"
+	"skerry.dev/skerry/internal/kernel/errs"
+	"skerry.dev/skerry/internal/kernel/id"
+)
+
+// OnTimeout is what happens at the deadline.
+type OnTimeout string
+
+// What may happen.
+const (
+	OnTimeoutPause OnTimeout = "pause"
+	OnTimeoutKill  OnTimeout = "kill"
+)
+
+// Reasons for the end of a sandbox that are this package's own; agents report
+// others.
+const (
+	EndDeleted      = "deleted"
+	EndTimeout      = "timeout"
+	EndCreateFailed = "create_failed"
+	EndLost         = "lost"
+)
+
+// Sandbox is one row.
+type Sandbox struct {
+	ID           id.Sandbox
+	TeamID       id.Team
+	Host         host.Ref
+	TemplateID   id.Template
+	TemplateName string
+	ImageDigest  string
+	Status       Status
+	// Incarnation grows whenever it starts on a host or is told to end; whatever
+	// names an older one is refused.
+	Incarnation    int64
+	Engine         string
+	EngineVersion  string
+	CPUMillis      int64
+	MemoryMB       int64
+	DiskMB         int64
+	Internet       bool
+	EnvSealed      []byte
+	Metadata       map[string]string
+	TimeoutSec     int64
+	OnTimeout      OnTimeout
+	IdleTimeoutSec *int64
+	DeadlineAt     *time.Time
+	EndReason      string
+	Error          string
+	CreatedByType  string
+	CreatedByID    string
+	CreatedByName  string
+	CreatedAt      time.Time
+	StartedAt      *time.Time
+	EndedAt        *time.Time
+	UpdatedAt      time.Time
+}
+
+// OperationKind is what an operation does.
+type OperationKind string
+
+// The kinds this release drives.
+const (
+	KindCreate OperationKind = "create"
+	KindDelete OperationKind = "delete"
+)
+
+// Operation is a journaled step of a sandbox's life. At most one is open per
+// sandbox, and whoever holds its lease drives it.
+type Operation struct {
+	ID          id.Operation
+	SandboxID   id.Sandbox
+	TeamID      id.Team
+	Kind        OperationKind
+	Incarnation int64
+	Attempts    int64
+	DeadlineAt  time.Time
+	CreatedAt   time.Time
+}
+
+// Event is a line of a sandbox's history.
+type Event struct {
+	ID   int64
+	Kind string
+	At   time.Time
+	Data map[string]any
+}
+
+// CreateRequest is what a caller asks for; absent values take the template's.
+type CreateRequest struct {
+	Template       string
+	VCPUs          *float64
+	MemoryMB       *int64
+	DiskMB         *int64
+	TimeoutSec     *int64
+	OnTimeout      OnTimeout
+	IdleTimeoutSec *int64
+	Metadata       map[string]string
+	Env            map[string]string
+	Engine         string
+	Internet       *bool
+}
+
+// Bounds of a create.
+const (
+	minMemoryMB       = 64
+	maxMemoryMB       = 1 << 20
+	minDiskMB         = 64
+	maxDiskMB         = 16 << 20
+	maxVCPUs          = 512.0
+	minVCPUs          = 0.1
+	defaultTimeoutSec = 300
+	maxTimeoutSec     = int64(MaxTimeout / time.Second)
+	maxMetadata       = 64
+	maxMetadataKey    = 64
+	maxMetadataValue  = 512
+	maxEnv            = 256
+	maxEnvBytes       = 128 << 10
+)
+
+// Validate checks what can be checked without looking at anything else.
+func (r CreateRequest) Validate() error {
+	if r.Template == "" || len(r.Template) > 100 {
+		return errs.Field("template", "template must be the name or id of a template; `base` comes with Skerry.")
+	}
+	if r.VCPUs != nil && !(*r.VCPUs >= minVCPUs && *r.VCPUs <= maxVCPUs) { // NaN fails too
+		return errs.Field("vcpus", fmt.Sprintf("vcpus must be between %g and %g.", minVCPUs, maxVCPUs))
+	}
+	if err := within("memory_mb", r.MemoryMB, minMemoryMB, maxMemoryMB); err != nil {
+		return err
+	}
+	if err := within("disk_mb", r.DiskMB, minDiskMB, maxDiskMB); err != nil {
+		return err
+	}
+	if err := within("timeout_sec", r.TimeoutSec, 1, maxTimeoutSec); err != nil {
+		return err
+	}
+	if err := within("idle_timeout_sec", r.IdleTimeoutSec, 1, maxTimeoutSec); err != nil {
+		return err
+	}
+	switch r.OnTimeout {
+	case "", OnTimeoutPause, OnTimeoutKill:
+	default:
+		return errs.Field("on_timeout", "on_timeout must be pause or kill.")
+	}
+	if err := validateMetadata(r.Metadata); err != nil {
+		return err
+	}
+	return validateEnv(r.Env)
+}
+
+func within(field string, v *int64, low, high int64) error {
+	if v != nil && (*v < low || *v > high) {
+		return errs.Field(field, fmt.Sprintf("%s must be between %d and %d.", field, low, high))
+	}
+	return nil
+}
+
+func validateMetadata(metadata map[string]string) error {
+	if len(metadata) > maxMetadata {
+		return errs.Field("metadata", fmt.Sprintf("metadata may have at most %d entries.", maxMetadata))
+	}
+	for k, v := range metadata {
+		if k == "" || len(k) > maxMetadataKey || !storable(k) {
+			return errs.Field("metadata", fmt.Sprintf("A key of metadata must be 1 to %d bytes of text.", maxMetadataKey))
+		}
+		if len(v) > maxMetadataValue || !storable(v) {
+			return errs.Field("metadata", fmt.Sprintf("A value of metadata must be at most %d bytes of text.", maxMetadataValue)).With("key", k)
+		}
+	}
+	return nil
+}
+
+// storable reports whether the database can keep s as text.
+func storable(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }
+
+func validateEnv(env map[string]string) error {
+	if len(env) > maxEnv {
+		return errs.Field("env", fmt.Sprintf("env may have at most %d entries.", maxEnv))
+	}
+	total := 0
+	for k, v := range env {
+		if k == "" || strings.ContainsAny(k, "=\x00") {
+			return errs.Field("env", "A name in env must not be empty or contain = or a zero byte.")
+		}
+		if strings.ContainsRune(v, 0) {
+			return errs.Field("env", "A value in env must not contain a zero byte.").With("name", k)
+		}
+		total += len(k) + len(v)
+	}
+	if total > maxEnvBytes {
+		return errs.Field("env", fmt.Sprintf("env may have at most %d bytes.", maxEnvBytes))
+	}
+	return nil
+}
+
+// NewSandbox is a create that was checked and only lacks a host.
+type NewSandbox struct {
+	Sandbox   Sandbox // without Host, EngineVersion and times
+	Operation Operation
+	Want      scheduler.Request
+}
+
+// Filter of a list; empty Statuses are all that have not ended.
+type Filter struct {
+	TeamID   id.Team
+	Statuses []Status
+	// Template is a name or an id in its wire form.
+	Template string
+	Metadata map[string]string
+}
+
+// ParseStatuses reads a comma-separated list.
+func ParseStatuses(s string) ([]Status, error) {
+	if s == "" {
+		return nil, nil
+	}
+	var out []Status
+	for word := range strings.SplitSeq(s, ",") {
+		status := Status(strings.TrimSpace(word))
+		if _, ok := status.State(); !ok {
+			return nil, errs.Field("status", "status must be one or several of: "+strings.Join(plain(Statuses()), ", ")+".")
+		}
+		out = append(out, status)
+	}
+	return out, nil
+}
+
+// ParseMetadata reads `key=value` terms.
+func ParseMetadata(terms []string) (map[string]string, error) {
+	out := map[string]string{}
+	for _, term := range terms {
+		k, v, ok := strings.Cut(term, "=")
+		if !ok {
+			return nil, errs.Field("metadata", "metadata must be given as key=value.")
+		}
+		out[k] = v
+	}
+	return out, validateMetadata(maps.Clone(out))
+}
+
+func plain(statuses []Status) []string {
+	out := make([]string, len(statuses))
+	for i, s := range statuses {
+		out[i] = string(s)
+	}
+	return out
+}
+
+// ErrNotFound is a sandbox that does not exist or is another team's.
+var ErrNotFound = errs.NotFound("sandbox_not_found", "There is no such sandbox in your team. List yours with GET /v1/sandboxes.")
+
+// InvalidState is what the loser of a race gets: the actual status and what can
+// be done in it.
+func InvalidState(s Sandbox) *errs.Error {
+	remedy := "Wait for it to change, or delete it."
+	switch {
+	case !s.Status.Live():
+		remedy = "It has ended; create a new one."
+	case s.Status == StatusStopping:
+		remedy = "It is being deleted; create a new one."
+	case s.Status == StatusPaused:
+		remedy = "Resume it first."
+	case s.Status == StatusMissing:
+		remedy = "Its host is out of reach; wait for it to come back."
+	}
+	e := errs.Conflict("invalid_state", fmt.Sprintf("The sandbox is %s. %s", s.Status, remedy)).With("status", string(s.Status))
+	if s.EndReason != "" {
+		e = e.With("end_reason", s.EndReason)
+	}
+	return e
+}
