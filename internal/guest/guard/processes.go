@@ -97,4 +97,3 @@ func owner(p procfs.Process) string {
 	}
 	return ""
 }
-

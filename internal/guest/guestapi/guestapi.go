@@ -89,7 +89,7 @@ type Init struct {
 	VolumeMounts []VolumeMount `json:"volumeMounts,omitempty"`
 	HyperloopIP  string        `json:"hyperloopIP,omitempty"`
 	// LifecycleID changes whenever the sandbox was restored or forked. On a
-	// change the daemon forgets idle connections and starts its timers anew.
+	// change the daemon starts its measurements anew.
 	LifecycleID string `json:"lifecycleID,omitempty"`
 
 	// Hostname, ours: the new name after a fork; empty leaves it.

@@ -1,0 +1,182 @@
+package app
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"time"
+
+	"skerry.dev/skerry/internal/guest/filesystem"
+	"skerry.dev/skerry/internal/guest/guestapi"
+)
+
+const (
+	initMax       = 4 << 20
+	eventsSilence = 30 * time.Second
+	dialTimeout   = 5 * time.Second
+)
+
+// handleInit takes a configuration. One that is older than the last is
+// answered like any other and changes nothing.
+func (d *Daemon) handleInit(w http.ResponseWriter, r *http.Request) {
+	var in guestapi.Init
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, initMax)).Decode(&in); err != nil && err != io.EOF {
+		filesystem.WriteError(w, http.StatusBadRequest, "malformed configuration: "+err.Error())
+		return
+	}
+	if len(in.VolumeMounts) > 0 {
+		filesystem.WriteError(w, http.StatusNotImplemented, "volumes are mounted from outside the sandbox")
+		return
+	}
+	d.initMu.Lock()
+	defer d.initMu.Unlock()
+	if last := d.current.Load(); last != nil && !in.Timestamp.IsZero() && in.Timestamp.Before(last.Timestamp) {
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	if d.opt.Report != nil {
+		if err := d.opt.Report(in); err != nil {
+			// A restarted daemon would come up with the configuration before this
+			// one; the host sends it again then, so this one still serves.
+			d.log.Error("the configuration could not be kept", "error", err)
+		}
+	}
+	if err := d.apply(in); err != nil {
+		d.log.Error("the configuration could not be applied in full", "error", err)
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// apply makes in the configuration. The daemon's own part always takes effect.
+func (d *Daemon) apply(in guestapi.Init) error {
+	old := d.current.Swap(&in)
+	if old == nil || old.LifecycleID != in.LifecycleID {
+		d.metrics.reset()
+		d.touched.Store(time.Now().UnixNano())
+	}
+	if d.opt.Machine == nil {
+		return nil
+	}
+	return d.opt.Machine.Apply(in)
+}
+
+func (d *Daemon) handleEnvs(w http.ResponseWriter, _ *http.Request) {
+	env := d.config().EnvVars
+	if env == nil {
+		env = map[string]string{}
+	}
+	writeJSON(w, env)
+}
+
+func writeJSON(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+// handleEvents streams events for as long as the host listens.
+func (d *Daemon) handleEvents(w http.ResponseWriter, r *http.Request) {
+	after, err := strconv.ParseInt(r.URL.Query().Get("after"), 10, 64)
+	if err != nil && r.URL.Query().Get("after") != "" {
+		filesystem.WriteError(w, http.StatusBadRequest, "after must be the number of an event")
+		return
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	out, enc := http.NewResponseController(w), json.NewEncoder(w)
+	silence := time.NewTimer(eventsSilence)
+	defer silence.Stop()
+	for {
+		events, more := d.events.Since(after)
+		for _, e := range events {
+			if enc.Encode(e) != nil {
+				return
+			}
+			after = e.Seq
+		}
+		if out.Flush() != nil {
+			return
+		}
+		silence.Reset(eventsSilence)
+		select {
+		case <-more:
+		case <-silence.C:
+			if _, err := io.WriteString(w, "\n"); err != nil {
+				return
+			}
+		case <-r.Context().Done():
+			return
+		case <-d.closing:
+			return
+		}
+	}
+}
+
+// handleTunnel joins the connection with a listener on the sandbox's loopback.
+func (d *Daemon) handleTunnel(w http.ResponseWriter, r *http.Request) {
+	port, err := strconv.ParseUint(r.URL.Query().Get("port"), 10, 16)
+	if err != nil || port == 0 {
+		filesystem.WriteError(w, http.StatusBadRequest, "port must be a number from 1 to 65535")
+		return
+	}
+	if r.ProtoMajor != 1 || r.Header.Get("Upgrade") != guestapi.TunnelProtocol {
+		filesystem.WriteError(w, http.StatusUpgradeRequired, "ask for an upgrade to "+guestapi.TunnelProtocol+" over HTTP/1.1")
+		return
+	}
+	dialer := net.Dialer{Timeout: dialTimeout}
+	inner, err := dialer.DialContext(r.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	if err != nil {
+		inner, err = dialer.DialContext(r.Context(), "tcp", fmt.Sprintf("[::1]:%d", port))
+	}
+	if err != nil {
+		filesystem.WriteError(w, http.StatusBadGateway, fmt.Sprintf("nothing listens on port %d", port))
+		return
+	}
+	outer, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		inner.Close()
+		filesystem.WriteError(w, http.StatusInternalServerError, "the connection cannot be taken over")
+		return
+	}
+	_ = outer.SetDeadline(time.Time{})
+	_, err = io.WriteString(outer, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+guestapi.TunnelProtocol+"\r\n\r\n")
+	if err != nil {
+		inner.Close()
+		outer.Close()
+		return
+	}
+	d.busy.Add(1)
+	defer d.busy.Add(-1)
+	d.tunnels.Add(1)
+	defer d.tunnels.Done()
+	join(outer, buffered, inner, d.closing)
+}
+
+// join copies both ways until both sides have ended, passing on each end, or
+// until closing.
+func join(outer net.Conn, buffered io.Reader, inner net.Conn, closing <-chan struct{}) {
+	defer outer.Close()
+	defer inner.Close()
+	done := make(chan struct{}, 2)
+	half := func(dst net.Conn, src io.Reader) {
+		_, err := io.Copy(dst, src)
+		if c, ok := dst.(interface{ CloseWrite() error }); ok && err == nil {
+			_ = c.CloseWrite()
+		} else {
+			dst.Close()
+		}
+		done <- struct{}{}
+	}
+	go half(inner, buffered)
+	go half(outer, inner)
+	for range 2 {
+		select {
+		case <-done:
+		case <-closing:
+			outer.Close()
+			inner.Close()
+			<-done
+		}
+	}
+}

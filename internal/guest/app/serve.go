@@ -1,0 +1,159 @@
+package app
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"skerry.dev/skerry/internal/guest/guestapi"
+	"skerry.dev/skerry/internal/guest/initd"
+)
+
+const (
+	// memoryLimit makes the collector work harder rather than let the daemon
+	// take the sandbox's memory.
+	memoryLimit   = 96 << 20
+	shutdownGrace = 500 * time.Millisecond
+)
+
+// Serve is the life of the serving daemon: it reads its document from stdin
+// and serves until ctx ends.
+func Serve(ctx context.Context, stdin io.Reader, log *slog.Logger) error {
+	debug.SetGCPercent(50)
+	debug.SetMemoryLimit(memoryLimit)
+	doc, err := initd.ReadDocument(stdin)
+	if err != nil {
+		return err
+	}
+	for _, fd := range []int{doc.ListenerFD, doc.ReportFD} {
+		if fd > 2 {
+			unix.CloseOnExec(fd)
+		}
+	}
+	opt := Options{Boot: doc.Boot, Init: doc.Init, PasswdPath: doc.Passwd, GroupPath: doc.Group, Log: log}
+	if doc.System {
+		if err := initd.Undumpable(); err != nil {
+			return err
+		}
+		opt.Machine = system{root: "/"}
+	}
+	if doc.ReportFD > 2 {
+		pipe := os.NewFile(uintptr(doc.ReportFD), "report")
+		defer pipe.Close()
+		opt.Report = func(in guestapi.Init) error { return json.NewEncoder(pipe).Encode(in) }
+	}
+	ln, err := listener(doc)
+	if err != nil {
+		return err
+	}
+	defer ln.Close()
+	d, err := New(opt)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if doc.Restarts > 0 {
+		d.Emit(guestapi.Event{Kind: guestapi.EventRestart})
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { d.Guard(ctx) })
+
+	server := newServer(d.Handler(), log)
+	wg.Go(func() {
+		<-ctx.Done()
+		grace, stop := context.WithTimeout(context.Background(), shutdownGrace)
+		defer stop()
+		if server.Shutdown(grace) != nil {
+			server.Close() // streams live as long as the sandbox; now it ends
+		}
+	})
+	log.Info("serving", "addr", ln.Addr().String())
+	if err := server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving: %w", err)
+	}
+	return nil
+}
+
+func newServer(h http.Handler, log *slog.Logger) *http.Server {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	return &http.Server{
+		Handler: h, Protocols: protocols, ReadHeaderTimeout: 15 * time.Second, IdleTimeout: 5 * time.Minute,
+		MaxHeaderBytes: 128 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}
+
+func listener(doc initd.Document) (net.Listener, error) {
+	if doc.ListenerFD > 2 {
+		f := os.NewFile(uintptr(doc.ListenerFD), "listener")
+		defer f.Close()
+		ln, err := net.FileListener(f)
+		if err != nil {
+			return nil, fmt.Errorf("taking over the listener: %w", err)
+		}
+		return ln, nil
+	}
+	addr := doc.Listen
+	if addr == "" {
+		addr = fmt.Sprintf(":%d", initd.Port(doc.Boot))
+	}
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("listening: %w", err)
+	}
+	return ln, nil
+}
+
+// system is the real machine below root.
+type system struct{ root string }
+
+// Apply sets the clock first: signatures and certificates depend on it.
+func (s system) Apply(in guestapi.Init) error {
+	return errors.Join(
+		initd.SetClock(in.Timestamp),
+		initd.SetHostname(in.Hostname),
+		initd.WriteIdentity(s.root, in.Hostname, in.Nameserver),
+		initd.InstallCA(s.root, in.CABundle),
+		s.mark(in.EnvVars),
+	)
+}
+
+// mark leaves what programs look for to learn that they are in a sandbox.
+func (s system) mark(env map[string]string) error {
+	dir := filepath.Join(s.root, "run/e2b")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for name, value := range map[string]string{
+		".E2B_SANDBOX": "true", ".E2B_SANDBOX_ID": env["E2B_SANDBOX_ID"], ".E2B_TEMPLATE_ID": env["E2B_TEMPLATE_ID"],
+	} {
+		path := filepath.Join(dir, name)
+		if value == "" {
+			continue
+		}
+		if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, []byte(value)) {
+			continue
+		}
+		if err := os.WriteFile(path, []byte(value), 0o444); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,136 @@
+package initd
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// WriteIdentity writes the host name and the resolver below root ("/" outside
+// tests). Without the name in /etc/hosts, sudo and git ask a name server for it
+// and hang for seconds. Empty values leave what is there. Repeating it is
+// harmless.
+func WriteIdentity(root, hostname, nameserver string) error {
+	var errs []error
+	if hostname != "" {
+		if !validHostname(hostname) {
+			return fmt.Errorf("host name %q is not valid", hostname)
+		}
+		hosts := "127.0.0.1 localhost\n127.0.1.1 " + hostname + "\n::1 localhost ip6-localhost ip6-loopback\n"
+		errs = append(errs, replace(filepath.Join(root, "etc/hostname"), hostname+"\n"), replace(filepath.Join(root, "etc/hosts"), hosts))
+	}
+	if nameserver != "" {
+		addr, err := netip.ParseAddr(nameserver)
+		if err != nil {
+			return fmt.Errorf("name server: %w", err)
+		}
+		errs = append(errs, replace(filepath.Join(root, "etc/resolv.conf"), "nameserver "+addr.String()+"\n"))
+	}
+	return errors.Join(errs...)
+}
+
+// SetHostname sets the kernel's host name; a guest that may not is told its
+// name by the files alone.
+func SetHostname(name string) error {
+	if name == "" || !validHostname(name) {
+		return nil
+	}
+	if err := unix.Sethostname([]byte(name)); err != nil && !errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("setting the host name: %w", err)
+	}
+	return nil
+}
+
+// clockTolerance is how wrong the clock may be before it is set.
+const clockTolerance = 250 * time.Millisecond
+
+// SetClock sets the wall clock when it is wrong. Kernels that keep the time
+// themselves refuse, and are right already.
+func SetClock(now time.Time) error {
+	if now.IsZero() || time.Since(now).Abs() < clockTolerance {
+		return nil
+	}
+	ts, err := unix.TimeToTimespec(now)
+	if err != nil {
+		return fmt.Errorf("setting the clock: %w", err)
+	}
+	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil && !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("setting the clock: %w", err)
+	}
+	return nil
+}
+
+// InstallCA adds PEM certificates to the trust store below root: as a file of
+// their own for the next rebuild of the bundle, and to the bundle as it is.
+func InstallCA(root, pem string) error {
+	if pem == "" {
+		return nil
+	}
+	own := filepath.Join(root, "usr/local/share/ca-certificates/skerry.crt")
+	if err := os.MkdirAll(filepath.Dir(own), 0o755); err != nil {
+		return err
+	}
+	if err := replace(own, pem); err != nil {
+		return err
+	}
+	bundle := filepath.Join(root, "etc/ssl/certs/ca-certificates.crt")
+	old, err := os.ReadFile(bundle)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if bytes.Contains(old, []byte(strings.TrimSpace(pem))) {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(bundle), 0o755); err != nil {
+		return err
+	}
+	return replace(bundle, strings.TrimRight(string(old), "\n")+"\n"+strings.TrimSpace(pem)+"\n")
+}
+
+// replace writes a small file whole. What stands there may be a link into the
+// image's own run-time files; a link is replaced, not followed.
+func replace(path, content string) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".skerry-partial-")
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(content)
+	if err == nil {
+		err = f.Chmod(0o644)
+	}
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+		if errors.Is(err, unix.EBUSY) { // mounted over by the runtime
+			err = os.WriteFile(path, []byte(content), 0o644)
+			os.Remove(f.Name())
+		}
+	}
+	if err != nil {
+		os.Remove(f.Name())
+	}
+	return err
+}
+
+func validHostname(s string) bool {
+	if len(s) > 64 {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		ok := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || (i > 0 && (c == '-' || c == '.'))
+		if !ok {
+			return false
+		}
+	}
+	return s != ""
+}
