@@ -1,0 +1,214 @@
+package identity
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"skerry.dev/skerry/internal/agent/journal"
+	"skerry.dev/skerry/internal/kernel/id"
+)
+
+const (
+	// DefaultHeartbeat is the time between two heartbeats.
+	DefaultHeartbeat = 30 * time.Second
+
+	maxEvents = 200 // in one call
+)
+
+// Load is what a heartbeat carries.
+type Load struct {
+	Sandboxes     int   `json:"sandboxes"`
+	CPUMillis     int64 `json:"cpu_millis"`
+	MemoryBytes   int64 `json:"memory_bytes"`
+	DiskFreeBytes int64 `json:"disk_free_bytes"`
+}
+
+// Outbox holds the events to deliver.
+type Outbox interface {
+	Events(limit int) ([]journal.Event, error)
+	Confirm(seq uint64) error
+	Wake() <-chan struct{}
+}
+
+// Contact is how a host keeps in touch.
+type Contact struct {
+	Identity   *Identity
+	Generation uint64
+	Version    string
+	Address    string
+	Load       func() Load
+	Outbox     Outbox
+	// Heartbeat is the time between two; 0 is DefaultHeartbeat.
+	Heartbeat time.Duration
+	// RetryMin and RetryMax bound the back-off after a failure; 0 is 500 ms and
+	// the heartbeat.
+	RetryMin, RetryMax time.Duration
+}
+
+func (c Contact) withDefaults() Contact {
+	if c.Heartbeat <= 0 {
+		c.Heartbeat = DefaultHeartbeat
+	}
+	if c.RetryMin <= 0 {
+		c.RetryMin = 500 * time.Millisecond
+	}
+	if c.RetryMax <= 0 {
+		c.RetryMax = max(c.Heartbeat, c.RetryMin)
+	}
+	return c
+}
+
+type wireEvent struct {
+	Seq         uint64    `json:"seq"`
+	Kind        string    `json:"kind"`
+	SandboxID   string    `json:"sandbox_id"`
+	Incarnation uint64    `json:"incarnation"`
+	At          time.Time `json:"at"`
+	Data        any       `json:"data"`
+}
+
+// Beat sends heartbeats until ctx ends, whatever the answers are, and renews
+// the credentials at half their life.
+func (c Contact) Beat(ctx context.Context) {
+	c = c.withDefaults()
+	retry := c.backoff()
+	for ctx.Err() == nil {
+		if c.Identity.RenewalDue() {
+			if err := c.Identity.Refresh(ctx, ""); err != nil {
+				c.Identity.cfg.Logger.Warn("the credentials could not be renewed yet", "err", err)
+			}
+		}
+		err := c.withRenewal(ctx, c.beat)
+		pause := spread(c.Heartbeat)
+		if err != nil && ctx.Err() == nil {
+			c.Identity.cfg.Logger.Warn("a heartbeat failed", "err", err)
+			pause = retry.next(err)
+		} else {
+			retry.reset()
+		}
+		if !sleep(ctx, pause) {
+			return
+		}
+	}
+}
+
+func (c Contact) beat(ctx context.Context) error {
+	return c.Identity.call(ctx, "/v1/hosts/"+id.FormatHost(c.Identity.HostID())+"/heartbeat", true, map[string]any{
+		"generation": c.Generation, "address": c.Address, "load": c.Load(), "version": c.Version,
+	}, nil)
+}
+
+// Deliver sends events until ctx ends, each at least once and in order. It
+// sleeps while there are none.
+func (c Contact) Deliver(ctx context.Context) {
+	c = c.withDefaults()
+	retry := c.backoff()
+	for ctx.Err() == nil {
+		sent := 0
+		err := c.withRenewal(ctx, func(ctx context.Context) (err error) {
+			sent, err = c.deliver(ctx)
+			return err
+		})
+		switch {
+		case err != nil:
+			if ctx.Err() == nil {
+				c.Identity.cfg.Logger.Warn("events could not be delivered yet", "err", err)
+			}
+			sleep(ctx, retry.next(err))
+		case sent > 0:
+			retry.reset()
+		default:
+			select {
+			case <-c.Outbox.Wake():
+			case <-ctx.Done():
+			}
+		}
+	}
+}
+
+func (c Contact) deliver(ctx context.Context) (int, error) {
+	events, err := c.Outbox.Events(maxEvents)
+	if err != nil || len(events) == 0 {
+		return 0, err
+	}
+	wire := make([]wireEvent, len(events))
+	for n, e := range events {
+		wire[n] = wireEvent{Seq: e.Seq, Kind: e.Kind, SandboxID: id.FormatSandbox(e.Sandbox), Incarnation: e.Incarnation, At: e.At, Data: struct{}{}}
+		if len(e.Data) > 0 {
+			wire[n].Data = e.Data
+		}
+	}
+	err = c.Identity.call(ctx, "/v1/hosts/"+id.FormatHost(c.Identity.HostID())+"/events", true, map[string]any{
+		"generation": c.Generation, "events": wire,
+	}, nil)
+	if err != nil {
+		return 0, err
+	}
+	return len(events), c.Outbox.Confirm(events[len(events)-1].Seq)
+}
+
+// withRenewal does a call, and once more after renewing the credentials when
+// they were refused.
+func (c Contact) withRenewal(ctx context.Context, call func(context.Context) error) error {
+	seen := c.Identity.jwt()
+	err := call(ctx)
+	if !Unauthorized(err) {
+		return err
+	}
+	if rerr := c.Identity.Refresh(ctx, seen); rerr != nil {
+		return errors.Join(err, rerr)
+	}
+	return call(ctx)
+}
+
+// RenewalDue reports whether half the life of the certificate or the JWT is
+// over.
+func (i *Identity) RenewalDue() bool {
+	m := i.current.Load()
+	return m != nil && !i.cfg.Clock.Now().Before(m.renewAt)
+}
+
+func (i *Identity) jwt() string {
+	if m := i.current.Load(); m != nil {
+		return m.creds.HostJWT
+	}
+	return ""
+}
+
+// backoff doubles with each failure and is spread, so that hosts do not come
+// back all at once.
+type backoff struct{ pause, least, most time.Duration }
+
+func (c Contact) backoff() *backoff { return &backoff{c.RetryMin, c.RetryMin, c.RetryMax} }
+
+func (b *backoff) reset() { b.pause = b.least }
+
+func (b *backoff) next(err error) time.Duration {
+	d := spread(b.pause)
+	b.pause = min(2*b.pause, b.most)
+	var r *Refused
+	if errors.As(err, &r) && r.RetryAfter > d {
+		d = r.RetryAfter
+	}
+	return d
+}
+
+// spread is d, give or take a fifth.
+func spread(d time.Duration) time.Duration {
+	fifth := int64(d) / 5
+	return d + time.Duration(rand.Int64N(2*fifth+1)-fifth)
+}
+
+// sleep waits for d; false when ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,135 @@
+package identity
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"skerry.dev/skerry/internal/kernel/id"
+)
+
+// Credentials are what the control plane gave this host.
+type Credentials struct {
+	HostID           id.Host   `json:"host_id"`
+	HostJWT          string    `json:"host_jwt"`
+	HostJWTExpiresAt time.Time `json:"host_jwt_expires_at"`
+	RefreshToken     string    `json:"refresh_token"`
+	Certificate      string    `json:"certificate"` // PEM
+	CA               string    `json:"ca"`          // PEM, the platform's CA
+
+	// ObtainedAt is this host's clock when the answer came.
+	ObtainedAt time.Time `json:"obtained_at"`
+	// TokenHash is the SHA-256, hex, of the registration token they were got
+	// with; a different token asks for a new registration.
+	TokenHash string `json:"token_hash"`
+}
+
+// store keeps key and credentials in one directory, mode 0700.
+type store struct{ dir string }
+
+func (s store) keyPath() string         { return filepath.Join(s.dir, "host.key") }
+func (s store) credentialsPath() string { return filepath.Join(s.dir, "credentials.json") }
+
+// key returns the host's key and makes it on the first call. It is on disk
+// before it is returned.
+func (s store) key() (*ecdsa.PrivateKey, error) {
+	raw, err := os.ReadFile(s.keyPath())
+	if err == nil {
+		return parseKey(raw)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("identity: %w", err)
+	}
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("identity: %w", err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		return nil, fmt.Errorf("identity: %w", err)
+	}
+	if err := writeDurably(s.keyPath(), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})); err != nil {
+		return nil, err
+	}
+	return k, nil
+}
+
+func parseKey(raw []byte) (*ecdsa.PrivateKey, error) {
+	block, _ := pem.Decode(raw)
+	if block == nil {
+		return nil, errors.New("identity: the host key is not PEM; move it away and register the host again")
+	}
+	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("identity: host key: %w", err)
+	}
+	k, ok := parsed.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("identity: the host key is a %T, not ECDSA", parsed)
+	}
+	return k, nil
+}
+
+// load returns the credentials; false when there are none.
+func (s store) load() (Credentials, bool, error) {
+	raw, err := os.ReadFile(s.credentialsPath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return Credentials{}, false, nil
+	}
+	if err != nil {
+		return Credentials{}, false, fmt.Errorf("identity: %w", err)
+	}
+	var c Credentials
+	if err := json.Unmarshal(raw, &c); err != nil {
+		return Credentials{}, false, fmt.Errorf("identity: %s: %w", s.credentialsPath(), err)
+	}
+	return c, true, nil
+}
+
+func (s store) save(c Credentials) error {
+	raw, err := json.MarshalIndent(c, "", "  ")
+	if err != nil {
+		return fmt.Errorf("identity: %w", err)
+	}
+	return writeDurably(s.credentialsPath(), raw)
+}
+
+// writeDurably replaces a file with one readable by its owner alone; after a
+// crash at any point there is the old content or the new one.
+func writeDurably(path string, content []byte) error {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("identity: %w", err)
+	}
+	f, err := os.CreateTemp(dir, ".new-*") // mode 0600
+	if err != nil {
+		return fmt.Errorf("identity: %w", err)
+	}
+	_, err = f.Write(content)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("identity: %w", errors.Join(err, os.Remove(f.Name())))
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("identity: %w", err)
+	}
+	if err := errors.Join(d.Sync(), d.Close()); err != nil {
+		return fmt.Errorf("identity: %w", err)
+	}
+	return nil
+}
