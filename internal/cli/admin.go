@@ -1,0 +1,177 @@
+package cli
+
+import (
+	"fmt"
+	"strings"
+
+	"skerry.dev/skerry/sdk"
+)
+
+type templateCmd struct {
+	List  templateListCmd  `cmd:"" aliases:"ls" help:"List templates."`
+	Build templateBuildCmd `cmd:"" help:"Build the platform's base template from Debian packages."`
+}
+
+type templateListCmd struct{}
+
+func (cmd *templateListCmd) Run(e *Env, g *Globals) error {
+	c, err := e.client(g)
+	if err != nil {
+		return err
+	}
+	list, err := collect(c.Templates(e.Context), 0)
+	if err != nil {
+		return err
+	}
+	return printList(e, g, list, "No templates. `skerry template build base` makes the first.",
+		[]string{"NAME", "STATUS", "SIZE", "VCPUS", "MEMORY", "DISK", "AGE", "ID"}, func(t sdk.Template) []string {
+			bytes := ""
+			if t.ImageSizeBytes.Set {
+				bytes = size(t.ImageSizeBytes.Value)
+			}
+			return []string{t.Name, string(t.Status), bytes, number(t.Vcpus), fmt.Sprintf("%d MB", t.MemoryMB), fmt.Sprintf("%d MB", t.DiskMB), age(t.CreatedAt), t.ID}
+		})
+}
+
+type templateBuildCmd struct {
+	Name string `arg:"" enum:"base" help:"Which: base."`
+}
+
+func (cmd *templateBuildCmd) Run(e *Env, g *Globals) error {
+	c, end, err := e.session(g)
+	if err != nil {
+		return err
+	}
+	defer end()
+	t, err := c.BuildBase(e.Context, func(line string) { fmt.Fprintln(e.Stderr, clean(line)) })
+	if err != nil {
+		return err
+	}
+	if g.Output == "json" {
+		return printJSON(e.Stdout, t)
+	}
+	fmt.Fprintf(e.Stdout, "%s is %s (%s, %s)\n", clean(t.Name), t.Status, size(t.ImageSizeBytes.Value), clean(t.ID))
+	return nil
+}
+
+type keyCmd struct {
+	Create keyCreateCmd `cmd:"" help:"Make a key and print it, this once."`
+	List   keyListCmd   `cmd:"" aliases:"ls" help:"List keys, without their secrets."`
+	Rm     keyRmCmd     `cmd:"" aliases:"delete" help:"Revoke a key."`
+}
+
+type keyCreateCmd struct {
+	Name   string   `arg:"" help:"What it is for."`
+	Scopes []string `help:"Of sandboxes, snapshots, templates, read; without it all." placeholder:"SCOPE"`
+}
+
+func (cmd *keyCreateCmd) Run(e *Env, g *Globals) error {
+	c, end, err := e.session(g)
+	if err != nil {
+		return err
+	}
+	defer end()
+	k, err := c.CreateAPIKey(e.Context, cmd.Name, cmd.Scopes...)
+	if err != nil {
+		return err
+	}
+	if g.Output == "json" {
+		return printJSON(e.Stdout, k)
+	}
+	fmt.Fprintln(e.Stdout, clean(k.Key))
+	return nil
+}
+
+type keyListCmd struct{}
+
+func (cmd *keyListCmd) Run(e *Env, g *Globals) error {
+	c, end, err := e.session(g)
+	if err != nil {
+		return err
+	}
+	defer end()
+	list, err := collect(c.APIKeys(e.Context), 0)
+	if err != nil {
+		return err
+	}
+	return printList(e, g, list, "No keys.", []string{"NAME", "KEY", "SCOPES", "CREATED BY", "AGE", "LAST USED", "EXPIRES", "ID"}, func(k sdk.APIKey) []string {
+		used := "never"
+		if k.LastUsedAt.Set {
+			used = age(k.LastUsedAt.Value) + " ago"
+		}
+		return []string{k.Name, k.Prefix + "…", strings.Join(k.Scopes, ","), k.CreatedBy, age(k.CreatedAt), used, when(k.ExpiresAt), k.ID}
+	})
+}
+
+type keyRmCmd struct {
+	ID string `arg:"" help:"The key's id."`
+}
+
+func (cmd *keyRmCmd) Run(e *Env, g *Globals) error {
+	c, end, err := e.session(g)
+	if err != nil {
+		return err
+	}
+	defer end()
+	return c.DeleteAPIKey(e.Context, cmd.ID)
+}
+
+type hostCmd struct {
+	List hostListCmd `cmd:"" aliases:"ls" help:"List hosts."`
+	Add  hostAddCmd  `cmd:"" help:"Announce a host and print how its agent joins."`
+}
+
+type hostListCmd struct{}
+
+func (cmd *hostListCmd) Run(e *Env, g *Globals) error {
+	c, end, err := e.session(g)
+	if err != nil {
+		return err
+	}
+	defer end()
+	list, err := collect(c.Hosts(e.Context), 0)
+	if err != nil {
+		return err
+	}
+	return printList(e, g, list, "No hosts. `skerry host add` announces one.",
+		[]string{"NAME", "TYPE", "STATUS", "ENGINES", "CPUS", "MEMORY", "SANDBOXES", "ID"}, func(h sdk.Host) []string {
+			status := string(h.Status)
+			if h.StatusReason.Value != "" {
+				status += ": " + h.StatusReason.Value
+			}
+			var engines []string
+			for _, n := range h.Engines {
+				if n.Healthy {
+					engines = append(engines, n.Name)
+				}
+			}
+			return []string{h.Name, string(h.Type), status, strings.Join(engines, ","), fmt.Sprint(h.CPUCount), size(h.MemoryBytes), fmt.Sprint(h.Sandboxes.Value), h.ID}
+		})
+}
+
+type hostAddCmd struct {
+	Name string `arg:"" optional:"" help:"Its name; without one, the machine's own."`
+	BYOC bool   `name:"byoc" help:"For this team alone."`
+}
+
+func (cmd *hostAddCmd) Run(e *Env, g *Globals) error {
+	c, end, err := e.session(g)
+	if err != nil {
+		return err
+	}
+	defer end()
+	kind := "regular"
+	if cmd.BYOC {
+		kind = "byoc"
+	}
+	h, err := c.CreateHost(e.Context, kind, cmd.Name)
+	if err != nil {
+		return err
+	}
+	if g.Output == "json" {
+		return printJSON(e.Stdout, h)
+	}
+	fmt.Fprintf(e.Stderr, "%s waits for its agent. Run this there within %s (the token works once):\n", clean(h.Host.ID), strings.TrimPrefix(age(h.ExpiresAt), "in "))
+	fmt.Fprintln(e.Stdout, clean(h.InstallCommand))
+	return nil
+}
