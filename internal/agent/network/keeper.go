@@ -49,25 +49,26 @@ func (m *Manager) clearRetired(ctx context.Context) error {
 			m.mu.Unlock()
 			return nil
 		}
-		index := m.retired[0]
+		s := m.retired[0]
 		m.mu.Unlock()
-		addr := slotAddresses(m.rules.cidr, index)
+		m.stopDNS(s)
+		// The link first: nothing passes it any more, whatever happens to the rest.
 		err := errors.Join(
-			m.destroyLink(index),
-			m.rules.put(ctx, binding{link: m.tag.link(index), addr: addr}, false, m.bindings),
-			forgetConnections(addr.guest),
+			m.destroyLink(s.index),
+			m.rules.put(ctx, binding{link: m.tag.link(s.index), addr: s.addr}, false, m.bindings),
+			forgetConnections(s.addr.guest),
 		)
 		m.mu.Lock()
 		m.retired = m.retired[1:]
 		if err != nil {
-			m.retired = append(m.retired, index)
+			m.retired = append(m.retired, s)
 		} else {
 			// To the end: an address rests as long as it can before it is used again.
-			m.unused = append(m.unused, index)
+			m.unused = append(m.unused, s.index)
 		}
 		m.mu.Unlock()
 		if err != nil {
-			return fmt.Errorf("destroying slot %d: %w", index, err)
+			return fmt.Errorf("destroying slot %d: %w", s.index, err)
 		}
 	}
 	return ctx.Err()
@@ -125,6 +126,7 @@ func (m *Manager) Close() error {
 	for _, s := range m.slots {
 		slots = append(slots, s)
 	}
+	slots = append(slots, m.retired...)
 	m.mu.Unlock()
 	for _, s := range slots {
 		m.stopDNS(s)
@@ -183,7 +185,9 @@ func (m *Manager) Leaks(context.Context) ([]string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var leaks []string
-	accounted := func(index int) bool { return m.slots[index] != nil || slices.Contains(m.retired, index) }
+	accounted := func(index int) bool {
+		return m.slots[index] != nil || slices.ContainsFunc(m.retired, func(s *slot) bool { return s.index == index })
+	}
 	for index, l := range links {
 		if _, err := netlink.LinkByName(l.Attrs().Name); !accounted(index) && err == nil {
 			leaks = append(leaks, "link "+l.Attrs().Name)

@@ -9,7 +9,6 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"skerry.dev/skerry/internal/agent/engine"
 	"skerry.dev/skerry/internal/kernel/errs"
@@ -76,7 +75,7 @@ type slot struct {
 	owner   engine.InstanceID // empty: free
 	policy  Policy
 	adopted bool
-	leaving bool // being cut off; the rules no longer know it
+	leaving bool // on its way to the keeper, who destroys it
 	dns     *forwarder
 	open    atomic.Bool // the forwarder answers
 }
@@ -100,7 +99,7 @@ type Manager struct {
 	slots   map[int]*slot // owned, warm or being built
 	owners  map[engine.InstanceID]*slot
 	warm    []*slot // oldest first
-	retired []int   // released, still to be destroyed
+	retired []*slot // released, still to be destroyed
 	unused  []int   // indexes below next that hold nothing, oldest first
 	next    int     // indexes from here on were never used
 }
@@ -197,13 +196,13 @@ func (m *Manager) takeOver(ctx context.Context) error {
 	}
 	for index := range spaces {
 		if !known[index] {
-			m.retired = append(m.retired, index)
+			m.retired = append(m.retired, &slot{index: index, addr: slotAddresses(m.rules.cidr, index), leaving: true})
 			m.next = max(m.next, index+1)
 		}
 	}
 	held := make(map[int]bool)
-	for _, index := range m.retired {
-		held[index] = true
+	for _, s := range m.retired {
+		held[s.index] = true
 	}
 	for index := range m.next {
 		if !known[index] && !held[index] {
@@ -237,45 +236,58 @@ func (m *Manager) Acquire(ctx context.Context, owner engine.InstanceID, p Policy
 	if owner == "" {
 		return Slot{}, errs.Field("owner", "A slot needs an owner.")
 	}
-	s, built, err := m.claim(owner)
+	s, found, err := m.claim(owner)
 	if err != nil {
 		return Slot{}, err
 	}
-	if !built {
+	if found == toBuild {
 		err = m.build(ctx, s)
 	}
 	if err == nil {
 		err = m.apply(ctx, s, p)
 	}
 	if err != nil {
-		m.retire(s)
+		// A slot somebody may be plugged into is never taken away by a failure.
+		if found != owned {
+			m.retire(s)
+		}
 		return Slot{}, err
 	}
 	m.poke()
 	return m.describe(s), nil
 }
 
+// What claim found.
+type found int
+
+const (
+	owned   found = iota // the owner's own slot
+	warm                 // a free one
+	toBuild              // a place to build one
+)
+
 // claim finds a slot in constant time: owner's own, a warm one, or an index
 // that is still to be built.
-func (m *Manager) claim(owner engine.InstanceID) (s *slot, built bool, err error) {
+func (m *Manager) claim(owner engine.InstanceID) (s *slot, how found, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
-		return nil, false, errs.Unavailable("agent_closing", "The agent is shutting down. Try again.")
+		return nil, 0, errs.Unavailable("agent_closing", "The agent is shutting down. Try again.")
 	}
 	if s = m.owners[owner]; s != nil {
 		s.adopted = true
-		return s, true, nil
+		return s, owned, nil
 	}
+	how = toBuild
 	if len(m.warm) > 0 {
 		s, m.warm = m.warm[0], m.warm[1:]
-		built = true
+		how = warm
 	} else if s = m.reserve(); s == nil {
-		return nil, false, errs.Exhausted("network_slots_exhausted", "All network slots of this host are in use.").With("limit", m.max)
+		return nil, 0, errs.Exhausted("network_slots_exhausted", "All network slots of this host are in use.").With("limit", m.max)
 	}
 	s.owner, s.policy, s.adopted = owner, Policy{}, true
 	m.owners[owner] = s
-	return s, built, nil
+	return s, how, nil
 }
 
 // reserve takes an index that holds nothing; nil when there is none. m.mu held.
@@ -355,8 +367,8 @@ func (m *Manager) SetPolicy(ctx context.Context, index int, p Policy) error {
 }
 
 // Release takes the slot back. The engine's process must be gone. Released or
-// unknown slots succeed. The slot is cut off when Release returns; it is
-// destroyed and its place used again in the background.
+// unknown slots succeed. The slot is destroyed and its place used again in the
+// background; an agent that dies meanwhile goes on when it comes back.
 func (m *Manager) Release(_ context.Context, index int) error {
 	m.mu.Lock()
 	s := m.slots[index]
@@ -367,8 +379,8 @@ func (m *Manager) Release(_ context.Context, index int) error {
 	return nil
 }
 
-// retire cuts a slot off and hands it to the keeper. It cannot fail: what the
-// kernel refuses now the keeper repeats.
+// retire hands a slot to the keeper, who destroys it. It cannot fail: what the
+// kernel refuses the keeper repeats.
 func (m *Manager) retire(s *slot) {
 	m.mu.Lock()
 	if s.leaving {
@@ -378,27 +390,16 @@ func (m *Manager) retire(s *slot) {
 	s.leaving = true
 	delete(m.owners, s.owner)
 	m.mu.Unlock()
-
 	s.open.Store(false)
-	link := m.tag.link(s.index)
-	// Marked first: an agent that dies here destroys it when it comes back.
-	if err := setAlias(link, aliasReleased); err != nil {
+	if err := setAlias(m.tag.link(s.index), aliasReleased); err != nil {
 		m.log.Debug("released slot has no link to mark", "slot", s.index, "err", err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), cutTimeout)
-	defer cancel()
-	if err := m.rules.put(ctx, binding{link: link, addr: s.addr}, false, m.bindings); err != nil {
-		m.log.Warn("released slot stays bound until it is destroyed", "slot", s.index, "err", err)
-	}
-	m.stopDNS(s)
 	m.mu.Lock()
 	delete(m.slots, s.index)
-	m.retired = append(m.retired, s.index)
+	m.retired = append(m.retired, s)
 	m.mu.Unlock()
 	m.poke()
 }
-
-const cutTimeout = 10 * time.Second
 
 func (m *Manager) describe(s *slot) Slot {
 	return Slot{Index: s.index, Net: engine.Network{

@@ -108,6 +108,9 @@ type rules struct {
 	// they were last found unchanged.
 	seal       [sha256.Size]byte
 	generation uint32
+	// open are the links in the internet set; taking an element out is slow in
+	// the kernel and done only when there is one.
+	open map[string]bool
 }
 
 // load replaces the table with one that knows exactly these slots.
@@ -151,6 +154,12 @@ func (r *rules) loadLocked(ctx context.Context, slots []binding) error {
 		return err
 	}
 	r.generation = gen
+	r.open = make(map[string]bool)
+	for _, s := range slots {
+		if s.internet {
+			r.open[s.link] = true
+		}
+	}
 	return nil
 }
 
@@ -206,6 +215,9 @@ func (r *rules) put(ctx context.Context, b binding, bound bool, slots func() []b
 	}{
 		{"slots", guest, bound}, {"gateways", gateway, bound}, {"internet", guest, bound && b.internet},
 	} {
+		if !change.keep && bound && !r.open[b.link] {
+			continue
+		}
 		set := r.set(change.set)
 		element := []nftables.SetElement{{Key: change.key}}
 		if err := conn.SetAddElements(set, element); err != nil {
@@ -219,6 +231,11 @@ func (r *rules) put(ctx context.Context, b binding, bound bool, slots func() []b
 	}
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("changing the elements of %s: %w", b.link, err)
+	}
+	if bound && b.internet {
+		r.open[b.link] = true
+	} else {
+		delete(r.open, b.link)
 	}
 	// Only our own transaction came between: what was checked still holds.
 	if gen, err := generation(); err == nil && gen == r.generation+1 {
