@@ -36,10 +36,17 @@ const checkpointWithin = 10 * time.Minute
 // Checkpoint implements engine.Engine. It always lets runsc leave the guest
 // running: a checkpoint that stops its source destroys it also when it fails.
 func (e *Engine) Checkpoint(ctx context.Context, h engine.Handle, opts engine.CheckpointOptions) error {
-	return e.withRunning(ctx, h, func(ctx context.Context, r *record) (err error) {
-		version, err := e.version(ctx)
+	return e.withRunning(ctx, h, func(ctx context.Context, r *record) error {
+		entries, err := os.ReadDir(opts.Dir)
 		if err != nil {
 			return fmt.Errorf("gvisor: %w", err)
+		}
+		if len(entries) > 0 {
+			return fmt.Errorf("gvisor: the checkpoint directory %s is not empty", opts.Dir)
+		}
+		version, err := e.version(ctx)
+		if err != nil {
+			return err
 		}
 		wasFrozen := e.cg.frozen(string(r.ID))
 		if err := e.cg.setFrozen(ctx, string(r.ID), false); err != nil {
@@ -110,9 +117,6 @@ func (e *Engine) unpause(ctx context.Context, r *record) error {
 }
 
 func (e *Engine) writeCheckpoint(ctx context.Context, r *record, version string, opts engine.CheckpointOptions) error {
-	if entries, err := os.ReadDir(opts.Dir); err != nil || len(entries) > 0 {
-		return fmt.Errorf("gvisor: %s must be an empty directory (%w)", opts.Dir, errors.Join(err))
-	}
 	command := "checkpoint"
 	if opts.DiskOnly {
 		command = "fscheckpoint"
@@ -194,8 +198,11 @@ func (e *Engine) verify(ctx context.Context, dir string) (*meta, error) {
 		return nil, fmt.Errorf("gvisor: %s holds no complete checkpoint: %w", dir, err)
 	}
 	var m meta
-	if err := json.Unmarshal(b, &m); err != nil || m.Format != metaFormat {
-		return nil, fmt.Errorf("gvisor: %s holds an unreadable checkpoint (format %d): %w", dir, m.Format, errors.Join(err))
+	if err := json.Unmarshal(b, &m); err != nil {
+		return nil, fmt.Errorf("gvisor: %s holds an unreadable checkpoint: %w", dir, err)
+	}
+	if m.Format != metaFormat {
+		return nil, fmt.Errorf("gvisor: checkpoint of format %d, this engine knows %d: %w", m.Format, metaFormat, engine.ErrUnsupported)
 	}
 	version, err := e.version(ctx)
 	if err != nil {
