@@ -1,0 +1,405 @@
+package manager_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"skerry.dev/skerry/internal/agent/engine"
+	"skerry.dev/skerry/internal/agent/journal"
+	"skerry.dev/skerry/internal/agent/manager"
+	"skerry.dev/skerry/internal/guest/guestapi"
+	"skerry.dev/skerry/internal/kernel/id"
+)
+
+// world is a machine: what exists on it outlives every agent.
+type world struct {
+	mu        sync.Mutex
+	instances map[engine.InstanceID]*instance
+	slots     map[int]engine.InstanceID
+	images    map[string]string
+	fail      map[string]error         // by call name
+	block     map[string]chan struct{} // by call name, until closed or ctx ends
+	called    map[string]int
+}
+
+type instance struct {
+	running bool
+	exit    engine.Exit
+	ended   chan struct{}
+}
+
+func newWorld() *world {
+	return &world{
+		instances: map[engine.InstanceID]*instance{}, slots: map[int]engine.InstanceID{}, images: map[string]string{},
+		fail: map[string]error{}, block: map[string]chan struct{}{}, called: map[string]int{},
+	}
+}
+
+// kill ends a running instance from outside.
+func (w *world) kill(i engine.InstanceID, reason string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.end(i, engine.Exit{Reason: reason, Code: -1, At: time.Unix(5000, 0).UTC()})
+}
+
+func (w *world) end(i engine.InstanceID, exit engine.Exit) {
+	if in := w.instances[i]; in != nil && in.running {
+		in.running, in.exit = false, exit
+		close(in.ended)
+	}
+}
+
+func (w *world) set(call string, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.fail[call] = err
+}
+
+func (w *world) hold(call string) (release func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	c := make(chan struct{})
+	w.block[call] = c
+	return sync.OnceFunc(func() {
+		w.mu.Lock()
+		delete(w.block, call)
+		w.mu.Unlock()
+		close(c)
+	})
+}
+
+func (w *world) calls(call string) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.called[call]
+}
+
+// empty fails the test unless nothing of any sandbox is left.
+func (w *world) empty(t *testing.T, dir string) {
+	t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.instances)+len(w.slots)+len(w.images) != 0 {
+		t.Errorf("LL-01: left behind: %d instances, %d slots, %d images", len(w.instances), len(w.slots), len(w.images))
+	}
+	if left, _ := os.ReadDir(filepath.Join(dir, "instances")); len(left) != 0 {
+		t.Errorf("LL-01: %d working directories left behind", len(left))
+	}
+}
+
+var errDead = errors.New("the agent is dead")
+
+// view is one agent's hands on the world; a dead agent's do nothing.
+type view struct {
+	*world
+	dead atomic.Bool
+}
+
+func (v *view) call(ctx context.Context, name string) error {
+	v.mu.Lock()
+	v.called[name]++
+	err, block := v.fail[name], v.block[name]
+	v.mu.Unlock()
+	if block != nil {
+		select {
+		case <-block:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if v.dead.Load() {
+		return errDead
+	}
+	return err
+}
+
+type fakeEngine struct{ *view }
+
+func (e fakeEngine) Probe(context.Context) engine.Capabilities {
+	return engine.Capabilities{Name: "fake", Version: "f1", Healthy: true}
+}
+
+func handleOf(i engine.InstanceID) engine.Handle { return engine.Handle(fmt.Sprintf(`{"id":%q}`, i)) }
+
+func idOf(h engine.Handle) engine.InstanceID {
+	var i string
+	_, _ = fmt.Sscanf(string(h), `{"id":%q}`, &i)
+	return engine.InstanceID(i)
+}
+
+func (e fakeEngine) Prepare(ctx context.Context, s engine.Spec) (engine.Handle, error) {
+	if err := e.call(ctx, "prepare"); err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.instances[s.ID] = &instance{ended: make(chan struct{})}
+	return handleOf(s.ID), os.WriteFile(filepath.Join(s.WorkDir, "disk"), nil, 0o600)
+}
+
+func (e fakeEngine) Start(ctx context.Context, h engine.Handle) (engine.Handle, error) {
+	if err := e.call(ctx, "start"); err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	in := e.instances[idOf(h)]
+	if in == nil {
+		return nil, engine.ErrNotFound
+	}
+	in.running = true
+	return h, nil
+}
+
+func (e fakeEngine) Destroy(ctx context.Context, i engine.InstanceID) error {
+	if err := e.call(ctx, "destroy"); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.end(i, engine.Exit{Reason: engine.ExitKilled})
+	delete(e.instances, i)
+	return nil
+}
+
+func (e fakeEngine) Recover(ctx context.Context, h engine.Handle) (engine.Handle, error) {
+	if err := e.call(ctx, "recover"); err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	in := e.instances[idOf(h)]
+	switch {
+	case in == nil:
+		return nil, engine.ErrNotFound
+	case !in.running:
+		return nil, engine.ErrExited
+	}
+	return h, nil
+}
+
+func (e fakeEngine) Inventory(ctx context.Context) ([]engine.Found, error) {
+	if err := e.call(ctx, "inventory"); err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var out []engine.Found
+	for i, in := range e.instances {
+		out = append(out, engine.Found{ID: i, Running: in.running})
+	}
+	return out, nil
+}
+
+func (e fakeEngine) Wait(ctx context.Context, h engine.Handle) (engine.Exit, error) {
+	e.mu.Lock()
+	in := e.instances[idOf(h)]
+	e.mu.Unlock()
+	if in == nil {
+		return engine.Exit{}, engine.ErrNotFound
+	}
+	select {
+	case <-in.ended:
+		if e.dead.Load() {
+			return engine.Exit{}, errDead
+		}
+		return in.exit, nil
+	case <-ctx.Done():
+		return engine.Exit{}, ctx.Err()
+	}
+}
+
+func (e fakeEngine) Stats(context.Context, engine.Handle) (engine.Stats, error) {
+	return engine.Stats{Processes: 3}, nil
+}
+
+func (e fakeEngine) Dial(context.Context, engine.Handle, int) (net.Conn, error) {
+	a, b := net.Pipe()
+	_ = b.Close()
+	return a, nil
+}
+
+func (e fakeEngine) Checkpoint(context.Context, engine.Handle, engine.CheckpointOptions) error {
+	return engine.ErrUnsupported
+}
+
+func (e fakeEngine) Restore(context.Context, engine.Handle, string) (engine.Handle, error) {
+	return nil, engine.ErrUnsupported
+}
+func (e fakeEngine) Freeze(context.Context, engine.Handle) error { return engine.ErrUnsupported }
+func (e fakeEngine) Thaw(context.Context, engine.Handle) error   { return engine.ErrUnsupported }
+func (e fakeEngine) Stop(context.Context, engine.Handle) error   { return engine.ErrUnsupported }
+func (e fakeEngine) Resize(context.Context, engine.Handle, engine.Resources) error {
+	return engine.ErrUnsupported
+}
+
+type networks struct{ *view }
+
+func (n networks) Acquire(ctx context.Context, owner engine.InstanceID, _ bool) (manager.Slot, error) {
+	if err := n.call(ctx, "acquire_slot"); err != nil {
+		return manager.Slot{}, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for i := 0; ; i++ {
+		if _, taken := n.slots[i]; !taken {
+			n.slots[i] = owner
+			return manager.Slot{Index: i}, nil
+		}
+	}
+}
+
+func (n networks) Adopt(_ context.Context, index int, owner engine.InstanceID) (manager.Slot, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.slots[index] != owner {
+		return manager.Slot{}, errors.New("not yours")
+	}
+	return manager.Slot{Index: index}, nil
+}
+
+func (n networks) Release(ctx context.Context, index int) error {
+	if err := n.call(ctx, "release_slot"); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.slots, index)
+	return nil
+}
+
+func (n networks) Slots() []manager.OwnedSlot {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var out []manager.OwnedSlot
+	for i, o := range n.slots {
+		out = append(out, manager.OwnedSlot{Index: i, Owner: o})
+	}
+	return out
+}
+
+type images struct{ *view }
+
+func (im images) Acquire(ctx context.Context, img journal.Image, owner string) (string, error) {
+	if err := im.call(ctx, "acquire_image"); err != nil {
+		return "", err
+	}
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	im.images[owner] = img.Digest
+	return "/root", nil
+}
+
+func (im images) Release(ctx context.Context, _, owner string) error {
+	if err := im.call(ctx, "release_image"); err != nil {
+		return err
+	}
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	delete(im.images, owner)
+	return nil
+}
+
+func (im images) Recover(_ context.Context, owners map[string]string) error {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	for o := range im.images {
+		if _, known := owners[o]; !known {
+			delete(im.images, o)
+		}
+	}
+	return nil
+}
+
+// daemon is a guest link without a guest.
+type daemon struct {
+	*view
+	opts   manager.GuestOptions
+	closed atomic.Bool
+}
+
+func (d *daemon) Await(ctx context.Context) error                 { return d.call(ctx, "await") }
+func (d *daemon) Init(ctx context.Context, _ guestapi.Init) error { return d.call(ctx, "init") }
+func (d *daemon) Follow()                                         {}
+func (d *daemon) Close()                                          { d.closed.Store(true) }
+func (d *daemon) Dial(ctx context.Context, port int) (net.Conn, error) {
+	if d.closed.Load() {
+		return nil, errors.New("closed")
+	}
+	return d.opts.Dial(ctx, port)
+}
+
+// agent is one life of an agent on a data directory.
+type agent struct {
+	*manager.Manager
+	view    *view
+	journal *journal.Journal
+	mu      sync.Mutex
+	links   []*daemon
+	step    atomic.Pointer[func(manager.Step)]
+}
+
+// boot starts an agent on dir. It is stopped at the end of the test.
+func boot(t testing.TB, w *world, dir string, change ...func(*manager.Config)) *agent {
+	t.Helper()
+	j, err := journal.Open(filepath.Join(dir, "journal.db"), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &agent{view: &view{world: w}, journal: j}
+	cfg := manager.Config{
+		Journal: j, Engines: map[string]engine.Engine{"fake": fakeEngine{a.view}},
+		Networks: networks{a.view}, Images: images{a.view}, InstancesDir: filepath.Join(dir, "instances"),
+		NewGuest: func(o manager.GuestOptions) manager.Guest {
+			d := &daemon{view: a.view, opts: o}
+			a.mu.Lock()
+			a.links = append(a.links, d)
+			a.mu.Unlock()
+			return d
+		},
+		GuestArgs: []string{"/guest"}, BootID: "boot-1", RetryInterval: 5 * time.Millisecond,
+		Step: func(s manager.Step) {
+			if f := a.step.Load(); f != nil {
+				(*f)(s)
+			}
+		},
+	}
+	for _, c := range change {
+		c(&cfg)
+	}
+	a.Manager = manager.New(cfg)
+	if err := a.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(a.stop)
+	return a
+}
+
+// die ends the agent as kill -9 does: from this moment nothing it does has an
+// effect on the world or the journal's file.
+func (a *agent) die() {
+	a.view.dead.Store(true)
+	_ = a.journal.Close()
+}
+
+// stop ends it in order.
+func (a *agent) stop() {
+	a.Close()
+	_ = a.journal.Close()
+}
+
+func spec(sandbox id.Sandbox, incarnation uint64) journal.Spec {
+	return journal.Spec{
+		Sandbox: sandbox, Incarnation: incarnation, Engine: "fake", Image: journal.Image{Digest: "d1"},
+		Resources: journal.Resources{CPUMillis: 1000, MemoryBytes: 1 << 20, DiskBytes: 1 << 20, MaxProcesses: 10},
+		Env:       map[string]string{"A": "b"},
+	}
+}
