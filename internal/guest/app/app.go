@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -219,7 +220,7 @@ func sameSecret(got string, want [sha256.Size]byte) bool {
 
 // deny answers in the form the caller's protocol expects.
 func (d *Daemon) deny(w http.ResponseWriter, r *http.Request, code connect.Code, status int, message string) {
-	if d.refuse.IsSupported(r) {
+	if r.Method == http.MethodPost && strings.Contains(r.URL.Path, ".") && d.refuse.IsSupported(r) { // a service's path
 		_ = d.refuse.Write(w, r, connect.NewError(code, errors.New(message)))
 		return
 	}

@@ -124,10 +124,11 @@ func (d *Daemon) handleTunnel(w http.ResponseWriter, r *http.Request) {
 		filesystem.WriteError(w, http.StatusUpgradeRequired, "ask for an upgrade to "+guestapi.TunnelProtocol+" over HTTP/1.1")
 		return
 	}
-	dialer := net.Dialer{Timeout: dialTimeout}
-	inner, err := dialer.DialContext(r.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	// Not the request's context: that ends when the caller has sent all it has
+	// to say, and the answer is still wanted.
+	inner, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", port), dialTimeout)
 	if err != nil {
-		inner, err = dialer.DialContext(r.Context(), "tcp", fmt.Sprintf("[::1]:%d", port))
+		inner, err = net.DialTimeout("tcp", fmt.Sprintf("[::1]:%d", port), dialTimeout)
 	}
 	if err != nil {
 		filesystem.WriteError(w, http.StatusBadGateway, fmt.Sprintf("nothing listens on port %d", port))

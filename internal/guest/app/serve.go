@@ -34,6 +34,10 @@ const (
 func Serve(ctx context.Context, stdin io.Reader, log *slog.Logger) error {
 	debug.SetGCPercent(50)
 	debug.SetMemoryLimit(memoryLimit)
+	// Before the document is read: nobody inside may look at it here.
+	if err := initd.Undumpable(); err != nil {
+		return err
+	}
 	doc, err := initd.ReadDocument(stdin)
 	if err != nil {
 		return err
@@ -45,9 +49,6 @@ func Serve(ctx context.Context, stdin io.Reader, log *slog.Logger) error {
 	}
 	opt := Options{Boot: doc.Boot, Init: doc.Init, PasswdPath: doc.Passwd, GroupPath: doc.Group, Log: log}
 	if doc.System {
-		if err := initd.Undumpable(); err != nil {
-			return err
-		}
 		opt.Machine = system{root: "/"}
 	}
 	if doc.ReportFD > 2 {
