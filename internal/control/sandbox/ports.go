@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/google/uuid"
+
 	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/host"
 	"skerry.dev/skerry/internal/control/scheduler"
@@ -47,7 +49,9 @@ const (
 
 // Delete is the request to end a sandbox.
 type Delete struct {
-	ID        id.Sandbox
+	ID id.Sandbox
+	// Team is whose sandbox it must be; nil is anyone's.
+	Team      *id.Team
 	Operation id.Operation
 	Deadline  time.Duration
 	EndReason string
@@ -60,7 +64,7 @@ type Delete struct {
 // Lease says who drives an operation and for how long. The zero Lease leaves
 // the operation to whoever looks first.
 type Lease struct {
-	Owner id.Operation // a random id of the server's run
+	Owner uuid.UUID // of one run of one server
 	For   time.Duration
 }
 
@@ -72,7 +76,7 @@ type Store interface {
 	// CreatePending locks the candidate hosts of the team in the order of their
 	// ids, asks place, and writes sandbox, operation, audit entry, event and the
 	// caller's idempotency row, or nothing.
-	CreatePending(ctx context.Context, n NewSandbox, lease Lease, entry audit.Entry, place Placer, remember Remember) (Sandbox, error)
+	CreatePending(ctx context.Context, n NewSandbox, lease Lease, place Placer, entry func(id.Host) audit.Entry) (Sandbox, error)
 	// Apply makes one transition. A sandbox that is elsewhere by now is
 	// invalid_state with the actual status; one that is gone is ErrNotFound.
 	Apply(ctx context.Context, t Transition) (Sandbox, error)
@@ -84,7 +88,9 @@ type Store interface {
 
 	// Get reads a sandbox of any team.
 	Get(ctx context.Context, sandbox id.Sandbox) (Sandbox, error)
-	// Statuses reads many at once, for those who wait.
+	// WithUser is Get with the user of the template.
+	WithUser(ctx context.Context, sandbox id.Sandbox) (Sandbox, string, error)
+	// Seen reads many at once, for those who wait.
 	Seen(ctx context.Context, sandboxes []id.Sandbox) ([]Sandbox, error)
 	List(ctx context.Context, f Filter, p page.Request) (page.Page[Sandbox], error)
 	Events(ctx context.Context, sandbox id.Sandbox, p page.Request) (page.Page[Event], error)
@@ -109,10 +115,6 @@ type Store interface {
 	// Note adds an event by itself.
 	Note(ctx context.Context, sandbox id.Sandbox, kind string, data map[string]any) error
 }
-
-// Remember writes the caller's idempotency row in the transaction it is given;
-// the concrete type of tx is the store's own. Nil remembers nothing.
-type Remember func(ctx context.Context, tx any) error
 
 // Launch is everything an agent needs to start a sandbox.
 type Launch struct {
@@ -149,13 +151,4 @@ type Templates interface {
 	ByID(ctx context.Context, tpl id.Template) (template.Template, error)
 	// ManifestURL lets a host fetch its bytes for a limited time.
 	ManifestURL(t template.Template) string
-}
-
-// Secrets seals what must not lie open in the database and derives what must
-// not lie there at all.
-type Secrets interface {
-	Seal(plain []byte) ([]byte, error)
-	Open(sealed []byte) ([]byte, error)
-	// Derive returns the same 32 bytes for the same purpose and name, always.
-	Derive(purpose, name string) []byte
 }

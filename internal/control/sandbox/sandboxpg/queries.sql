@@ -67,7 +67,10 @@ WITH moved AS (
 SELECT * FROM moved;
 
 -- name: LockSandbox :one
-SELECT * FROM sandboxes WHERE id = sqlc.arg(id) FOR NO KEY UPDATE;
+SELECT sqlc.embed(s), h.address, h.status AS host_status
+FROM sandboxes s JOIN hosts h ON h.id = s.host_id
+WHERE s.id = sqlc.arg(id)
+FOR NO KEY UPDATE OF s;
 
 -- name: BeginDelete :one
 -- The row was locked by LockSandbox in this transaction. The new operation is
@@ -97,8 +100,10 @@ SELECT sqlc.embed(s), h.address, h.status AS host_status
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id
 WHERE s.id = sqlc.arg(id);
 
--- name: HostRef :one
-SELECT address, status FROM hosts WHERE id = sqlc.arg(id);
+-- name: GetSandboxWithUser :one
+SELECT sqlc.embed(s), h.address, h.status AS host_status, t.default_user
+FROM sandboxes s JOIN hosts h ON h.id = s.host_id JOIN templates t ON t.id = s.template_id
+WHERE s.id = sqlc.arg(id);
 
 -- name: SeenSandboxes :many
 SELECT sqlc.embed(s), h.address, h.status AS host_status

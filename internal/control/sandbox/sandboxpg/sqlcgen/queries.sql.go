@@ -232,19 +232,56 @@ func (q *Queries) GetSandbox(ctx context.Context, db DBTX, argID id.Sandbox) (Ge
 	return i, err
 }
 
-const hostRef = `-- name: HostRef :one
-SELECT address, status FROM hosts WHERE id = $1
+const getSandboxWithUser = `-- name: GetSandboxWithUser :one
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status, t.default_user
+FROM sandboxes s JOIN hosts h ON h.id = s.host_id JOIN templates t ON t.id = s.template_id
+WHERE s.id = $1
 `
 
-type HostRefRow struct {
-	Address string
-	Status  string
+type GetSandboxWithUserRow struct {
+	Sandbox     Sandbox
+	Address     string
+	HostStatus  string
+	DefaultUser string
 }
 
-func (q *Queries) HostRef(ctx context.Context, db DBTX, argID id.Host) (HostRefRow, error) {
-	row := db.QueryRow(ctx, hostRef, argID)
-	var i HostRefRow
-	err := row.Scan(&i.Address, &i.Status)
+func (q *Queries) GetSandboxWithUser(ctx context.Context, db DBTX, argID id.Sandbox) (GetSandboxWithUserRow, error) {
+	row := db.QueryRow(ctx, getSandboxWithUser, argID)
+	var i GetSandboxWithUserRow
+	err := row.Scan(
+		&i.Sandbox.ID,
+		&i.Sandbox.TeamID,
+		&i.Sandbox.HostID,
+		&i.Sandbox.TemplateID,
+		&i.Sandbox.TemplateName,
+		&i.Sandbox.ImageDigest,
+		&i.Sandbox.Status,
+		&i.Sandbox.Incarnation,
+		&i.Sandbox.Engine,
+		&i.Sandbox.EngineVersion,
+		&i.Sandbox.CpuMillis,
+		&i.Sandbox.MemoryMb,
+		&i.Sandbox.DiskMb,
+		&i.Sandbox.Internet,
+		&i.Sandbox.EnvSealed,
+		&i.Sandbox.Metadata,
+		&i.Sandbox.TimeoutSec,
+		&i.Sandbox.OnTimeout,
+		&i.Sandbox.IdleTimeoutSec,
+		&i.Sandbox.DeadlineAt,
+		&i.Sandbox.EndReason,
+		&i.Sandbox.Error,
+		&i.Sandbox.CreatedByType,
+		&i.Sandbox.CreatedByID,
+		&i.Sandbox.CreatedByName,
+		&i.Sandbox.CreatedAt,
+		&i.Sandbox.StartedAt,
+		&i.Sandbox.EndedAt,
+		&i.Sandbox.UpdatedAt,
+		&i.Address,
+		&i.HostStatus,
+		&i.DefaultUser,
+	)
 	return i, err
 }
 
@@ -602,42 +639,53 @@ func (q *Queries) LockCandidateHosts(ctx context.Context, db DBTX, teamID id.Tea
 }
 
 const lockSandbox = `-- name: LockSandbox :one
-SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at FROM sandboxes WHERE id = $1 FOR NO KEY UPDATE
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status
+FROM sandboxes s JOIN hosts h ON h.id = s.host_id
+WHERE s.id = $1
+FOR NO KEY UPDATE OF s
 `
 
-func (q *Queries) LockSandbox(ctx context.Context, db DBTX, argID id.Sandbox) (Sandbox, error) {
+type LockSandboxRow struct {
+	Sandbox    Sandbox
+	Address    string
+	HostStatus string
+}
+
+func (q *Queries) LockSandbox(ctx context.Context, db DBTX, argID id.Sandbox) (LockSandboxRow, error) {
 	row := db.QueryRow(ctx, lockSandbox, argID)
-	var i Sandbox
+	var i LockSandboxRow
 	err := row.Scan(
-		&i.ID,
-		&i.TeamID,
-		&i.HostID,
-		&i.TemplateID,
-		&i.TemplateName,
-		&i.ImageDigest,
-		&i.Status,
-		&i.Incarnation,
-		&i.Engine,
-		&i.EngineVersion,
-		&i.CpuMillis,
-		&i.MemoryMb,
-		&i.DiskMb,
-		&i.Internet,
-		&i.EnvSealed,
-		&i.Metadata,
-		&i.TimeoutSec,
-		&i.OnTimeout,
-		&i.IdleTimeoutSec,
-		&i.DeadlineAt,
-		&i.EndReason,
-		&i.Error,
-		&i.CreatedByType,
-		&i.CreatedByID,
-		&i.CreatedByName,
-		&i.CreatedAt,
-		&i.StartedAt,
-		&i.EndedAt,
-		&i.UpdatedAt,
+		&i.Sandbox.ID,
+		&i.Sandbox.TeamID,
+		&i.Sandbox.HostID,
+		&i.Sandbox.TemplateID,
+		&i.Sandbox.TemplateName,
+		&i.Sandbox.ImageDigest,
+		&i.Sandbox.Status,
+		&i.Sandbox.Incarnation,
+		&i.Sandbox.Engine,
+		&i.Sandbox.EngineVersion,
+		&i.Sandbox.CpuMillis,
+		&i.Sandbox.MemoryMb,
+		&i.Sandbox.DiskMb,
+		&i.Sandbox.Internet,
+		&i.Sandbox.EnvSealed,
+		&i.Sandbox.Metadata,
+		&i.Sandbox.TimeoutSec,
+		&i.Sandbox.OnTimeout,
+		&i.Sandbox.IdleTimeoutSec,
+		&i.Sandbox.DeadlineAt,
+		&i.Sandbox.EndReason,
+		&i.Sandbox.Error,
+		&i.Sandbox.CreatedByType,
+		&i.Sandbox.CreatedByID,
+		&i.Sandbox.CreatedByName,
+		&i.Sandbox.CreatedAt,
+		&i.Sandbox.StartedAt,
+		&i.Sandbox.EndedAt,
+		&i.Sandbox.UpdatedAt,
+		&i.Address,
+		&i.HostStatus,
 	)
 	return i, err
 }

@@ -1,0 +1,199 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"skerry.dev/skerry/internal/control/keyring"
+	"skerry.dev/skerry/internal/kernel/errs"
+	"skerry.dev/skerry/internal/kernel/id"
+)
+
+// cleanupLimit bounds the call that ends what a failed create may have left. The
+// inventory finds what it misses.
+const cleanupLimit = 10 * time.Second
+
+// driveCreate takes a sandbox from pending to running, or to error. An error
+// that it returns leaves the operation open, to be tried again.
+func (r *Runner) driveCreate(ctx context.Context, op Operation) error {
+	if err := r.step(StepCreateAccepted, op); err != nil {
+		return err
+	}
+	x, err := r.store.Get(ctx, op.SandboxID)
+	if err != nil {
+		return err
+	}
+	if x.Incarnation != op.Incarnation || (x.Status != StatusPending && x.Status != StatusStarting) {
+		return InvalidState(x)
+	}
+	if x.Status == StatusPending {
+		ref := x.Host
+		if x, err = r.apply(ctx, Transition{ID: x.ID, From: StatusPending, To: StatusStarting, Incarnation: x.Incarnation, Event: "starting"}); err != nil {
+			return err
+		}
+		x.Host = ref
+		if err := r.step(StepCreateStarting, op); err != nil {
+			return err
+		}
+	}
+	launch, err := r.launch(ctx, x)
+	if err != nil {
+		return r.refuse(ctx, op, x, err)
+	}
+	callCtx, cancel := context.WithDeadline(ctx, op.DeadlineAt)
+	defer cancel()
+	launched, err := r.agents.CreateSandbox(callCtx, x.Host, launch)
+	if err != nil {
+		if ctx.Err() != nil || again(err) && time.Since(op.CreatedAt) < r.cfg.Patience && callCtx.Err() == nil {
+			return err
+		}
+		if callCtx.Err() != nil {
+			err = errs.Unavailable("deadline_exceeded", "The sandbox did not start in time. Create another.").Because(err)
+		}
+		return r.refuse(ctx, op, x, err)
+	}
+	if err := r.step(StepCreateLaunched, op); err != nil {
+		return err
+	}
+	if _, err = r.apply(ctx, Transition{
+		ID: x.ID, From: StatusStarting, To: StatusRunning, Incarnation: x.Incarnation,
+		EngineVersion: launched.EngineVersion, Outcome: OutcomeSucceeded, Event: "running",
+	}); err != nil {
+		return err
+	}
+	return r.step(StepCreateRunning, op)
+}
+
+// again reports whether a call may succeed when it is repeated.
+func again(err error) bool {
+	switch errs.CodeOf(err) {
+	case errs.CodeUnavailable, errs.CodeCanceled:
+		return true
+	}
+	return false
+}
+
+// refuse ends a create that failed: the row first, which frees its capacity,
+// then whatever the host may still hold.
+func (r *Runner) refuse(ctx context.Context, op Operation, x Sandbox, why error) error {
+	if err := r.step(StepCreateRefused, op); err != nil {
+		return err
+	}
+	e := errs.As(why)
+	r.log.WarnContext(ctx, "create failed", "sandbox_id", x.ID.String(), "host_id", x.Host.ID.String(), "error", why)
+	_, err := r.apply(ctx, Transition{
+		ID: x.ID, From: StatusStarting, To: StatusError, Incarnation: x.Incarnation, EndReason: EndCreateFailed, Error: e.Message,
+		Outcome: OutcomeFailed, Reason: e.Reason, Message: e.Message,
+		Event: "error", EventData: map[string]any{"reason": e.Reason, "message": e.Message},
+	})
+	if err != nil {
+		return err
+	}
+	if err := r.step(StepCreateFailed, op); err != nil {
+		return err
+	}
+	cctx, cancel := context.WithTimeout(ctx, cleanupLimit)
+	defer cancel()
+	if err := r.agents.DestroySandbox(cctx, x.Host, x.ID, x.Incarnation, EndCreateFailed); err != nil {
+		r.log.WarnContext(ctx, "cannot clean up after a failed create now; the inventory will", "sandbox_id", x.ID.String(), "error", err)
+	}
+	return nil
+}
+
+func (r *Runner) launch(ctx context.Context, x Sandbox) (Launch, error) {
+	tpl, err := r.templates.ByID(ctx, x.TemplateID)
+	if err != nil {
+		return Launch{}, err
+	}
+	env, err := openEnv(r.secret, x)
+	if err != nil {
+		return Launch{}, err
+	}
+	return Launch{
+		Sandbox: x, Template: tpl, Env: env, AccessToken: AccessToken(r.secret, x.ID),
+		ManifestURL: r.templates.ManifestURL(tpl), MaxProcesses: r.cfg.MaxProcesses,
+	}, nil
+}
+
+// driveDelete ends a sandbox on its host. It is tried until the host confirms
+// or the operation's deadline has passed; then the row ends, and the inventory
+// ends the rest when the host is back.
+func (r *Runner) driveDelete(ctx context.Context, op Operation) error {
+	if err := r.step(StepDeleteAccepted, op); err != nil {
+		return err
+	}
+	x, err := r.store.Get(ctx, op.SandboxID)
+	if err != nil {
+		return err
+	}
+	if x.Incarnation != op.Incarnation || x.Status != StatusStopping {
+		return InvalidState(x)
+	}
+	t := Transition{
+		ID: x.ID, From: StatusStopping, To: StatusStopped, Incarnation: x.Incarnation, Outcome: OutcomeSucceeded,
+		Event: "stopped", EventData: map[string]any{"reason": x.EndReason},
+	}
+	if time.Now().Before(op.DeadlineAt) {
+		if err := r.agents.DestroySandbox(ctx, x.Host, x.ID, x.Incarnation, x.EndReason); err != nil {
+			return err
+		}
+		if err := r.step(StepDeleteDestroyed, op); err != nil {
+			return err
+		}
+	} else {
+		t.Outcome, t.Reason, t.Message = OutcomeFailed, "host_unavailable", "The host was not reached in time."
+	}
+	if _, err := r.apply(ctx, t); err != nil {
+		return err
+	}
+	r.agents.Forget(x.Host, x.ID, x.Incarnation-1)
+	return r.step(StepDeleteStopped, op)
+}
+
+func (r *Runner) apply(ctx context.Context, t Transition) (Sandbox, error) {
+	x, err := r.store.Apply(ctx, t)
+	if err == nil {
+		r.watch.Publish(x)
+	}
+	return x, err
+}
+
+const sealEnv = "sandbox-env"
+
+func sealedEnv(secret keyring.Secret, sandbox id.Sandbox, env map[string]string) ([]byte, error) {
+	if len(env) == 0 {
+		return nil, nil
+	}
+	plain, err := json.Marshal(env)
+	if err != nil {
+		return nil, fmt.Errorf("env: %w", err)
+	}
+	u := sandbox.UUID()
+	return secret.Seal(sealEnv, plain, u[:]), nil
+}
+
+func openEnv(secret keyring.Secret, x Sandbox) (map[string]string, error) {
+	if len(x.EnvSealed) == 0 {
+		return nil, nil
+	}
+	u := x.ID.UUID()
+	plain, err := secret.Open(sealEnv, x.EnvSealed, u[:])
+	if err != nil {
+		return nil, fmt.Errorf("open env of %s: %w", x.ID, err)
+	}
+	var env map[string]string
+	if err := json.Unmarshal(plain, &env); err != nil {
+		return nil, fmt.Errorf("env of %s: %w", x.ID, err)
+	}
+	return env, nil
+}
+
+// AccessToken is what the guest daemon of a sandbox demands, derived so that no
+// row holds it.
+func AccessToken(secret keyring.Secret, sandbox id.Sandbox) string {
+	u := sandbox.UUID()
+	return hex.EncodeToString(secret.Derive("sandbox-access", u[:]))
+}

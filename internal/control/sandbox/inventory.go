@@ -1,0 +1,279 @@
+package sandbox
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"skerry.dev/skerry/internal/control/host"
+	"skerry.dev/skerry/internal/kernel/errs"
+	"skerry.dev/skerry/internal/kernel/id"
+)
+
+// Phase is what an agent says of an instance.
+type Phase string
+
+// The phases.
+const (
+	PhaseCreating   Phase = "creating"
+	PhaseRunning    Phase = "running"
+	PhaseDestroying Phase = "destroying"
+	PhaseExited     Phase = "exited"
+)
+
+// Instance is something that really exists on a host.
+type Instance struct {
+	Sandbox     id.Sandbox
+	Incarnation int64
+	Phase       Phase
+	EndReason   string // of an exited one
+	// Unknown to the agent's own journal.
+	Unknown bool
+}
+
+// Inventory is all that exists on a host.
+type Inventory struct {
+	Generation int64
+	Instances  []Instance
+}
+
+// Reports that mean something here; all others are stored as events only.
+const ReportExited = "exited"
+
+// Report is one thing an agent tells.
+type Report struct {
+	Seq         int64
+	Kind        string
+	Sandbox     id.Sandbox
+	Incarnation int64
+	At          time.Time
+	Data        map[string]any
+}
+
+// EndReason is why an exited sandbox ended, as far as the agent is believed.
+func (r Report) EndReason() string {
+	reason, _ := r.Data["reason"].(string)
+	return endReason(reason)
+}
+
+// endReason lets through only the words an agent may say.
+func endReason(said string) string {
+	switch said {
+	case "killed", "out_of_memory", "engine_crashed", "exited", "host_restarted":
+		return said
+	}
+	return "exited"
+}
+
+// orphanGrace is how long something that should not exist is left alone, in case
+// it is we who look wrongly.
+const orphanGrace = time.Minute
+
+// Reconciler compares what a host holds with what the rows say. It is called by
+// the host monitor, one call a host at a time, and remembers between calls what
+// it saw only once: no verdict rests on one look.
+type Reconciler struct {
+	store  Store
+	agents Agents
+	runner *Runner
+	watch  *Watch
+	log    *slog.Logger
+	grace  time.Duration
+	now    func() time.Time
+
+	mu    sync.Mutex
+	hosts map[id.Host]*suspicions
+}
+
+// suspicions of one host; cleared by its new generation.
+type suspicions struct {
+	generation int64
+	absent     map[Key]bool
+	orphans    map[Key]time.Time // first seen
+}
+
+// Key names one incarnation.
+type Key struct {
+	Sandbox     id.Sandbox
+	Incarnation int64
+}
+
+// NewReconciler makes a reconciler. A zero grace is the default of one minute.
+func NewReconciler(store Store, agents Agents, runner *Runner, watch *Watch, grace time.Duration, log *slog.Logger) *Reconciler {
+	if grace == 0 {
+		grace = orphanGrace
+	}
+	return &Reconciler{store: store, agents: agents, runner: runner, watch: watch, log: log, grace: grace, now: time.Now, hosts: map[id.Host]*suspicions{}}
+}
+
+// ReconcileHost is one pass over one host. An error means that nothing was
+// judged.
+func (r *Reconciler) ReconcileHost(ctx context.Context, h host.Ref) error {
+	// A row counts as running during the inventory only when it was the same
+	// before and after: clocks of hosts are not compared with the database's.
+	before, err := r.store.OnHost(ctx, h.ID, nil)
+	if err != nil {
+		return err
+	}
+	inv, err := r.agents.Inventory(ctx, h)
+	if err != nil {
+		r.forget(h.ID) // the next look is a first one again
+		return err
+	}
+	named := make([]id.Sandbox, len(inv.Instances))
+	for i, in := range inv.Instances {
+		named[i] = in.Sandbox
+	}
+	after, err := r.store.OnHost(ctx, h.ID, named)
+	if err != nil {
+		return err
+	}
+	s := r.suspicions(h.ID, inv.Generation)
+	rows := make(map[id.Sandbox]Sandbox, len(after))
+	for _, x := range after {
+		rows[x.ID] = x
+	}
+	if err := r.judgeRows(ctx, h, s, unchanged(before, rows, h.ID), inv); err != nil {
+		return err
+	}
+	return r.judgeInstances(ctx, h, s, rows, inv)
+}
+
+func (r *Reconciler) suspicions(h id.Host, generation int64) *suspicions {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.hosts[h]
+	if s == nil || s.generation != generation {
+		s = &suspicions{generation: generation, absent: map[Key]bool{}, orphans: map[Key]time.Time{}}
+		r.hosts[h] = s
+	}
+	return s
+}
+
+func (r *Reconciler) forget(h id.Host) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.hosts, h)
+}
+
+// unchanged are the running rows of the host that nothing touched while the
+// inventory was taken.
+func unchanged(before []Sandbox, after map[id.Sandbox]Sandbox, h id.Host) []Sandbox {
+	var out []Sandbox
+	for _, b := range before {
+		a, ok := after[b.ID]
+		if ok && a.Host.ID == h && a.Status == StatusRunning && b.Status == StatusRunning && a.Incarnation == b.Incarnation && a.UpdatedAt.Equal(b.UpdatedAt) {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// judgeRows ends rows whose sandbox is proven gone: at once when the agent says
+// that it exited, after a second look when it is merely not there.
+func (r *Reconciler) judgeRows(ctx context.Context, h host.Ref, s *suspicions, rows []Sandbox, inv Inventory) error {
+	instances := make(map[Key]Instance, len(inv.Instances))
+	for _, in := range inv.Instances {
+		instances[Key{in.Sandbox, in.Incarnation}] = in
+	}
+	absent := map[Key]bool{}
+	for _, x := range rows {
+		key := Key{x.ID, x.Incarnation}
+		in, there := instances[key]
+		reason := ""
+		switch {
+		case there && in.Phase == PhaseExited:
+			reason = endReason(in.EndReason)
+		case there:
+		case s.absent[key]:
+			reason = EndLost
+		default:
+			absent[key] = true
+		}
+		if reason == "" {
+			continue
+		}
+		if err := r.stop(ctx, h, x, reason); err != nil {
+			return err
+		}
+	}
+	s.absent = absent
+	return nil
+}
+
+func (r *Reconciler) stop(ctx context.Context, h host.Ref, x Sandbox, reason string) error {
+	stopped, err := r.store.Apply(ctx, Transition{
+		ID: x.ID, From: StatusRunning, To: StatusStopped, Incarnation: x.Incarnation, EndReason: reason,
+		Event: "stopped", EventData: map[string]any{"reason": reason, "seen_by": "inventory"},
+	})
+	if errs.Is(err, "invalid_state") {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	r.log.InfoContext(ctx, "sandbox is gone from its host", "sandbox_id", x.ID.String(), "incarnation", x.Incarnation, "host_id", h.ID.String(), "reason", reason)
+	r.watch.Publish(stopped)
+	r.agents.Forget(h, x.ID, x.Incarnation)
+	return nil
+}
+
+// judgeInstances destroys what belongs to a row that has ended. What the
+// database never knew, or knows on another host, is left alone: a restored
+// backup must not kill work.
+func (r *Reconciler) judgeInstances(ctx context.Context, h host.Ref, s *suspicions, rows map[id.Sandbox]Sandbox, inv Inventory) error {
+	orphans := map[Key]time.Time{}
+	for _, in := range inv.Instances {
+		x, known := rows[in.Sandbox]
+		if in.Unknown || !known || x.Host.ID != h.ID {
+			r.log.WarnContext(ctx, "host holds what this database does not know there", "sandbox_id", in.Sandbox.String(),
+				"incarnation", in.Incarnation, "host_id", h.ID.String())
+			continue
+		}
+		if x.Status.Live() {
+			continue // its operation or its next transition decides
+		}
+		key := Key{in.Sandbox, in.Incarnation}
+		since, again := s.orphans[key]
+		if !again {
+			since = r.now()
+		}
+		// What has exited already only leaves its remains.
+		if in.Phase != PhaseExited && (!again || r.now().Sub(since) < r.grace) {
+			orphans[key] = since
+			continue
+		}
+		if err := r.destroy(ctx, h, x, in); err != nil {
+			orphans[key] = since
+			r.log.WarnContext(ctx, "cannot destroy an orphan; the next pass will", "sandbox_id", x.ID.String(), "error", err)
+		}
+	}
+	s.orphans = orphans
+	return nil
+}
+
+func (r *Reconciler) destroy(ctx context.Context, h host.Ref, x Sandbox, in Instance) error {
+	if err := r.agents.DestroySandbox(ctx, h, x.ID, max(in.Incarnation, x.Incarnation), "orphan"); err != nil {
+		return err
+	}
+	if in.Phase == PhaseExited {
+		return nil
+	}
+	r.log.WarnContext(ctx, "destroyed an orphan", "sandbox_id", x.ID.String(), "incarnation", in.Incarnation, "host_id", h.ID.String())
+	return r.store.Note(ctx, x.ID, "orphan_destroyed", map[string]any{"incarnation": in.Incarnation, "host": h.ID.String()})
+}
+
+// Report takes what an agent tells of its sandboxes. Repeats change nothing, and
+// only sandboxes of that host are touched.
+func (s *Service) Report(ctx context.Context, from id.Host, generation int64, reports []Report) error {
+	ended, err := s.store.Report(ctx, from, generation, reports)
+	if err != nil {
+		return err
+	}
+	for _, x := range ended {
+		s.watch.Publish(x)
+		s.agents.Forget(host.Ref{ID: from}, x.ID, x.Incarnation)
+	}
+	return nil
+}

@@ -1,0 +1,320 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"skerry.dev/skerry/internal/control/keyring"
+	"skerry.dev/skerry/internal/kernel/errs"
+	"skerry.dev/skerry/internal/kernel/id"
+)
+
+// Step is a point of an operation at which a process may die. The crash test
+// walks all of them.
+type Step string
+
+// The steps, each named by what has just been done.
+const (
+	StepCreateAccepted  Step = "create_accepted"
+	StepCreateStarting  Step = "create_starting"
+	StepCreateLaunched  Step = "create_launched"
+	StepCreateRunning   Step = "create_running"
+	StepCreateRefused   Step = "create_refused"
+	StepCreateFailed    Step = "create_failed"
+	StepDeleteAccepted  Step = "delete_accepted"
+	StepDeleteDestroyed Step = "delete_destroyed"
+	StepDeleteStopped   Step = "delete_stopped"
+)
+
+// Steps are all of them.
+func Steps() []Step {
+	return []Step{
+		StepCreateAccepted, StepCreateStarting, StepCreateLaunched, StepCreateRunning, StepCreateRefused, StepCreateFailed,
+		StepDeleteAccepted, StepDeleteDestroyed, StepDeleteStopped,
+	}
+}
+
+// Config of the runner. Zero values take the defaults.
+type Config struct {
+	// Parallel bounds the operations driven at once by this server; default 64.
+	Parallel int
+	// Lease is how long a server that died keeps others from going on; default
+	// 30 s. It is renewed at a third of it.
+	Lease time.Duration
+	// Poll is how often the runner looks for operations nobody drives; default 1 s.
+	Poll time.Duration
+	// Patience is how long a create tries a host that cannot be reached; default
+	// 60 s.
+	Patience time.Duration
+	// MaxProcesses a guest may have; default 1024.
+	MaxProcesses int
+	// OnStep is called after each step; an error abandons the operation there, as
+	// the death of the process would. For tests.
+	OnStep func(Step, Operation) error
+}
+
+func (c Config) withDefaults() Config {
+	if c.Parallel == 0 {
+		c.Parallel = 64
+	}
+	if c.Lease == 0 {
+		c.Lease = 30 * time.Second
+	}
+	if c.Poll == 0 {
+		c.Poll = time.Second
+	}
+	if c.Patience == 0 {
+		c.Patience = time.Minute
+	}
+	if c.MaxProcesses == 0 {
+		c.MaxProcesses = 1024
+	}
+	if c.OnStep == nil {
+		c.OnStep = func(Step, Operation) error { return nil }
+	}
+	return c
+}
+
+// Runner drives open operations to their end, apart from the requests that
+// opened them. Several servers may each run one: an operation belongs to whoever
+// holds its lease, and every step may be done twice.
+type Runner struct {
+	store     Store
+	agents    Agents
+	templates Templates
+	secret    keyring.Secret
+	watch     *Watch
+	cfg       Config
+	lease     Lease
+	log       *slog.Logger
+
+	slots chan struct{}
+	wake  chan struct{}
+
+	mu      sync.Mutex
+	running context.Context // nil while Run does not run
+	held    map[id.Operation]context.CancelCauseFunc
+	wg      sync.WaitGroup
+}
+
+// NewRunner makes a runner; it drives nothing before Run.
+func NewRunner(store Store, agents Agents, templates Templates, secret keyring.Secret, watch *Watch, cfg Config, log *slog.Logger) *Runner {
+	cfg = cfg.withDefaults()
+	return &Runner{
+		store: store, agents: agents, templates: templates, secret: secret, watch: watch, cfg: cfg, log: log,
+		lease: Lease{Owner: uuid.New(), For: cfg.Lease},
+		slots: make(chan struct{}, cfg.Parallel), wake: make(chan struct{}, 1), held: map[id.Operation]context.CancelCauseFunc{},
+	}
+}
+
+// Run drives operations until ctx ends, then waits for those under way to let
+// go; their leases are given back.
+func (r *Runner) Run(ctx context.Context) error {
+	r.mu.Lock()
+	r.running = ctx
+	r.mu.Unlock()
+	var renewal sync.WaitGroup
+	renewal.Go(func() { r.renewLoop(ctx) })
+	ticker := time.NewTicker(r.cfg.Poll)
+	defer ticker.Stop()
+	for ctx.Err() == nil {
+		r.takeDue(ctx)
+		select {
+		case <-ctx.Done():
+		case <-ticker.C:
+		case <-r.wake:
+		}
+	}
+	r.mu.Lock()
+	r.running = nil
+	r.mu.Unlock()
+	r.wg.Wait()
+	renewal.Wait()
+	return nil
+}
+
+// Wake hastens the next look; it is only a hint.
+func (r *Runner) Wake() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// reserve takes a slot for an operation about to be opened. Without one the
+// operation is opened unleased, and the loop takes it when there is room.
+func (r *Runner) reserve() (Lease, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.running == nil {
+		return Lease{}, false
+	}
+	select {
+	case r.slots <- struct{}{}:
+		r.wg.Add(1) // before Run can wait: it takes mu first
+		return r.lease, true
+	default:
+		return Lease{}, false
+	}
+}
+
+// release gives back what reserve took, when no operation came of it.
+func (r *Runner) release() {
+	<-r.slots
+	r.wg.Done()
+}
+
+// start drives an operation in a slot that reserve took.
+func (r *Runner) start(op Operation) {
+	r.mu.Lock()
+	parent := r.running
+	if parent == nil {
+		// Shutting down: whoever looks next takes it when the lease ends.
+		r.mu.Unlock()
+		r.release()
+		return
+	}
+	ctx, cancel := context.WithCancelCause(parent)
+	r.held[op.ID] = cancel
+	r.mu.Unlock()
+	go func() {
+		defer r.release()
+		defer cancel(nil)
+		defer func() {
+			r.mu.Lock()
+			delete(r.held, op.ID)
+			r.mu.Unlock()
+		}()
+		r.drive(ctx, op)
+		r.Wake() // there is room again
+	}()
+}
+
+// takeDue leases as many operations as there are free slots.
+func (r *Runner) takeDue(ctx context.Context) {
+	n := 0
+	for {
+		if _, ok := r.reserve(); !ok {
+			break
+		}
+		n++
+	}
+	var due []Operation
+	if n > 0 {
+		var err error
+		if due, err = r.store.TakeDue(ctx, r.lease, n); err != nil && ctx.Err() == nil {
+			r.log.WarnContext(ctx, "cannot look for due operations", "error", err)
+		}
+	}
+	for _, op := range due {
+		r.start(op)
+	}
+	for range n - len(due) {
+		r.release()
+	}
+}
+
+var errLeaseLost = errors.New("the operation was taken from us or closed")
+
+// renewLoop prolongs the leases of what is driven here. An operation that is no
+// longer ours, or closed, is let go of at once.
+func (r *Runner) renewLoop(ctx context.Context) {
+	ticker := time.NewTicker(r.cfg.Lease / 3)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		held := r.holding()
+		if len(held) == 0 {
+			continue
+		}
+		kept, err := r.store.Renew(ctx, r.lease, held)
+		if err != nil {
+			r.log.WarnContext(ctx, "cannot renew leases", "error", err)
+			continue
+		}
+		still := make(map[id.Operation]bool, len(kept))
+		for _, op := range kept {
+			still[op] = true
+		}
+		for _, op := range held {
+			if !still[op] {
+				r.letGo(op)
+			}
+		}
+	}
+}
+
+func (r *Runner) holding() []id.Operation {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	held := make([]id.Operation, 0, len(r.held))
+	for op := range r.held {
+		held = append(held, op)
+	}
+	return held
+}
+
+func (r *Runner) letGo(op id.Operation) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if cancel, ok := r.held[op]; ok {
+		cancel(errLeaseLost)
+	}
+}
+
+// errAbandoned is OnStep's wish to die here.
+var errAbandoned = errors.New("abandoned at a step")
+
+func (r *Runner) step(s Step, op Operation) error {
+	if err := r.cfg.OnStep(s, op); err != nil {
+		return errors.Join(errAbandoned, err)
+	}
+	return nil
+}
+
+func (r *Runner) drive(ctx context.Context, op Operation) {
+	log := r.log.With("sandbox_id", op.SandboxID.String(), "op", string(op.Kind), "incarnation", op.Incarnation)
+	var err error
+	switch op.Kind {
+	case KindCreate:
+		err = r.driveCreate(ctx, op)
+	case KindDelete:
+		err = r.driveDelete(ctx, op)
+	default:
+		err = errs.FailedPrecondition("unknown_operation", "This release cannot drive this operation; a newer one opened it.")
+	}
+	switch {
+	case err == nil, errors.Is(err, errAbandoned), errors.Is(context.Cause(ctx), errLeaseLost):
+		return
+	case errs.Is(err, "invalid_state"), errs.Is(err, ErrNotFound.Reason):
+		// Somebody else moved it on; what it is now has its own operation or none.
+		log.InfoContext(ctx, "operation overtaken", "reason", errs.As(err).Reason)
+		return
+	}
+	pause := backoff(op.Attempts)
+	if ctx.Err() != nil {
+		pause = 0 // we leave; another server goes on at once
+	} else {
+		log.WarnContext(ctx, "operation will be tried again", "error", err, "attempts", op.Attempts, "pause", pause)
+	}
+	// The lease must be given back also when this server is about to leave.
+	yctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := r.store.Yield(yctx, r.lease, op.ID, pause); err != nil {
+		log.WarnContext(yctx, "cannot give an operation back; its lease will end", "error", err)
+	}
+}
+
+// backoff grows from half a second to a minute.
+func backoff(attempts int64) time.Duration {
+	return min(time.Minute, 500*time.Millisecond<<min(max(attempts-1, 0), 7))
+}

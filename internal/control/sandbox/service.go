@@ -1,0 +1,303 @@
+package sandbox
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"math"
+	"time"
+
+	"skerry.dev/skerry/internal/control/audit"
+	"skerry.dev/skerry/internal/control/keyring"
+	"skerry.dev/skerry/internal/control/principal"
+	"skerry.dev/skerry/internal/control/scheduler"
+	"skerry.dev/skerry/internal/control/template"
+	"skerry.dev/skerry/internal/kernel/errs"
+	"skerry.dev/skerry/internal/kernel/id"
+	"skerry.dev/skerry/internal/kernel/page"
+)
+
+// How long requests wait.
+const (
+	// deleteWait: a delete answers within 10 s whether or not it is done.
+	deleteWait = 9 * time.Second
+	// DefaultTransitionWait is how long a request waits for a sandbox in a
+	// transition that leads to running.
+	DefaultTransitionWait = time.Minute
+)
+
+// maxRefusals bounds the explanation of a refused placement.
+const maxRefusals = 20
+
+// Service is the room's use cases.
+type Service struct {
+	store     Store
+	scheduler scheduler.Scheduler
+	templates Templates
+	agents    Agents
+	runner    *Runner
+	watch     *Watch
+	secret    keyring.Secret
+	log       *slog.Logger
+	wait      time.Duration
+}
+
+// NewService makes the room.
+func NewService(store Store, sched scheduler.Scheduler, templates Templates, agents Agents, runner *Runner, watch *Watch, secret keyring.Secret, log *slog.Logger) *Service {
+	return &Service{
+		store: store, scheduler: sched, templates: templates, agents: agents, runner: runner, watch: watch, secret: secret, log: log,
+		wait: DefaultTransitionWait,
+	}
+}
+
+// Receipt is what an accepted create is known by; a repeated one gets the same.
+type Receipt struct {
+	Sandbox   id.Sandbox   `json:"sandbox"`
+	Operation id.Operation `json:"operation"`
+}
+
+var (
+	errScopeWrite = errs.Forbidden("missing_scope", "This key may not use sandboxes. Make one with the scope `sandboxes`.")
+	errScopeRead  = errs.Forbidden("missing_scope", "This key may not read sandboxes. Make one with the scope `sandboxes` or `read`.")
+)
+
+func writer(by principal.Principal) (id.Team, error) {
+	if !by.Can(principal.ScopeSandboxes) {
+		return id.Team{}, errScopeWrite
+	}
+	return by.Team()
+}
+
+func reader(by principal.Principal) (id.Team, error) {
+	if !by.Can(principal.ScopeSandboxes, principal.ScopeRead) {
+		return id.Team{}, errScopeRead
+	}
+	return by.Team()
+}
+
+// Create accepts a sandbox: once it returns, the sandbox exists, has its place
+// on a host, and is being started whether or not anybody waits.
+func (s *Service) Create(ctx context.Context, by principal.Principal, req CreateRequest) (Receipt, error) {
+	team, err := writer(by)
+	if err != nil {
+		return Receipt{}, err
+	}
+	if err := req.Validate(); err != nil {
+		return Receipt{}, err
+	}
+	tpl, err := s.templates.Resolve(ctx, team, req.Template)
+	if err != nil {
+		return Receipt{}, err
+	}
+	n, err := s.plan(by, team, req, tpl)
+	if err != nil {
+		return Receipt{}, err
+	}
+	lease, reserved := s.runner.reserve()
+	x, err := s.store.CreatePending(ctx, n, lease, s.placer(n.Want), func(h id.Host) audit.Entry {
+		return audit.By(by).SandboxCreated(team, n.Sandbox.ID, tpl.Name, h)
+	})
+	if err != nil {
+		if reserved {
+			s.runner.release()
+		}
+		return Receipt{}, err
+	}
+	op := n.Operation
+	op.CreatedAt, op.DeadlineAt = x.CreatedAt, x.CreatedAt.Add(CreateLimit)
+	if reserved {
+		s.runner.start(op)
+	} else {
+		s.runner.Wake()
+	}
+	return Receipt{Sandbox: x.ID, Operation: op.ID}, nil
+}
+
+// plan fills in what the request leaves to the template.
+func (s *Service) plan(by principal.Principal, team id.Team, req CreateRequest, tpl template.Template) (NewSandbox, error) {
+	x := Sandbox{
+		ID: id.NewSandbox(), TeamID: team, TemplateID: tpl.ID, TemplateName: tpl.Name, ImageDigest: string(tpl.ImageDigest),
+		Status: StatusPending, Incarnation: 1, CPUMillis: tpl.CPUMillis, MemoryMB: tpl.MemoryMB, DiskMB: tpl.DiskMB, Internet: true,
+		Metadata: req.Metadata, TimeoutSec: defaultTimeoutSec, OnTimeout: cmp.Or(req.OnTimeout, OnTimeoutPause), IdleTimeoutSec: req.IdleTimeoutSec,
+		CreatedByType: string(by.Kind), CreatedByID: by.ActorID(), CreatedByName: by.ActorName(),
+	}
+	if req.VCPUs != nil {
+		x.CPUMillis = int64(math.Ceil(*req.VCPUs * 1000))
+	}
+	override(&x.MemoryMB, req.MemoryMB)
+	override(&x.DiskMB, req.DiskMB)
+	override(&x.TimeoutSec, req.TimeoutSec)
+	if req.Internet != nil {
+		x.Internet = *req.Internet
+	}
+	engine := cmp.Or(req.Engine, scheduler.EngineAuto)
+	if engine == scheduler.EngineAuto {
+		engine = cmp.Or(tpl.Engine, scheduler.EngineAuto)
+	} else if tpl.Engine != "" && tpl.Engine != scheduler.EngineAuto && tpl.Engine != engine {
+		return NewSandbox{}, errs.Field("engine", fmt.Sprintf("The template demands engine %s.", tpl.Engine))
+	}
+	var err error
+	if x.EnvSealed, err = sealedEnv(s.secret, x.ID, req.Env); err != nil {
+		return NewSandbox{}, err
+	}
+	return NewSandbox{
+		Sandbox:   x,
+		Operation: Operation{ID: id.NewOperation(), SandboxID: x.ID, TeamID: team, Kind: KindCreate, Incarnation: 1, Attempts: 1},
+		Want:      scheduler.Request{CPUMillis: x.CPUMillis, MemoryMB: x.MemoryMB, DiskMB: x.DiskMB, Engine: engine},
+	}, nil
+}
+
+func override(to *int64, v *int64) {
+	if v != nil {
+		*to = *v
+	}
+}
+
+func (s *Service) placer(want scheduler.Request) Placer {
+	return func(hosts []scheduler.HostView) (scheduler.Decision, error) {
+		d := s.scheduler.Pick(want, hosts)
+		if d.Placed {
+			return d, nil
+		}
+		message := "No host has room for this sandbox now. Try again, ask for less, or add a host."
+		if len(hosts) == 0 {
+			message = "No host is online. Wait for one, or add one with POST /v1/hosts."
+		}
+		why := d.Refusals[:min(len(d.Refusals), maxRefusals)]
+		return d, errs.Unavailable("no_capacity", message).With("hosts", why).After(5 * time.Second)
+	}
+}
+
+// Await waits until an accepted create has come to an end and returns the
+// sandbox, or why it failed. When ctx ends first the create goes on.
+func (s *Service) Await(ctx context.Context, r Receipt) (Sandbox, error) {
+	x, err := s.until(ctx, r.Sandbox, func(x Sandbox) bool { return x.Status != StatusPending && x.Status != StatusStarting })
+	if err != nil {
+		return x, err
+	}
+	if x.Status == StatusError {
+		return x, errs.Unavailable("create_failed", "The sandbox could not be started: "+x.Error).
+			With("sandbox_id", x.ID.String()).After(5 * time.Second)
+	}
+	return x, nil
+}
+
+// until returns the sandbox once done holds for it, or ctx's error.
+func (s *Service) until(ctx context.Context, sandbox id.Sandbox, done func(Sandbox) bool) (Sandbox, error) {
+	told, stop := s.watch.changes(sandbox)
+	defer stop()
+	x, err := s.store.Get(ctx, sandbox)
+	if err != nil {
+		return x, err
+	}
+	for !done(x) {
+		select {
+		case x = <-told:
+		case <-ctx.Done():
+			return x, errs.New(errs.CodeCanceled, "canceled", "The request ended before the sandbox was ready; it goes on. Read it with GET /v1/sandboxes/{id}.").
+				Because(ctx.Err())
+		}
+	}
+	return x, nil
+}
+
+// Get reads one of the caller's team.
+func (s *Service) Get(ctx context.Context, by principal.Principal, sandbox id.Sandbox) (Sandbox, error) {
+	team, err := reader(by)
+	if err != nil {
+		return Sandbox{}, err
+	}
+	return s.owned(ctx, team, sandbox)
+}
+
+// Lookup reads a sandbox that a receipt of the caller names.
+func (s *Service) Lookup(ctx context.Context, r Receipt) (Sandbox, error) { return s.store.Get(ctx, r.Sandbox) }
+
+func (s *Service) owned(ctx context.Context, team id.Team, sandbox id.Sandbox) (Sandbox, error) {
+	x, err := s.store.Get(ctx, sandbox)
+	if err == nil && x.TeamID != team {
+		return Sandbox{}, ErrNotFound
+	}
+	return x, err
+}
+
+// List pages through the team's sandboxes, newest first.
+func (s *Service) List(ctx context.Context, by principal.Principal, f Filter, p page.Request) (page.Page[Sandbox], error) {
+	team, err := reader(by)
+	if err != nil {
+		return page.Page[Sandbox]{}, err
+	}
+	f.TeamID = team
+	return s.store.List(ctx, f, p)
+}
+
+// Events pages through what happened to a sandbox, newest first.
+func (s *Service) Events(ctx context.Context, by principal.Principal, sandbox id.Sandbox, p page.Request) (page.Page[Event], error) {
+	if _, err := s.Get(ctx, by, sandbox); err != nil {
+		return page.Page[Event]{}, err
+	}
+	return s.store.Events(ctx, sandbox, p)
+}
+
+// Delete ends a sandbox, whatever it is doing. It returns when the sandbox is
+// gone or after deleteWait; from then on the end is recorded and will be
+// finished. Repeating it is harmless.
+func (s *Service) Delete(ctx context.Context, by principal.Principal, sandbox id.Sandbox) error {
+	team, err := writer(by)
+	if err != nil {
+		return err
+	}
+	told, stop := s.watch.changes(sandbox)
+	defer stop()
+	x, err := s.end(ctx, by, sandbox, &team, EndDeleted)
+	if err != nil {
+		return err
+	}
+	patience := time.NewTimer(deleteWait)
+	defer patience.Stop()
+	for x.Status == StatusStopping {
+		select {
+		case x = <-told:
+		case <-patience.C:
+			return nil
+		case <-ctx.Done():
+			return nil // it goes on; nobody hears the answer
+		}
+	}
+	return nil
+}
+
+// end begins a delete and has it driven.
+func (s *Service) end(ctx context.Context, by principal.Principal, sandbox id.Sandbox, team *id.Team, reason string) (Sandbox, error) {
+	owner := id.Team{}
+	if team != nil {
+		owner = *team
+	} else {
+		x, err := s.store.Get(ctx, sandbox)
+		if err != nil {
+			return x, err
+		}
+		owner = x.TeamID
+	}
+	lease, reserved := s.runner.reserve()
+	x, op, err := s.store.BeginDelete(ctx, Delete{
+		ID: sandbox, Team: team, Operation: id.NewOperation(), EndReason: reason, Expired: reason == EndTimeout, Lease: lease,
+		Audit: audit.By(by).SandboxDestroyed(owner, sandbox, reason),
+	})
+	if reserved && (err != nil || op.ID.IsZero()) {
+		s.runner.release()
+	}
+	if err != nil {
+		return x, err
+	}
+	s.watch.Publish(x)
+	switch {
+	case op.ID.IsZero():
+	case reserved:
+		s.runner.start(op)
+	default:
+		s.runner.Wake()
+	}
+	return x, nil
+}

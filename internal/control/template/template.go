@@ -1,0 +1,224 @@
+// Package template owns what sandboxes are made from: rows that name an image
+// by its digest. A row never changes what it means; a new build of a name is a
+// new row, and the old one stays for the sandboxes that refer to it.
+package template
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"skerry.dev/skerry/internal/artifact"
+	"skerry.dev/skerry/internal/control/audit"
+	"skerry.dev/skerry/internal/control/host"
+	"skerry.dev/skerry/internal/control/principal"
+	"skerry.dev/skerry/internal/kernel/errs"
+	"skerry.dev/skerry/internal/kernel/id"
+	"skerry.dev/skerry/internal/kernel/page"
+)
+
+// BaseName is the template that comes with Skerry.
+const BaseName = "base"
+
+// Template is one row.
+type Template struct {
+	ID             id.Template
+	TeamID         id.Team
+	Name           string
+	Status         string
+	Error          string
+	ImageDigest    artifact.Digest
+	ImageSizeBytes int64
+	ManifestDigest artifact.Digest
+	Engine         string
+	CPUMillis      int64
+	MemoryMB       int64
+	DiskMB         int64
+	DefaultUser    string
+	DefaultWorkdir string
+	CreatedAt      time.Time
+}
+
+// Platform reports whether it is shared with all teams.
+func (t Template) Platform() bool { return t.TeamID == id.PlatformTeamID }
+
+// ErrNotFound is a template that does not exist or is another team's.
+var ErrNotFound = errs.NotFound("template_not_found", "There is no such template. List them with GET /v1/templates; `base` is built by `skerry template build base`.")
+
+// Built is an image that a host made and the artifact store holds.
+type Built struct {
+	Digest         artifact.Digest
+	SizeBytes      int64
+	ManifestDigest artifact.Digest
+}
+
+// Store keeps templates. Each verb is one transaction.
+type Store interface {
+	// Resolve finds a living template by name; the team's own shadows the
+	// platform's.
+	ResolveName(ctx context.Context, team id.Team, name string) (Template, error)
+	// ByID reads any row, also a replaced one. deleted says that it was.
+	ByID(ctx context.Context, tpl id.Template) (t Template, deleted bool, err error)
+	List(ctx context.Context, team id.Team, p page.Request) (page.Page[Template], error)
+	// Publish makes a ready template; the living one of the same name is
+	// retired in the same transaction.
+	Publish(ctx context.Context, t Template, entry audit.Entry) (Template, error)
+}
+
+// Hosts finds a host that can build.
+type Hosts interface {
+	ListActiveHosts(ctx context.Context) ([]host.Ref, error)
+}
+
+// Builder is the agents, as far as they build. log is called for each line, in
+// order; an error from it ends the build.
+type Builder interface {
+	BuildBase(ctx context.Context, h host.Ref, uploadURL string, log func(line string) error) (Built, error)
+}
+
+// Grants makes the URLs under which hosts move bytes.
+type Grants interface {
+	ReadURL(base string, team id.Team, manifest artifact.Digest, ttl time.Duration) string
+	WriteURL(base string, team id.Team, uploadID string, ttl time.Duration) string
+}
+
+// The lifetimes of grants: a slow host must get through a whole image.
+const (
+	readTTL  = 2 * time.Hour
+	writeTTL = 4 * time.Hour
+)
+
+// Service is the room's use cases.
+type Service struct {
+	store    Store
+	hosts    Hosts
+	builder  Builder
+	grants   Grants
+	agentURL string
+}
+
+// NewService makes the room. agentURL is where hosts reach the control plane,
+// without a trailing slash.
+func NewService(store Store, hosts Hosts, builder Builder, grants Grants, agentURL string) *Service {
+	return &Service{store: store, hosts: hosts, builder: builder, grants: grants, agentURL: strings.TrimRight(agentURL, "/")}
+}
+
+// Get finds a template of the caller's team or of the platform by id or name.
+func (s *Service) Get(ctx context.Context, by principal.Principal, nameOrID string) (Template, error) {
+	team, err := reader(by)
+	if err != nil {
+		return Template{}, err
+	}
+	return s.find(ctx, team, nameOrID)
+}
+
+// List pages through the team's templates and the platform's, newest first.
+func (s *Service) List(ctx context.Context, by principal.Principal, p page.Request) (page.Page[Template], error) {
+	team, err := reader(by)
+	if err != nil {
+		return page.Page[Template]{}, err
+	}
+	return s.store.List(ctx, team, p)
+}
+
+// reader is the team whose templates the caller may read. A platform admin
+// without a team reads the platform's.
+func reader(by principal.Principal) (id.Team, error) {
+	if !by.Can(principal.ScopeTemplates, principal.ScopeSandboxes, principal.ScopeRead) {
+		return id.Team{}, errs.Forbidden("missing_scope", "This key may not read templates. Make one with the scope `read`.")
+	}
+	if by.Kind == principal.KindUser && by.IsAdmin && !by.HasTeam {
+		return id.PlatformTeamID, nil
+	}
+	return by.Team()
+}
+
+func (s *Service) find(ctx context.Context, team id.Team, nameOrID string) (Template, error) {
+	if !strings.HasPrefix(nameOrID, "tpl-") {
+		return s.store.ResolveName(ctx, team, nameOrID)
+	}
+	tpl, err := id.ParseTemplate(nameOrID)
+	if err != nil {
+		// A name may begin like an id.
+		if t, nameErr := s.store.ResolveName(ctx, team, nameOrID); nameErr == nil {
+			return t, nil
+		}
+		return Template{}, err
+	}
+	t, deleted, err := s.store.ByID(ctx, tpl)
+	if err != nil {
+		return Template{}, err
+	}
+	if deleted || (t.TeamID != team && !t.Platform()) {
+		return Template{}, ErrNotFound
+	}
+	return t, nil
+}
+
+// Resolve finds what a sandbox of the team is to be made from.
+func (s *Service) Resolve(ctx context.Context, team id.Team, nameOrID string) (Template, error) {
+	t, err := s.find(ctx, team, nameOrID)
+	if err != nil {
+		return Template{}, err
+	}
+	if t.Status != "ready" {
+		return Template{}, errs.FailedPrecondition("template_not_ready", fmt.Sprintf("The template is %s. Wait for its build, or build it again.", t.Status)).
+			With("status", t.Status)
+	}
+	return t, nil
+}
+
+// ByID reads a template that a sandbox refers to, also a replaced one.
+func (s *Service) ByID(ctx context.Context, tpl id.Template) (Template, error) {
+	t, _, err := s.store.ByID(ctx, tpl)
+	return t, err
+}
+
+// ManifestURL lets a host fetch the template's bytes for a limited time.
+func (s *Service) ManifestURL(t Template) string {
+	return s.grants.ReadURL(s.agentURL, t.TeamID, t.ManifestDigest, readTTL)
+}
+
+// BuildBase builds the platform's base on one online host, telling log each
+// line, and publishes it. Repeated, it makes a new row; sandboxes of the old one
+// keep theirs.
+func (s *Service) BuildBase(ctx context.Context, by principal.Principal, log func(line string) error) (Template, error) {
+	if err := MayBuild(by); err != nil {
+		return Template{}, err
+	}
+	hosts, err := s.hosts.ListActiveHosts(ctx)
+	if err != nil {
+		return Template{}, err
+	}
+	if len(hosts) == 0 {
+		return Template{}, errs.Unavailable("no_host", "No host is online to build on. Add one with POST /v1/hosts, or wait for it to come online.").After(5 * time.Second)
+	}
+	upload := s.grants.WriteURL(s.agentURL, id.PlatformTeamID, id.NewBuild().UUID().String(), writeTTL)
+	built, err := s.builder.BuildBase(ctx, hosts[0], upload, log)
+	if err != nil {
+		return Template{}, err
+	}
+	if err := built.Digest.Validate(); err != nil {
+		return Template{}, errs.Internal(fmt.Errorf("host %s named a broken image digest: %w", hosts[0].ID, err))
+	}
+	if err := built.ManifestDigest.Validate(); err != nil {
+		return Template{}, errs.Internal(fmt.Errorf("host %s named a broken manifest digest: %w", hosts[0].ID, err))
+	}
+	t := Template{
+		ID: id.NewTemplate(), TeamID: id.PlatformTeamID, Name: BaseName,
+		ImageDigest: built.Digest, ImageSizeBytes: built.SizeBytes, ManifestDigest: built.ManifestDigest,
+	}
+	return s.store.Publish(ctx, t, audit.By(by).TemplateBuilt(t.TeamID, t.ID, t.Name, true))
+}
+
+// MayBuild says whether the caller may build the platform's templates.
+func MayBuild(by principal.Principal) error {
+	switch {
+	case by.Kind == principal.KindAnonymous:
+		return errs.Unauthenticated("unauthenticated", "Log in as a platform admin.")
+	case by.Kind != principal.KindUser || !by.IsAdmin:
+		return errs.Forbidden("admin_required", "Only a platform admin may build the platform's templates.")
+	}
+	return nil
+}
