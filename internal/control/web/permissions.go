@@ -1,0 +1,133 @@
+package web
+
+import (
+	"slices"
+
+	"skerry.dev/skerry/internal/control/principal"
+	"skerry.dev/skerry/internal/kernel/errs"
+)
+
+// Permission says which kinds of callers may call an operation at all. What
+// they may do to which object is decided by the room, which answers 404 for
+// what belongs to another team.
+type Permission struct {
+	Anonymous bool              // anybody; nothing else is looked at
+	User      bool              // a logged-in user
+	Roles     []principal.Role  // in the active team; empty: any, or none
+	Admin     bool              // of the platform
+	Scopes    []principal.Scope // API keys with one of these; empty: no key
+	Host      bool              // a host, by its own token
+}
+
+var (
+	anybody   = Permission{Anonymous: true}
+	user      = Permission{User: true}
+	admin     = Permission{User: true, Admin: true}
+	host      = Permission{Host: true}
+	sandboxes = Permission{User: true, Scopes: []principal.Scope{principal.ScopeSandboxes}}
+	reading   = Permission{User: true, Scopes: []principal.Scope{principal.ScopeSandboxes, principal.ScopeRead}}
+	templates = Permission{User: true, Scopes: []principal.Scope{principal.ScopeTemplates, principal.ScopeSandboxes, principal.ScopeRead}}
+)
+
+// permissions has a line for each operation of the document; a test fails when
+// one is missing, and an operation without a line is refused.
+var permissions = map[string]Permission{
+	"signup": anybody,
+	"login":  anybody,
+	"logout": user,
+	"getMe":  user,
+
+	"listAPIKeys":  user,
+	"createAPIKey": user,
+	"deleteAPIKey": user,
+
+	"listHosts":       user,
+	"createHost":      user, // regular hosts: the room wants a platform admin
+	"getHost":         user,
+	"createHostToken": user,
+
+	"registerHost":     anybody, // carries a one-time token
+	"refreshHost":      anybody, // carries a refresh token and a signature
+	"heartbeat":        host,
+	"reportHostEvents": host,
+
+	"listTemplates":     templates,
+	"getTemplate":       templates,
+	"buildBaseTemplate": admin,
+
+	"listSandboxes":     reading,
+	"createSandbox":     sandboxes,
+	"getSandbox":        reading,
+	"deleteSandbox":     sandboxes,
+	"listSandboxEvents": reading,
+	"execSandbox":       sandboxes,
+	"streamExec":        sandboxes,
+	"openPTY":           sandboxes,
+	"downloadFile":      reading,
+	"uploadFile":        sandboxes,
+	"removeFile":        sandboxes,
+	"listFiles":         reading,
+	"statFile":          reading,
+	"makeDirectory":     sandboxes,
+	"moveFile":          sandboxes,
+
+	"getHealth":    anybody,
+	"getReadiness": anybody,
+	"getOpenAPI":   anybody,
+	"getDocs":      anybody,
+	"getDocsAsset": anybody,
+}
+
+// PermissionOf returns the line of an operation.
+func PermissionOf(operationID string) (Permission, bool) {
+	p, ok := permissions[operationID]
+	return p, ok
+}
+
+var (
+	errNoKeysHere = errs.Forbidden("api_key_not_allowed",
+		"API keys act on sandboxes, snapshots and templates only. Log in and use the session's token here.")
+	errAdminOnly = errs.Forbidden("admin_required", "Only a platform admin may do this.")
+	errRole      = errs.Forbidden("role_required", "Your role in the team does not allow this. Ask its owner or an admin.")
+	errWrongKind = errs.Unauthenticated("invalid_token", "This token is of a kind that may not call this operation.")
+)
+
+// allow decides whether a caller may call at all.
+func (p Permission) allow(caller principal.Principal) error {
+	switch {
+	case p.Anonymous:
+		return nil
+	case caller.Kind == principal.KindHost:
+		if !p.Host {
+			return errWrongKind
+		}
+	case caller.Kind == principal.KindAPIKey:
+		if len(p.Scopes) == 0 {
+			return errNoKeysHere
+		}
+		if !caller.Can(p.Scopes...) {
+			return errs.Forbidden("scope_required", "This API key lacks the scope for this. Make one that has it.").With("scopes", p.Scopes)
+		}
+	case caller.Kind == principal.KindUser:
+		switch {
+		case !p.User:
+			return errWrongKind
+		case p.Admin:
+			return requireAdmin(caller)
+		case len(p.Roles) > 0 && !slices.Contains(p.Roles, caller.Role):
+			return errRole
+		}
+	default:
+		return errUnauthenticated
+	}
+	return nil
+}
+
+// requireAdmin relies on the flag that was read from the database for this
+// very request.
+func requireAdmin(caller principal.Principal) error {
+	if !caller.IsAdmin {
+		return errAdminOnly
+	}
+	return nil
+}
