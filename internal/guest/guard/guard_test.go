@@ -1,0 +1,76 @@
+package guard
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
+
+	"skerry.dev/skerry/internal/guest/guestapi"
+	"skerry.dev/skerry/internal/guest/procfs"
+)
+
+func TestEventsAreNumberedHeldAndAnnounced(t *testing.T) {
+	e := NewEvents(1000)
+	_, more := e.Since(0)
+	for range kept + 10 {
+		e.Emit(guestapi.Event{Kind: guestapi.EventDiskFull})
+	}
+	select {
+	case <-more:
+	default:
+		t.Error("nobody was told")
+	}
+	all, _ := e.Since(0)
+	if len(all) != kept || all[0].Seq != 1011 || all[kept-1].Seq != 1000+kept+10 {
+		t.Errorf("%d events from %d to %d", len(all), all[0].Seq, all[len(all)-1].Seq)
+	}
+	if some, _ := e.Since(1000 + kept + 8); len(some) != 2 {
+		t.Errorf("%d events after the last but two", len(some))
+	}
+}
+
+// The guard looks as often as memory could run out, and never busily.
+func TestS15_HowOftenTheGuardLooks(t *testing.T) {
+	var m procfs.Memory
+	g := New(Options{MaxProcesses: func() int { return 0 }, Emit: func(guestapi.Event) {}})
+	g.readMem = func() (procfs.Memory, error) { return m, nil }
+	for _, c := range []struct {
+		total, available uint64
+		min, max         time.Duration
+	}{
+		{8 << 30, 6 << 30, lookMax, lookMax},
+		{512 << 20, 400 << 20, 100 * time.Millisecond, 300 * time.Millisecond},
+		{512 << 20, 60 << 20, lookMin, 20 * time.Millisecond},
+	} {
+		m = procfs.Memory{Total: c.total, Available: c.available}
+		if d := g.memory(context.Background()); d < c.min || d > c.max {
+			t.Errorf("%d of %d MiB available: looks after %s", c.available>>20, c.total>>20, d)
+		}
+	}
+}
+
+func TestS15_NothingIsKilledThatCouldNotHelp(t *testing.T) {
+	g := New(Options{MaxProcesses: func() int { return 0 }, Emit: func(e guestapi.Event) { t.Errorf("emitted %+v", e) }})
+	if g.killLargest(context.Background(), 1<<62) {
+		t.Error("killed something")
+	}
+}
+
+func TestFamilyIsTheCommandOrTheSession(t *testing.T) {
+	cmd := exec.Command("sleep", "100")
+	cmd.Env = append(os.Environ(), execMark+"fam")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { cmd.Process.Kill(); cmd.Wait() }()
+	p, ok := procfs.Read(cmd.Process.Pid)
+	if !ok || family(p) != "efam" || family(procfs.Process{PID: 1 << 30, Session: 5}) != "s5" {
+		t.Errorf("%v: %q", ok, family(p))
+	}
+	many := []procfs.Process{{PID: 1 << 30, Session: 5}, {PID: 1<<30 + 1, Session: 5}, {PID: 1<<30 + 2, Session: 6}}
+	if got := largest(many, family); len(got) != 2 || got[0].Session != 5 {
+		t.Errorf("%v", got)
+	}
+}
