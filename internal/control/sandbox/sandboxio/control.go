@@ -37,7 +37,7 @@ func (x *Session) Input(ctx context.Context, data []byte) error {
 }
 
 func (x *Session) give(ctx context.Context, data []byte) error {
-	tty := x.isTerminal()
+	tty := x.IsTerminal()
 	err := x.call(ctx, func(ctx context.Context) error {
 		return x.sendInput(ctx, data, tty)
 	})
@@ -166,7 +166,8 @@ func refused(err error) bool {
 	return ce != nil && ce.Code() == connect.CodeFailedPrecondition
 }
 
-func (x *Session) isTerminal() bool {
+// IsTerminal reports whether the command is known to have a terminal.
+func (x *Session) IsTerminal() bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return x.tty
