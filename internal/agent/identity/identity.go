@@ -70,6 +70,8 @@ type Identity struct {
 	store store
 	key   *ecdsa.PrivateKey
 	http  *http.Client
+	// elsewhere reaches what is not the control plane.
+	elsewhere *http.Transport
 
 	current atomic.Pointer[material] // nil until registered
 	renewal sync.Mutex               // one renewal at a time
@@ -110,7 +112,10 @@ func Open(cfg Config) (*Identity, error) {
 	if err != nil || base.Scheme != "https" || base.Host == "" {
 		return nil, fmt.Errorf("identity: the control plane's URL must be https://host[:port], not %q", cfg.ControlURL)
 	}
-	i := &Identity{cfg: cfg, base: base, store: store{cfg.Dir}}
+	i := &Identity{cfg: cfg, base: base, store: store{cfg.Dir}, elsewhere: &http.Transport{
+		Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true,
+		TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: 90 * time.Second,
+	}}
 	if i.key, err = i.store.key(); err != nil {
 		return nil, err
 	}
@@ -163,7 +168,20 @@ func (i *Identity) transport() *http.Transport {
 }
 
 // Close drops idle connections.
-func (i *Identity) Close() { i.http.CloseIdleConnections() }
+func (i *Identity) Close() {
+	i.http.CloseIdleConnections()
+	i.elsewhere.CloseIdleConnections()
+}
+
+// RoundTrip implements http.RoundTripper for transfers of any length: to the
+// control plane as this host, to other places (an object store's presigned
+// URLs) as anybody, by the machine's own trust.
+func (i *Identity) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Scheme == i.base.Scheme && r.URL.Host == i.base.Host {
+		return i.http.Transport.RoundTrip(r)
+	}
+	return i.elsewhere.RoundTrip(r)
+}
 
 // HostID returns who this host is; zero before it is registered.
 func (i *Identity) HostID() id.Host {

@@ -57,7 +57,7 @@ func (s store) key() (*ecdsa.PrivateKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("identity: %w", err)
 	}
-	if err := writeDurably(s.keyPath(), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})); err != nil {
+	if err := WriteDurably(s.keyPath(), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})); err != nil {
 		return nil, err
 	}
 	return k, nil
@@ -100,12 +100,12 @@ func (s store) save(c Credentials) error {
 	if err != nil {
 		return fmt.Errorf("identity: %w", err)
 	}
-	return writeDurably(s.credentialsPath(), raw)
+	return WriteDurably(s.credentialsPath(), raw)
 }
 
-// writeDurably replaces a file with one readable by its owner alone; after a
+// WriteDurably replaces a file with one readable by its owner alone; after a
 // crash at any point there is the old content or the new one.
-func writeDurably(path string, content []byte) error {
+func WriteDurably(path string, content []byte) error {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("identity: %w", err)

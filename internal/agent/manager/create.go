@@ -137,7 +137,7 @@ func (m *Manager) startCreate(caller context.Context, spec journal.Spec) (*opera
 	op := &operation{kind: opCreate, spec: spec, cancel: cancel, done: make(chan struct{})}
 	rec := journal.Record{
 		Spec: spec, Phase: journal.PhaseCreating, Slot: -1,
-		Instance: newInstanceID(), InitSecret: newSecret(),
+		Instance: newInstanceID(), InitSecret: newSecret(), EngineVersion: m.cfg.Versions[spec.Engine],
 		BootID: m.cfg.BootID, CreatedAt: m.cfg.Clock.Now(),
 	}
 	s := &entry{rec: rec, op: op}
@@ -152,7 +152,6 @@ func (m *Manager) startCreate(caller context.Context, spec journal.Spec) (*opera
 
 // create runs the table and, on failure, what it did backwards.
 func (m *Manager) create(ctx context.Context, b *build, op *operation) {
-	b.rec.EngineVersion = b.engine.Probe(ctx).Version
 	at, err := m.runSteps(ctx, b)
 	if err == nil {
 		m.created(b, op)

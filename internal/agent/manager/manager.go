@@ -17,8 +17,10 @@ import (
 
 // Config wires a Manager. All fields without a stated default are required.
 type Config struct {
-	Journal  *journal.Journal
-	Engines  map[string]engine.Engine
+	Journal *journal.Journal
+	Engines map[string]engine.Engine
+	// Versions are what the engines said of themselves when they were probed.
+	Versions map[string]string
 	Networks Networks
 	Images   Images
 	NewGuest func(GuestOptions) Guest

@@ -29,6 +29,9 @@ func mustCreate(t *testing.T, a *agent, s journal.Spec) manager.Report {
 	if r.Phase != journal.PhaseRunning {
 		t.Fatalf("created in phase %s", r.Phase)
 	}
+	if r.Engine != "fake" || r.EngineVersion != "f1" {
+		t.Fatalf("created by %s %s", r.Engine, r.EngineVersion)
+	}
 	return r
 }
 

@@ -356,7 +356,7 @@ func boot(t testing.TB, w *world, dir string, change ...func(*manager.Config)) *
 	}
 	a := &agent{view: &view{world: w}, journal: j}
 	cfg := manager.Config{
-		Journal: j, Engines: map[string]engine.Engine{"fake": fakeEngine{a.view}},
+		Journal: j, Engines: map[string]engine.Engine{"fake": fakeEngine{a.view}}, Versions: map[string]string{"fake": "f1"},
 		Networks: networks{a.view}, Images: images{a.view}, InstancesDir: filepath.Join(dir, "instances"),
 		NewGuest: func(o manager.GuestOptions) manager.Guest {
 			d := &daemon{view: a.view, opts: o}

@@ -1,0 +1,127 @@
+// Package app puts the agent together: one function a subsystem, in the order
+// in which they rest on one another, and taken down in the other direction.
+// Sandboxes stay; only what looks after them ends.
+package app
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"skerry.dev/skerry/internal/agent/engine"
+	"skerry.dev/skerry/internal/agent/manager"
+)
+
+// Config is what an operator sets.
+type Config struct {
+	// DataDir is this agent's own, absolute. Everything it keeps is below.
+	DataDir string
+	// Listen is the address for the control plane's calls, "0.0.0.0:7443".
+	Listen string
+	// Address is where the control plane reaches Listen, host:port; empty is
+	// Listen itself.
+	Address string
+	// ControlURL is the control plane, https only.
+	ControlURL string
+	// RegistrationToken and CASHA256 come from the install command. They are
+	// needed once.
+	RegistrationToken string
+	CASHA256          string
+	// Version of this agent.
+	Version string
+
+	// Runsc and GuestBinary are absolute paths of the programs shipped with the
+	// agent.
+	Runsc       string
+	GuestBinary string
+	// ShimCommand starts a process that calls shim.Main on <data>/shim.
+	ShimCommand []string
+
+	// CIDR of the sandboxes' network; the zero value picks one.
+	CIDR netip.Prefix
+	// MaxSlots bounds the sandboxes, WarmSlots are kept ready; 0 is the default.
+	MaxSlots, WarmSlots int
+	// DNSUpstreams are resolvers; empty is the host's own.
+	DNSUpstreams []string
+	// Denied are destinations no sandbox may reach, besides private ranges.
+	Denied []netip.Prefix
+	// ImageCacheBytes bounds the template images on disk; 0 is no bound.
+	ImageCacheBytes int64
+	// Heartbeat is the time between two; 0 is 30 s.
+	Heartbeat time.Duration
+
+	Logger *slog.Logger
+}
+
+// Options replace parts of the agent in tests. The zero value replaces nothing.
+type Options struct {
+	// Engines instead of gVisor; no shim is started then.
+	Engines  map[string]engine.Engine
+	Networks manager.Networks
+	Images   manager.Images
+	NewGuest func(manager.GuestOptions) manager.Guest
+	// Step is the manager's crash seam.
+	Step func(manager.Step)
+	// Ready is called once with the address that is served.
+	Ready func(addr net.Addr)
+}
+
+var hex64 = regexp.MustCompile(`^[0-9a-fA-F]{64}$`)
+
+// Validate lists every fault of the configuration.
+func (c Config) Validate() error {
+	return errors.Join(c.faults(false)...)
+}
+
+func (c Config) faults(simulated bool) []error {
+	var faults []error
+	add := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
+	if !filepath.IsAbs(c.DataDir) {
+		add("data directory: an absolute path is needed, not %q", c.DataDir)
+	}
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		add("listen address: host:port is needed, not %q", c.Listen)
+	}
+	if c.Address != "" {
+		if host, port, err := net.SplitHostPort(c.Address); err != nil || host == "" || port == "" || port == "0" {
+			add("advertised address: host:port is needed, not %q", c.Address)
+		}
+	}
+	if u, err := url.Parse(c.ControlURL); err != nil || u.Scheme != "https" || u.Host == "" {
+		add("control URL: https://host[:port] is needed, not %q", c.ControlURL)
+	}
+	if c.CASHA256 != "" && !hex64.MatchString(c.CASHA256) {
+		add("CA fingerprint: 64 hex digits are needed, not %q", c.CASHA256)
+	}
+	if c.MaxSlots < 0 || c.WarmSlots < 0 {
+		add("slots: not negative")
+	}
+	if c.ImageCacheBytes < 0 {
+		add("image cache: not negative")
+	}
+	if c.Heartbeat < 0 {
+		add("heartbeat: not negative")
+	}
+	if simulated {
+		return faults
+	}
+	if !filepath.IsAbs(c.Runsc) {
+		add("runsc: an absolute path is needed, not %q", c.Runsc)
+	}
+	if !filepath.IsAbs(c.GuestBinary) {
+		add("guest daemon: an absolute path is needed, not %q", c.GuestBinary)
+	}
+	if len(c.ShimCommand) == 0 {
+		add("shim: the command that starts it is needed")
+	}
+	return faults
+}
+
+// ShimDir is where the shim of an agent on dataDir lives.
+func ShimDir(dataDir string) string { return filepath.Join(dataDir, "shim") }

@@ -1,0 +1,117 @@
+package app
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"skerry.dev/skerry/internal/agent/engine"
+	"skerry.dev/skerry/internal/agent/identity"
+)
+
+// loadTag returns the six hex digits that mark everything this agent makes on
+// the machine, and makes them on the first start. Called under the journal's
+// lock.
+func loadTag(dataDir string) (string, error) {
+	path := filepath.Join(dataDir, "tag")
+	raw, err := os.ReadFile(path)
+	if err == nil {
+		tag := strings.TrimSpace(string(raw))
+		if b, err := hex.DecodeString(tag); err != nil || len(b) != 3 {
+			return "", fmt.Errorf("agent: %s holds %q, not six hex digits", path, tag)
+		}
+		return tag, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("agent: %w", err)
+	}
+	var b [3]byte
+	_, _ = rand.Read(b[:]) // never fails
+	tag := hex.EncodeToString(b[:])
+	// Nothing carries the tag before it is on disk.
+	return tag, identity.WriteDurably(path, []byte(tag+"\n"))
+}
+
+func bootID() (string, error) {
+	raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("agent: %w", err)
+	}
+	return strings.TrimSpace(string(raw)), nil
+}
+
+// probe asks every engine what it can do here.
+func probe(ctx context.Context, engines map[string]engine.Engine) (versions map[string]string, facts []identity.EngineFact) {
+	versions = make(map[string]string, len(engines))
+	for name, e := range engines {
+		c := e.Probe(ctx)
+		versions[name] = c.Version
+		facts = append(facts, identity.EngineFact{Name: name, Version: c.Version, Healthy: c.Healthy, Reasons: append([]string{}, c.Reasons...)})
+	}
+	slices.SortFunc(facts, func(a, b identity.EngineFact) int { return strings.Compare(a.Name, b.Name) })
+	return versions, facts
+}
+
+func hostFacts(cfg Config, engines []identity.EngineFact) (identity.Facts, error) {
+	name, err := os.Hostname()
+	if err != nil {
+		return identity.Facts{}, fmt.Errorf("agent: %w", err)
+	}
+	memory, err := totalMemory()
+	if err != nil {
+		return identity.Facts{}, err
+	}
+	total, _, err := disk(cfg.DataDir)
+	if err != nil {
+		return identity.Facts{}, err
+	}
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return identity.Facts{}, fmt.Errorf("agent: uname: %w", err)
+	}
+	return identity.Facts{
+		Hostname: name, Arch: runtime.GOARCH, CPUs: runtime.NumCPU(), MemoryBytes: memory, DiskBytes: total,
+		Kernel: unix.ByteSliceToString(uts.Release[:]), Version: cfg.Version, Address: advertised(cfg, nil), Engines: engines,
+	}, nil
+}
+
+func totalMemory() (int64, error) {
+	f, err := os.Open("/proc/meminfo")
+	if err != nil {
+		return 0, fmt.Errorf("agent: %w", err)
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		if fields := strings.Fields(lines.Text()); len(fields) >= 2 && fields[0] == "MemTotal:" {
+			kb, err := strconv.ParseInt(fields[1], 10, 64)
+			if err != nil {
+				return 0, fmt.Errorf("agent: MemTotal: %w", err)
+			}
+			return kb << 10, nil
+		}
+	}
+	return 0, fmt.Errorf("agent: no MemTotal: %w", lines.Err())
+}
+
+// disk returns the size of the file system below dir and what is free on it,
+// in bytes.
+func disk(dir string) (total, free int64, err error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, 0, fmt.Errorf("agent: statfs %s: %w", dir, err)
+	}
+	return int64(st.Blocks) * st.Bsize, int64(st.Bavail) * st.Bsize, nil //nolint:gosec // no file system has 8 EiB
+}
