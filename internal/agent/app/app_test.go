@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	agentv1 "skerry.dev/skerry/gen/agentrpc/agent/v1"
 	"skerry.dev/skerry/gen/agentrpc/agent/v1/agentv1connect"
 	"skerry.dev/skerry/internal/agent/app"
@@ -24,8 +22,6 @@ import (
 	"skerry.dev/skerry/internal/rpcerr"
 	"skerry.dev/skerry/internal/testkit"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // platform is a control plane with one host to be.
 type platform struct {
