@@ -81,8 +81,6 @@ type Server struct {
 	checks    []Check
 	raw       *http.ServeMux
 	routes    []Route
-	stopping  context.Context // ends when the server begins to stop
-	stop      context.CancelFunc
 }
 
 // New returns a server that has the system's own routes.
@@ -93,7 +91,6 @@ func New(c Config) (*Server, error) {
 		perCaller: ratelimit.New(c.Clock, c.Limits.Caller, limiterKeys),
 		raw:       http.NewServeMux(),
 	}
-	s.stopping, s.stop = context.WithCancel(context.Background())
 	return s, s.mountSystem()
 }
 
@@ -126,10 +123,16 @@ func (s *Server) Mount(route Route) {
 		}
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
-		defer context.AfterFunc(s.stopping, func() { cancel(errStopping) })()
+		if stopping, ok := ctx.Value(stoppingKey{}).(context.Context); ok {
+			defer context.AfterFunc(stopping, func() { cancel(errStopping) })()
+		}
 		route.Handler(w, r.WithContext(ctx))
 	})
 }
+
+// stoppingKey finds, in a request's context, the one that ends when the server
+// begins to stop; the request's own goes on until the grace is over.
+type stoppingKey struct{}
 
 var errStopping = errs.Unavailable("stopping", "The server is being restarted. Connect again.")
 
@@ -260,7 +263,7 @@ func peerHost(ctx context.Context) (id.Host, bool) {
 // requests in flight get grace to finish, and what is left is cut. It returns
 // nil after an orderly end. TLS, if any, is the listener's.
 func (s *Server) Serve(ctx context.Context, listener net.Listener, handler http.Handler, grace time.Duration) error {
-	base, cut := context.WithCancel(context.WithoutCancel(ctx))
+	base, cut := context.WithCancel(context.WithValue(context.WithoutCancel(ctx), stoppingKey{}, ctx))
 	defer cut()
 	server := &http.Server{
 		Handler:           handler,
@@ -277,7 +280,6 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener, handler http.
 		return fmt.Errorf("serve: %w", err)
 	case <-ctx.Done():
 	}
-	s.stop()
 	waiting, cancel := context.WithTimeout(base, grace)
 	defer cancel()
 	err := server.Shutdown(waiting)
