@@ -160,8 +160,8 @@ func (r CreateRequest) Validate() error {
 	return nil
 }
 
-// unnamed is what a host is called until its agent says its machine's name.
-const unnamed = "(new host)"
+// Unnamed is what a host is called until its agent says its machine's name.
+const Unnamed = "(new host)"
 
 // Created is a host waiting for its agent, with the token it joins with. It is
 // kept, sealed, to answer a repeated request.

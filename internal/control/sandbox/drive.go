@@ -67,10 +67,15 @@ func (r *Runner) driveCreate(ctx context.Context, op Operation) error {
 	return r.step(StepCreateRunning, op)
 }
 
-// again reports whether a call may succeed when it is repeated.
+// again reports whether it is unknown what became of a call, so that it is to
+// be repeated. What the agent says itself has failed has failed.
 func again(err error) bool {
-	switch errs.CodeOf(err) {
-	case errs.CodeUnavailable, errs.CodeCanceled:
+	e := errs.As(err)
+	if e.Code == errs.CodeCanceled {
+		return true
+	}
+	switch e.Reason {
+	case "host_unavailable", "host_busy", "host_refused", "deadline_exceeded", "agent_stopping":
 		return true
 	}
 	return false

@@ -5,13 +5,13 @@ import (
 
 	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/control/sandbox/sandboxio"
-	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
 )
 
-// Target implements sandboxio.Targets. Ended is watched until ctx is over.
+// Target implements sandboxio.Targets. Ended is watched until ctx is over. That
+// the caller's key may do more than read is checked for each operation before.
 func (s *Service) Target(ctx context.Context, by principal.Principal, sandbox id.Sandbox) (sandboxio.Target, error) {
-	team, err := writer(by)
+	team, err := reader(by)
 	if err != nil {
 		return sandboxio.Target{}, err
 	}
@@ -50,6 +50,3 @@ func (s *Service) Target(ctx context.Context, by principal.Principal, sandbox id
 func comes(s Status) bool { return s == StatusPending || s == StatusStarting || s == StatusResuming }
 
 var _ sandboxio.Targets = (*Service)(nil)
-
-// ErrHostUnavailable is a host out of reach.
-var ErrHostUnavailable = errs.Unavailable("host_unavailable", "The sandbox's host cannot be reached now. Try again.")

@@ -17,7 +17,7 @@ RETURNING expires_at;
 
 -- name: LockToken :one
 SELECT sqlc.embed(t), (t.expires_at > now() AND t.revoked_at IS NULL)::bool AS valid,
-    (t.used_at > now() - make_interval(secs => sqlc.arg(repeat_secs)::float8))::bool AS repeatable
+    coalesce(t.used_at > now() - make_interval(secs => sqlc.arg(repeat_secs)::float8), false)::bool AS repeatable
 FROM host_registration_tokens t JOIN hosts h ON h.id = t.host_id AND h.deleted_at IS NULL
 WHERE t.token_hash = sqlc.arg(token_hash)
 FOR UPDATE OF t;
@@ -30,7 +30,7 @@ UPDATE hosts SET
     name = CASE WHEN name = '' OR name = sqlc.arg(placeholder)::text THEN sqlc.arg(name) ELSE name END,
     arch = sqlc.arg(arch), cpu_count = sqlc.arg(cpu_count), memory_bytes = sqlc.arg(memory_bytes), disk_bytes = sqlc.arg(disk_bytes),
     kernel = sqlc.arg(kernel), agent_version = sqlc.arg(agent_version), engines = sqlc.arg(engines), address = sqlc.arg(address),
-    registered_at = now()
+    registered_at = now(), generation = 0, status = CASE WHEN status = 'online' THEN 'unreachable' ELSE status END
 WHERE id = sqlc.arg(id) AND deleted_at IS NULL
 RETURNING *;
 
@@ -63,7 +63,7 @@ RETURNING expires_at;
 UPDATE host_refresh_tokens SET revoked_at = now() WHERE id = sqlc.arg(id) AND revoked_at IS NULL;
 
 -- name: FamilyAlive :one
-SELECT f.host_id FROM host_refresh_tokens f JOIN hosts h ON h.id = f.host_id AND h.deleted_at IS NULL
+SELECT f.host_id, h.team_id FROM host_refresh_tokens f JOIN hosts h ON h.id = f.host_id AND h.deleted_at IS NULL
 WHERE f.id = sqlc.arg(id) AND f.revoked_at IS NULL;
 
 -- name: Heartbeat :one

@@ -26,15 +26,20 @@ func (q *Queries) ByocTeam(ctx context.Context, db DBTX, argID id.Team) (id.Team
 }
 
 const familyAlive = `-- name: FamilyAlive :one
-SELECT f.host_id FROM host_refresh_tokens f JOIN hosts h ON h.id = f.host_id AND h.deleted_at IS NULL
+SELECT f.host_id, h.team_id FROM host_refresh_tokens f JOIN hosts h ON h.id = f.host_id AND h.deleted_at IS NULL
 WHERE f.id = $1 AND f.revoked_at IS NULL
 `
 
-func (q *Queries) FamilyAlive(ctx context.Context, db DBTX, argID id.HostRefreshToken) (id.Host, error) {
+type FamilyAliveRow struct {
+	HostID id.Host
+	TeamID id.Team
+}
+
+func (q *Queries) FamilyAlive(ctx context.Context, db DBTX, argID id.HostRefreshToken) (FamilyAliveRow, error) {
 	row := db.QueryRow(ctx, familyAlive, argID)
-	var host_id id.Host
-	err := row.Scan(&host_id)
-	return host_id, err
+	var i FamilyAliveRow
+	err := row.Scan(&i.HostID, &i.TeamID)
+	return i, err
 }
 
 const familyOfKey = `-- name: FamilyOfKey :one
@@ -424,7 +429,7 @@ func (q *Queries) LockFamily(ctx context.Context, db DBTX, argID id.HostRefreshT
 
 const lockToken = `-- name: LockToken :one
 SELECT t.id, t.host_id, t.token_hash, t.created_at, t.expires_at, t.used_at, t.used_by, t.revoked_at, (t.expires_at > now() AND t.revoked_at IS NULL)::bool AS valid,
-    (t.used_at > now() - make_interval(secs => $1::float8))::bool AS repeatable
+    coalesce(t.used_at > now() - make_interval(secs => $1::float8), false)::bool AS repeatable
 FROM host_registration_tokens t JOIN hosts h ON h.id = t.host_id AND h.deleted_at IS NULL
 WHERE t.token_hash = $2
 FOR UPDATE OF t
@@ -525,7 +530,7 @@ UPDATE hosts SET
     name = CASE WHEN name = '' OR name = $1::text THEN $2 ELSE name END,
     arch = $3, cpu_count = $4, memory_bytes = $5, disk_bytes = $6,
     kernel = $7, agent_version = $8, engines = $9, address = $10,
-    registered_at = now()
+    registered_at = now(), generation = 0, status = CASE WHEN status = 'online' THEN 'unreachable' ELSE status END
 WHERE id = $11 AND deleted_at IS NULL
 RETURNING id, team_id, type, name, provider, availability_zone, labels, status, address, arch, cpu_count, memory_bytes, disk_bytes, kernel, agent_version, engines, load, generation, status_reason, last_placed_at, last_heartbeat_at, reconciled_at, registered_at, created_by, created_at, deleted_at
 `

@@ -1,0 +1,359 @@
+// Package hostpg keeps hosts and their credentials in PostgreSQL.
+package hostpg
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"skerry.dev/skerry/internal/control/audit"
+	"skerry.dev/skerry/internal/control/audit/auditpg"
+	"skerry.dev/skerry/internal/control/host"
+	"skerry.dev/skerry/internal/control/host/hostpg/sqlcgen"
+	"skerry.dev/skerry/internal/control/idempotency/idempotencypg"
+	"skerry.dev/skerry/internal/kernel/errs"
+	"skerry.dev/skerry/internal/kernel/id"
+	"skerry.dev/skerry/internal/kernel/page"
+	"skerry.dev/skerry/internal/pg"
+)
+
+// maxHosts bounds a pass over all hosts.
+const maxHosts = 10_000
+
+// Store implements host.Store.
+type Store struct {
+	pool *pgxpool.Pool
+	q    *sqlcgen.Queries
+}
+
+// New uses the pool.
+func New(pool *pgxpool.Pool) *Store { return &Store{pool: pool, q: sqlcgen.New()} }
+
+// Create implements host.Store.
+func (s *Store) Create(ctx context.Context, h host.Host, by *id.User, token host.NewToken, entry audit.Entry, receipt func(host.Host, time.Time) host.Created) (host.Created, error) {
+	var out host.Created
+	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
+		return idempotencypg.Once(ctx, tx, func() (any, error) {
+			if h.Type == host.TypeBYOC {
+				if _, err := s.q.ByocTeam(ctx, tx, h.TeamID); errors.Is(err, pgx.ErrNoRows) {
+					return nil, errs.Forbidden("not_byoc", "This team may not bring its own hosts. Ask a platform admin to switch that on.")
+				} else if err != nil {
+					return nil, err
+				}
+			}
+			labels, err := json.Marshal(h.Labels)
+			if err != nil {
+				return nil, err
+			}
+			if h.Labels == nil {
+				labels = []byte("{}")
+			}
+			row, err := s.q.InsertHost(ctx, tx, sqlcgen.InsertHostParams{
+				ID: h.ID, TeamID: h.TeamID, Type: string(h.Type), Name: h.Name, Provider: h.Provider, AvailabilityZone: h.AvailabilityZone,
+				Labels: labels, CreatedBy: by,
+			})
+			if err != nil {
+				return nil, err
+			}
+			made, err := fromRow(row)
+			if err != nil {
+				return nil, err
+			}
+			out, err = s.issue(ctx, tx, made, token, entry, receipt)
+			return out, err
+		})
+	})
+	return out, err
+}
+
+// NewToken implements host.Store.
+func (s *Store) NewToken(ctx context.Context, h id.Host, token host.NewToken, entry audit.Entry, receipt func(host.Host, time.Time) host.Created) (host.Created, error) {
+	var out host.Created
+	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
+		return idempotencypg.Once(ctx, tx, func() (any, error) {
+			known, err := s.get(ctx, tx, h)
+			if err != nil {
+				return nil, err
+			}
+			if err := s.q.RevokeTokens(ctx, tx, h); err != nil {
+				return nil, err
+			}
+			out, err = s.issue(ctx, tx, known, token, entry, receipt)
+			return out, err
+		})
+	})
+	return out, err
+}
+
+func (s *Store) issue(ctx context.Context, tx pgx.Tx, h host.Host, token host.NewToken, entry audit.Entry, receipt func(host.Host, time.Time) host.Created) (host.Created, error) {
+	expires, err := s.q.InsertToken(ctx, tx, sqlcgen.InsertTokenParams{
+		ID: token.ID, HostID: h.ID, TokenHash: token.Hash, LifetimeSecs: host.RegistrationLifetime.Seconds(),
+	})
+	if err != nil {
+		return host.Created{}, err
+	}
+	return receipt(h, expires), auditpg.Append(ctx, tx, entry)
+}
+
+// Register implements host.Store.
+func (s *Store) Register(ctx context.Context, r host.Registration) (host.Joined, error) {
+	var out host.Joined
+	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
+		t, err := s.q.LockToken(ctx, tx, sqlcgen.LockTokenParams{TokenHash: r.TokenHash, RepeatSecs: host.RepeatWindow.Seconds()})
+		if errors.Is(err, pgx.ErrNoRows) || err == nil && !t.Valid {
+			return host.ErrToken
+		}
+		if err != nil {
+			return err
+		}
+		token := t.HostRegistrationToken
+		if token.UsedAt != nil {
+			if out, err = s.repeat(ctx, tx, t, r); err != nil {
+				return err
+			}
+			return nil
+		}
+		if err := s.q.UseToken(ctx, tx, sqlcgen.UseTokenParams{ID: token.ID, UsedBy: r.KeyHash}); err != nil {
+			return err
+		}
+		out, err = s.join(ctx, tx, token.HostID, r)
+		return err
+	})
+	return out, err
+}
+
+// repeat answers the key that spent the token, for a while.
+func (s *Store) repeat(ctx context.Context, tx pgx.Tx, t sqlcgen.LockTokenRow, r host.Registration) (host.Joined, error) {
+	if !t.Repeatable || !bytes.Equal(t.HostRegistrationToken.UsedBy, r.KeyHash) {
+		return host.Joined{}, host.ErrToken
+	}
+	f, err := s.q.FamilyOfKey(ctx, tx, sqlcgen.FamilyOfKeyParams{HostID: t.HostRegistrationToken.HostID, PublicKey: r.PublicKey})
+	if errors.Is(err, pgx.ErrNoRows) {
+		return host.Joined{}, host.ErrToken
+	}
+	if err != nil {
+		return host.Joined{}, err
+	}
+	return host.Joined{Host: f.HostID, Family: f.ID, Counter: f.Counter, Expires: f.ExpiresAt}, nil
+}
+
+func (s *Store) join(ctx context.Context, tx pgx.Tx, h id.Host, r host.Registration) (host.Joined, error) {
+	f := r.Facts
+	row, err := s.q.RegisterHost(ctx, tx, sqlcgen.RegisterHostParams{
+		ID: h, Placeholder: host.Unnamed, Name: f.Hostname, Arch: f.Arch, CpuCount: int32(f.CPUs), MemoryBytes: f.MemoryBytes, DiskBytes: f.DiskBytes,
+		Kernel: f.Kernel, AgentVersion: f.Version, Engines: host.EnginesJSON(f.Engines), Address: f.Address,
+	})
+	if err != nil {
+		return host.Joined{}, err
+	}
+	if err := s.q.RevokeFamilies(ctx, tx, h); err != nil {
+		return host.Joined{}, err
+	}
+	expires, err := s.q.InsertFamily(ctx, tx, sqlcgen.InsertFamilyParams{
+		ID: r.Family, HostID: h, PublicKey: r.PublicKey, TokenHash: r.RefreshHash, LifetimeSecs: host.RefreshLifetime.Seconds(),
+	})
+	if err != nil {
+		return host.Joined{}, err
+	}
+	return host.Joined{Host: h, Family: r.Family, Counter: 1, Expires: expires}, auditpg.Append(ctx, tx, r.Audit(row.TeamID, h))
+}
+
+// Rotate implements host.Store.
+func (s *Store) Rotate(ctx context.Context, r host.Rotation) (host.Joined, error) {
+	var out host.Joined
+	refused := false
+	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
+		row, err := s.q.LockFamily(ctx, tx, r.Family)
+		if errors.Is(err, pgx.ErrNoRows) || err == nil && !row.Valid {
+			return host.ErrRefreshToken
+		}
+		if err != nil {
+			return err
+		}
+		f := row.HostRefreshToken
+		ours := bytes.Equal(f.PublicKey, r.PublicKey)
+		refused = false
+		switch {
+		case ours && bytes.Equal(f.TokenHash, r.TokenHash):
+			expires, err := s.q.RotateFamily(ctx, tx, sqlcgen.RotateFamilyParams{ID: f.ID, TokenHash: r.Next, LifetimeSecs: host.RefreshLifetime.Seconds()})
+			out = host.Joined{Host: f.HostID, Family: f.ID, Counter: f.Counter + 1, Expires: expires}
+			return err
+		case ours && bytes.Equal(f.PreviousHash, r.TokenHash):
+			// The answer was lost, or the call made several times: the same
+			// successor again.
+			out = host.Joined{Host: f.HostID, Family: f.ID, Counter: f.Counter, Expires: f.ExpiresAt}
+			return nil
+		}
+		// One older than a confirmed successor, or another's key. The refusal is
+		// recorded, so the transaction commits.
+		refused = true
+		if ours {
+			if err := s.q.RevokeFamily(ctx, tx, f.ID); err != nil {
+				return err
+			}
+		}
+		return auditpg.Append(ctx, tx, r.Audit(row.TeamID, f.HostID, ours))
+	})
+	if err == nil && refused {
+		err = host.ErrRefreshToken
+	}
+	return out, err
+}
+
+// Alive implements host.Store.
+func (s *Store) Alive(ctx context.Context, family id.HostRefreshToken) (id.Host, error) {
+	row, err := s.q.FamilyAlive(ctx, s.pool, family)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return id.Host{}, host.ErrHostToken
+	}
+	return row.HostID, pg.Map(err)
+}
+
+// Heartbeat implements host.Store.
+func (s *Store) Heartbeat(ctx context.Context, b host.Beat) (host.Host, error) {
+	load, err := json.Marshal(b.Load)
+	if err != nil {
+		return host.Host{}, err
+	}
+	row, err := s.q.Heartbeat(ctx, s.pool, sqlcgen.HeartbeatParams{
+		ID: b.Host, AgentVersion: b.Version, Load: load, Address: b.Address, Generation: b.Generation,
+	})
+	if errors.Is(err, pgx.ErrNoRows) {
+		return host.Host{}, errs.Conflict("stale_generation", "A later start of this agent has reported already. Two agents must not share a host's credentials.")
+	}
+	if err != nil {
+		return host.Host{}, pg.Map(err)
+	}
+	return host.Host{
+		ID: row.ID, TeamID: row.TeamID, Name: row.Name, Status: host.Status(row.Status), Generation: row.Generation,
+		Facts: host.Facts{Address: row.Address},
+	}, nil
+}
+
+// MarkOnline implements host.Store.
+func (s *Store) MarkOnline(ctx context.Context, h host.Host, entry audit.Entry) error {
+	return pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
+		_, err := s.q.MarkOnline(ctx, tx, sqlcgen.MarkOnlineParams{ID: h.ID, Generation: h.Generation, Address: h.Facts.Address})
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return auditpg.Append(ctx, tx, entry)
+	})
+}
+
+// SetReason implements host.Store.
+func (s *Store) SetReason(ctx context.Context, h id.Host, reason string) error {
+	return pg.Map(s.q.SetReason(ctx, s.pool, sqlcgen.SetReasonParams{ID: h, Reason: reason}))
+}
+
+// MarkStale implements host.Store.
+func (s *Store) MarkStale(ctx context.Context, after time.Duration, reason string, entry func(host.Host) audit.Entry) ([]host.Host, error) {
+	var out []host.Host
+	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
+		out = out[:0]
+		rows, err := s.q.MarkStale(ctx, tx, sqlcgen.MarkStaleParams{Reason: reason, AfterSecs: after.Seconds()})
+		if err != nil {
+			return err
+		}
+		for _, r := range rows {
+			h := host.Host{ID: r.ID, TeamID: r.TeamID, Name: r.Name, Status: host.StatusUnreachable}
+			if err := auditpg.Append(ctx, tx, entry(h)); err != nil {
+				return err
+			}
+			out = append(out, h)
+		}
+		return nil
+	})
+	return out, err
+}
+
+// ListActiveHosts implements host.Store.
+func (s *Store) ListActiveHosts(ctx context.Context) ([]host.Ref, error) {
+	rows, err := s.q.ListActiveHosts(ctx, s.pool, maxHosts)
+	if err != nil {
+		return nil, pg.Map(err)
+	}
+	out := make([]host.Ref, len(rows))
+	for i, r := range rows {
+		out[i] = host.Ref{ID: r.ID, Address: r.Address, Online: true}
+	}
+	return out, nil
+}
+
+// Get implements host.Store.
+func (s *Store) Get(ctx context.Context, h id.Host) (host.Host, error) { return s.get(ctx, s.pool, h) }
+
+func (s *Store) get(ctx context.Context, db sqlcgen.DBTX, h id.Host) (host.Host, error) {
+	row, err := s.q.GetHost(ctx, db, h)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return host.Host{}, host.ErrNotFound
+	}
+	if err != nil {
+		return host.Host{}, pg.Map(err)
+	}
+	out, err := fromRow(row.Host)
+	out.TeamName, out.Sandboxes = row.TeamName, row.Sandboxes
+	return out, err
+}
+
+type position struct {
+	At time.Time `json:"at"`
+	ID uuid.UUID `json:"id"`
+}
+
+// List implements host.Store.
+func (s *Store) List(ctx context.Context, team *id.Team, p page.Request) (page.Page[host.Host], error) {
+	params := sqlcgen.ListHostsParams{MaxRows: int32(p.Limit + 1)}
+	if team != nil {
+		u := team.UUID()
+		params.TeamID = &u
+	}
+	if p.Cursor != "" {
+		var after position
+		if err := page.Decode(p.Cursor, &after); err != nil {
+			return page.Page[host.Host]{}, err
+		}
+		params.AfterAt, params.AfterID = &after.At, &after.ID
+	}
+	rows, err := s.q.ListHosts(ctx, s.pool, params)
+	if err != nil {
+		return page.Page[host.Host]{}, pg.Map(err)
+	}
+	out := make([]host.Host, len(rows))
+	for i, r := range rows {
+		if out[i], err = fromRow(r.Host); err != nil {
+			return page.Page[host.Host]{}, err
+		}
+		out[i].TeamName, out[i].Sandboxes = r.TeamName, r.Sandboxes
+	}
+	return page.Of(out, p.Limit, func(h host.Host) any { return position{h.CreatedAt, h.ID.UUID()} })
+}
+
+func fromRow(r sqlcgen.Host) (host.Host, error) {
+	engines, err := host.ParseEngines(r.Engines)
+	if err != nil {
+		return host.Host{}, err
+	}
+	out := host.Host{
+		ID: r.ID, TeamID: r.TeamID, Type: host.Type(r.Type), Name: r.Name, Provider: r.Provider, AvailabilityZone: r.AvailabilityZone,
+		Status: host.Status(r.Status), StatusReason: r.StatusReason, Generation: r.Generation, LastHeartbeatAt: r.LastHeartbeatAt, CreatedAt: r.CreatedAt,
+		Facts: host.Facts{
+			Hostname: r.Name, Arch: r.Arch, CPUs: int64(r.CpuCount), MemoryBytes: r.MemoryBytes, DiskBytes: r.DiskBytes, Kernel: r.Kernel,
+			Version: r.AgentVersion, Address: r.Address, Engines: engines,
+		},
+	}
+	if err := json.Unmarshal(r.Labels, &out.Labels); err != nil {
+		return host.Host{}, fmt.Errorf("labels of %s: %w", r.ID, err)
+	}
+	return out, nil
+}
