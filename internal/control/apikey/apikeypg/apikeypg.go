@@ -1,0 +1,150 @@
+// Package apikeypg keeps API keys, by their hashes.
+package apikeypg
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"skerry.dev/skerry/internal/control/apikey"
+	"skerry.dev/skerry/internal/control/apikey/apikeypg/sqlcgen"
+	"skerry.dev/skerry/internal/control/audit"
+	"skerry.dev/skerry/internal/control/audit/auditpg"
+	"skerry.dev/skerry/internal/control/idempotency/idempotencypg"
+	"skerry.dev/skerry/internal/control/principal"
+	"skerry.dev/skerry/internal/kernel/id"
+	"skerry.dev/skerry/internal/kernel/page"
+	"skerry.dev/skerry/internal/pg"
+)
+
+// Store implements apikey.Store.
+type Store struct {
+	pool *pgxpool.Pool
+	q    *sqlcgen.Queries
+}
+
+// New returns the store on a pool.
+func New(pool *pgxpool.Pool) *Store { return &Store{pool: pool, q: sqlcgen.New()} }
+
+// Create implements apikey.Store.
+func (s *Store) Create(ctx context.Context, key apikey.Key, hash []byte, secret string, entry audit.Entry) (apikey.Key, error) {
+	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
+		return idempotencypg.Once(ctx, tx, func() (any, error) {
+			var err error
+			key.CreatedAt, err = s.q.InsertKey(ctx, tx, sqlcgen.InsertKeyParams{
+				ID: key.ID, TeamID: key.TeamID, Name: key.Name, KeyHash: hash, KeyPrefix: key.Prefix,
+				Scopes: texts(key.Scopes), CreatedBy: &key.CreatedBy, ExpiresAt: key.ExpiresAt,
+			})
+			if err != nil {
+				return nil, err
+			}
+			return apikey.Created{Key: key, Secret: secret}, auditpg.Append(ctx, tx, entry)
+		})
+	})
+	return key, err
+}
+
+// position is where a page ends.
+type position struct {
+	At time.Time `json:"at"`
+	ID id.APIKey `json:"id"`
+}
+
+// first is before every key.
+func first() position {
+	return position{At: time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC), ID: id.APIKey{}.FromUUID(uuid.Max)}
+}
+
+// List implements apikey.Store.
+func (s *Store) List(ctx context.Context, team id.Team, p page.Request) (page.Page[apikey.Key], error) {
+	from := first()
+	if p.Cursor != "" {
+		if err := page.Decode(p.Cursor, &from); err != nil {
+			return page.Page[apikey.Key]{}, err
+		}
+	}
+	rows, err := s.q.ListKeys(ctx, s.pool, sqlcgen.ListKeysParams{
+		TeamID: team, BeforeAt: from.At, BeforeID: from.ID.UUID(), MaxRows: int32(p.Limit + 1),
+	})
+	if err != nil {
+		return page.Page[apikey.Key]{}, pg.Map(err)
+	}
+	keys := make([]apikey.Key, len(rows))
+	for i, row := range rows {
+		keys[i] = apikey.Key{
+			ID: row.ID, TeamID: row.TeamID, Name: row.Name, Prefix: row.KeyPrefix, Scopes: scopes(row.Scopes), Creator: row.Creator,
+			CreatedAt: row.CreatedAt, ExpiresAt: row.ExpiresAt, LastUsedAt: row.LastUsedAt,
+		}
+		if row.CreatedBy != nil {
+			keys[i].CreatedBy = *row.CreatedBy
+		}
+	}
+	return page.Of(keys, p.Limit, func(k apikey.Key) any { return position{At: k.CreatedAt, ID: k.ID} })
+}
+
+// Get implements apikey.Store.
+func (s *Store) Get(ctx context.Context, team id.Team, key id.APIKey) (apikey.Key, error) {
+	row, err := s.q.GetKey(ctx, s.pool, sqlcgen.GetKeyParams{ID: key, TeamID: team})
+	if errors.Is(err, pgx.ErrNoRows) {
+		return apikey.Key{}, apikey.ErrNotFound
+	}
+	if err != nil {
+		return apikey.Key{}, pg.Map(err)
+	}
+	found := apikey.Key{ID: key, TeamID: team, Name: row.Name}
+	if row.CreatedBy != nil {
+		found.CreatedBy = *row.CreatedBy
+	}
+	return found, nil
+}
+
+// Revoke implements apikey.Store.
+func (s *Store) Revoke(ctx context.Context, team id.Team, key id.APIKey, entry audit.Entry) error {
+	return pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
+		revoked, err := s.q.RevokeKey(ctx, tx, sqlcgen.RevokeKeyParams{ID: key, TeamID: team})
+		if err != nil {
+			return err
+		}
+		if revoked == 0 {
+			return apikey.ErrNotFound
+		}
+		return auditpg.Append(ctx, tx, entry)
+	})
+}
+
+// Authenticate implements apikey.Store.
+func (s *Store) Authenticate(ctx context.Context, hash []byte) (key apikey.Key, stale, found bool, err error) {
+	row, err := s.q.Authenticate(ctx, s.pool, hash)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return apikey.Key{}, false, false, nil
+	}
+	if err != nil {
+		return apikey.Key{}, false, false, pg.Map(err)
+	}
+	return apikey.Key{ID: row.ID, TeamID: row.TeamID, Name: row.Name, Scopes: scopes(row.Scopes)}, row.Stale, true, nil
+}
+
+// Touch implements apikey.Store.
+func (s *Store) Touch(ctx context.Context, key id.APIKey) error {
+	return pg.Map(s.q.Touch(ctx, s.pool, key))
+}
+
+func texts(scopes []principal.Scope) []string {
+	out := make([]string, len(scopes))
+	for i, scope := range scopes {
+		out[i] = string(scope)
+	}
+	return out
+}
+
+func scopes(texts []string) []principal.Scope {
+	out := make([]principal.Scope, len(texts))
+	for i, text := range texts {
+		out[i] = principal.Scope(text)
+	}
+	return out
+}

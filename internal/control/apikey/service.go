@@ -1,0 +1,148 @@
+package apikey
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"skerry.dev/skerry/internal/control/audit"
+	"skerry.dev/skerry/internal/control/principal"
+	"skerry.dev/skerry/internal/kernel/clock"
+	"skerry.dev/skerry/internal/kernel/errs"
+	"skerry.dev/skerry/internal/kernel/id"
+	"skerry.dev/skerry/internal/kernel/logkey"
+	"skerry.dev/skerry/internal/kernel/page"
+)
+
+// Store keeps keys. Each verb is one transaction.
+type Store interface {
+	// Create stores a key by its hash and returns it with the database's time.
+	// It takes part in idempotency with Created{key, secret} as receipt.
+	Create(ctx context.Context, key Key, hash []byte, secret string, entry audit.Entry) (Key, error)
+	// List returns a page of a team's keys that are not revoked, newest first.
+	List(ctx context.Context, team id.Team, p page.Request) (page.Page[Key], error)
+	// Get returns a key of the team that is not revoked, or ErrNotFound.
+	Get(ctx context.Context, team id.Team, key id.APIKey) (Key, error)
+	// Revoke ends a key of the team; ErrNotFound when there is none.
+	Revoke(ctx context.Context, team id.Team, key id.APIKey, entry audit.Entry) error
+	// Authenticate finds a living key of a living team by its hash. Stale tells
+	// that its last use should be stored.
+	Authenticate(ctx context.Context, hash []byte) (key Key, stale, found bool, err error)
+	// Touch stores that a key is in use, at most once a minute.
+	Touch(ctx context.Context, key id.APIKey) error
+}
+
+// What callers match on.
+var (
+	ErrNotFound   = errs.NotFound("api_key_not_found", "There is no such API key in your team.")
+	errInvalidKey = errs.Unauthenticated("invalid_api_key", "This API key is unknown, revoked or expired. Make a new one.")
+	errNotYours   = errs.Forbidden("role_required", "Only the key's creator, an admin or the owner of the team may revoke it.")
+)
+
+// touchQueue bounds how many uses wait to be stored; more are dropped, and the
+// next use tries again.
+const touchQueue = 256
+
+// Service is the use cases of API keys.
+type Service struct {
+	store   Store
+	clock   clock.Clock
+	log     *slog.Logger
+	touches chan id.APIKey
+}
+
+// NewService returns the service. Run must run for last uses to be stored.
+func NewService(store Store, clock clock.Clock, log *slog.Logger) *Service {
+	return &Service{store: store, clock: clock, log: log, touches: make(chan id.APIKey, touchQueue)}
+}
+
+// Create makes a key for the caller's team.
+func (s *Service) Create(ctx context.Context, by principal.Principal, r CreateRequest) (Created, error) {
+	team, err := by.Team()
+	if err != nil {
+		return Created{}, err
+	}
+	r, scopes, err := r.normalize(s.clock.Now())
+	if err != nil {
+		return Created{}, err
+	}
+	digits := newSecret()
+	key := Key{
+		ID: id.NewAPIKey(), TeamID: team, Name: r.Name, Prefix: prefix + digits[:shownDigits], Scopes: scopes,
+		CreatedBy: by.UserID, Creator: by.UserName,
+	}
+	if r.ExpiresAt != nil {
+		at := r.ExpiresAt.UTC().Truncate(time.Microsecond)
+		key.ExpiresAt = &at
+	}
+	secret := prefix + digits
+	key, err = s.store.Create(ctx, key, hashOf(digits), secret, audit.By(by).APIKeyCreated(team, key.ID, key.Name))
+	if err != nil {
+		return Created{}, err
+	}
+	return Created{Key: key, Secret: secret}, nil
+}
+
+// List returns a page of the keys of the caller's team.
+func (s *Service) List(ctx context.Context, by principal.Principal, p page.Request) (page.Page[Key], error) {
+	team, err := by.Team()
+	if err != nil {
+		return page.Page[Key]{}, err
+	}
+	return s.store.List(ctx, team, p)
+}
+
+// Revoke ends a key: the next request with it is refused.
+func (s *Service) Revoke(ctx context.Context, by principal.Principal, key id.APIKey) error {
+	team, err := by.Team()
+	if err != nil {
+		return err
+	}
+	found, err := s.store.Get(ctx, team, key)
+	if err != nil {
+		return err
+	}
+	if by.Role == principal.RoleMember && found.CreatedBy != by.UserID {
+		return errNotYours
+	}
+	return s.store.Revoke(ctx, team, key, audit.By(by).APIKeyRevoked(team, key, found.Name))
+}
+
+// AuthenticateKey finds who a presented key stands for, by what the database
+// says now.
+func (s *Service) AuthenticateKey(ctx context.Context, presented string) (principal.Principal, error) {
+	digits, ok := digitsOf(presented)
+	if !ok {
+		return principal.Principal{}, errInvalidKey
+	}
+	key, stale, found, err := s.store.Authenticate(ctx, hashOf(digits))
+	if err != nil {
+		return principal.Principal{}, err
+	}
+	if !found {
+		return principal.Principal{}, errInvalidKey
+	}
+	if stale {
+		select {
+		case s.touches <- key.ID:
+		default:
+		}
+	}
+	return principal.Principal{
+		Kind: principal.KindAPIKey, APIKeyID: key.ID, APIKeyName: key.Name, Scopes: key.Scopes, HasTeam: true, TeamID: key.TeamID,
+	}, nil
+}
+
+// Run stores last uses, beside the requests, until ctx ends.
+func (s *Service) Run(ctx context.Context) error {
+	for {
+		select {
+		case key := <-s.touches:
+			if err := s.store.Touch(ctx, key); err != nil && ctx.Err() == nil {
+				s.log.WarnContext(ctx, "store an API key's last use", logkey.APIKeyID, key.String(), logkey.Error, err)
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
