@@ -346,6 +346,36 @@ func TestExitLogIsBoundedAndSurvivesATornLine(t *testing.T) {
 	}
 }
 
+// A client in flight must not go on behind the back of the next shim.
+func TestRC03_ClientsDieWithTheShim(t *testing.T) {
+	c, cfg := start(t)
+	pidFile := filepath.Join(cfg.Dir, "pid")
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		_, err := c.Spawn(t.Context(), shim.Spawn{Key: "a", Argv: []string{"/bin/sh", "-c", "echo $$ > " + pidFile + "; exec sleep 60"}})
+		if !errors.Is(err, shim.ErrInterrupted) {
+			t.Errorf("spawn: %v", err)
+		}
+	})
+	var client shim.Process
+	testkit.Eventually(t, 5*time.Second, "the client runs", func() bool {
+		b, _ := os.ReadFile(pidFile)
+		client.PID, _ = strconv.Atoi(strings.TrimSpace(string(b)))
+		var err error
+		client.Start, err = shim.StartTime(client.PID)
+		return err == nil && client.PID > 0
+	})
+	info, err := c.Info(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(info.PID, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+	testkit.Eventually(t, 5*time.Second, "the client is gone", func() bool { return !shim.Alive(client) })
+}
+
 // Many agents (or one that is restarted in a hurry) get the same shim.
 func TestEnsureStartsOneShim(t *testing.T) {
 	c, cfg := start(t)

@@ -140,7 +140,9 @@ func (s *server) startClient(req *Spawn) (int, <-chan unix.WaitStatus, *tail, er
 		Dir:   req.Dir,
 		Env:   append([]string{}, req.Env...),
 		Files: []*os.File{stdin, output, output},
-		Sys:   &unix.SysProcAttr{Setsid: true},
+		// A client must not go on when nobody is left who could end it. What it
+		// has started is not hit.
+		Sys: &unix.SysProcAttr{Setsid: true, Pdeathsig: unix.SIGKILL},
 	})
 	pid := 0
 	if err == nil {

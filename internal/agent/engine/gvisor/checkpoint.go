@@ -56,7 +56,7 @@ func (e *Engine) Checkpoint(ctx context.Context, h engine.Handle, opts engine.Ch
 			return errors.Join(err, e.reinstate(ctx, r, wasFrozen))
 		}
 		if err := e.writeCheckpoint(ctx, r, version, opts); err != nil {
-			return errors.Join(err, emptyDir(opts.Dir), e.reinstate(ctx, r, wasFrozen))
+			return errors.Join(err, e.reinstate(ctx, r, wasFrozen), emptyDir(opts.Dir))
 		}
 		if opts.LeaveRunning {
 			return e.reinstate(ctx, r, wasFrozen)
@@ -226,14 +226,18 @@ func (e *Engine) verify(ctx context.Context, dir string) (*meta, error) {
 	return &m, nil
 }
 
-// emptyDir removes what a failed checkpoint left.
+// emptyDir removes what a failed checkpoint left. The files are emptied first:
+// gVisor's stub processes that were born during the checkpoint have inherited
+// them, and would keep the space until the instance ends.
 func emptyDir(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil //nolint:nilerr // there is nothing then
 	}
 	for _, entry := range entries {
-		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, entry.Name())))
+		path := filepath.Join(dir, entry.Name())
+		_ = os.Truncate(path, 0)
+		err = errors.Join(err, os.RemoveAll(path))
 	}
 	return err
 }

@@ -9,6 +9,7 @@
 package gvisor
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -242,14 +243,25 @@ func (e *Engine) runsc(ctx context.Context, r *record, s shim.Spawn, args ...str
 	return res, nil
 }
 
-// reasonOf finds what runsc said about its failure.
+// reasonOf finds what runsc said about its failure: in its log, a row of JSON
+// objects, or on its standard error.
 func reasonOf(logFile, output string) string {
-	text := output
-	if b, err := os.ReadFile(logFile); err == nil && text == "" {
-		text = string(b[max(0, len(b)-2048):])
+	b, _ := os.ReadFile(logFile)
+	var said []string
+	for dec := json.NewDecoder(bytes.NewReader(b)); ; {
+		var line struct {
+			Message string `json:"msg"`
+		}
+		if dec.Decode(&line) != nil {
+			break
+		}
+		said = append(said, strings.TrimSpace(line.Message))
 	}
-	lines := strings.Split(strings.TrimSpace(text), "\n")
-	return lines[len(lines)-1]
+	if len(said) == 0 {
+		said = []string{strings.TrimSpace(output + string(b))}
+	}
+	text := strings.Join(said, "; ")
+	return text[:min(len(text), 1000)]
 }
 
 func (e *Engine) runscRoot() string { return filepath.Join(e.cfg.StateDir, "runsc") }
