@@ -2,23 +2,47 @@ package image
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
+	"fmt"
+	"io"
+	"io/fs"
 	"log/slog"
 	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"skerry.dev/skerry/internal/artifact"
+	"skerry.dev/skerry/internal/artifact/transfer"
+	"skerry.dev/skerry/internal/kernel/errs"
+)
+
+const (
+	defaultWarm = 4
+	imageSuffix = ".erofs"
+	imagesDir   = "images"
+	guestsDir   = "guests"
+	mountsDir   = "mounts"
 )
 
 // Config says where the cache lives and how much it may hold.
 type Config struct {
-	// Dir is the cache's directory, absolute, of this agent instance alone.
+	// Dir is the cache's directory, absolute, of this agent instance alone. Its
+	// path holds no colon, comma, backslash or quote, which mean something in
+	// the options of a mount.
 	Dir string
-	// GuestBinary is the guest daemon that sandboxes find as /.skerry/guest.
+	// GuestBinary is the guest daemon that sandboxes find at GuestPath.
 	GuestBinary string
 	// MaxBytes bounds the image files on disk; 0 is no bound. Images in use are
 	// never removed for it.
 	MaxBytes int64
-	// WarmMounts is how many unused images stay mounted; 0 is 4.
+	// WarmMounts is how many unused images stay mounted; 0 is 4, negative none.
 	WarmMounts int
 	Logger     *slog.Logger
 }
@@ -34,37 +58,300 @@ type Image struct {
 // GuestPath is the guest daemon's path inside every root tree.
 const GuestPath = "/.skerry/guest"
 
-var errNotYet = errors.New("image: not there yet")
+// entry is one image. Its owners and times are guarded by the Cache; what is on
+// disk and mounted by its turn, which whoever changes it holds.
+type entry struct {
+	digest  artifact.Digest
+	turn    chan struct{}
+	owners  map[string]struct{}
+	lastUse time.Time
+	checked bool // the file had its digest since this process started
+	mounted bool // lower and the current root
+}
 
 // Cache hands out root trees. Safe for concurrent use.
-type Cache struct{}
+type Cache struct {
+	cfg   Config
+	guest artifact.Digest
 
-// New opens the cache. Nothing is mounted before Recover or Acquire.
-func New(cfg Config) (*Cache, error) { return nil, errNotYet }
+	mu      sync.Mutex
+	entries map[artifact.Digest]*entry
+}
+
+// New opens the cache and installs the guest daemon in it. Nothing is mounted
+// before Recover or Acquire.
+func New(cfg Config) (*Cache, error) {
+	if !filepath.IsAbs(cfg.Dir) || strings.ContainsAny(cfg.Dir, `:,\"'`) {
+		return nil, errs.Field("dir", "The image directory is an absolute path without colons, commas, backslashes and quotes.")
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	switch {
+	case cfg.WarmMounts == 0:
+		cfg.WarmMounts = defaultWarm
+	case cfg.WarmMounts < 0:
+		cfg.WarmMounts = 0
+	}
+	// The guest's uid passes through the tree's directories, not through these.
+	for _, d := range []string{"", imagesDir, guestsDir, mountsDir} {
+		if err := os.MkdirAll(filepath.Join(cfg.Dir, d), 0o711); err != nil {
+			return nil, err
+		}
+	}
+	c := &Cache{cfg: cfg, entries: make(map[artifact.Digest]*entry)}
+	guest, err := c.installGuest()
+	if err != nil {
+		return nil, fmt.Errorf("installing the guest daemon: %w", err)
+	}
+	c.guest = guest
+	return c, nil
+}
+
+func (c *Cache) imagePath(d artifact.Digest) string {
+	return filepath.Join(c.cfg.Dir, imagesDir, string(d)+imageSuffix)
+}
+
+func (c *Cache) guestLayer(guest artifact.Digest) string {
+	return filepath.Join(c.cfg.Dir, guestsDir, string(guest))
+}
+
+func (c *Cache) mountDir(d artifact.Digest) string {
+	return filepath.Join(c.cfg.Dir, mountsDir, string(d))
+}
+
+func (c *Cache) lower(d artifact.Digest) string { return filepath.Join(c.mountDir(d), "lower") }
+
+func (c *Cache) root(d artifact.Digest) string {
+	return filepath.Join(c.mountDir(d), "root-"+string(c.guest))
+}
+
+// installGuest copies the daemon to a directory named by its digest; what is
+// there already, perhaps below a mount, is never touched.
+func (c *Cache) installGuest() (artifact.Digest, error) {
+	digest, err := fileDigest(context.Background(), c.cfg.GuestBinary)
+	if err != nil {
+		return "", err
+	}
+	layer := c.guestLayer(digest)
+	if got, err := fileDigest(context.Background(), filepath.Join(layer, GuestPath)); err == nil && got == digest {
+		return digest, nil
+	}
+	tmp, err := os.MkdirTemp(filepath.Join(c.cfg.Dir, guestsDir), ".new-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(tmp)
+	if err := errors.Join(os.Chmod(tmp, 0o755), os.Mkdir(filepath.Join(tmp, filepath.Dir(GuestPath)), 0o755)); err != nil {
+		return "", err
+	}
+	if err := copyFile(c.cfg.GuestBinary, filepath.Join(tmp, GuestPath), 0o555); err != nil {
+		return "", err
+	}
+	// A damaged one that nothing is mounted on gives way.
+	if err := os.RemoveAll(layer); err != nil {
+		return "", err
+	}
+	if err := os.Rename(tmp, layer); err != nil {
+		return "", err
+	}
+	return digest, syncDir(filepath.Dir(layer))
+}
+
+// take waits for the turn of an image and returns it.
+func (c *Cache) take(ctx context.Context, d artifact.Digest) (*entry, error) {
+	c.mu.Lock()
+	e := c.entryLocked(d)
+	c.mu.Unlock()
+	select {
+	case e.turn <- struct{}{}:
+		return e, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (c *Cache) entryLocked(d artifact.Digest) *entry {
+	e := c.entries[d]
+	if e == nil {
+		e = &entry{digest: d, turn: make(chan struct{}, 1), owners: make(map[string]struct{})}
+		c.entries[d] = e
+	}
+	return e
+}
+
+func (e *entry) give() { <-e.turn }
 
 // Acquire returns the read-only root tree of img for owner, fetching, checking
 // and mounting what is missing. Concurrent calls for one image share the work.
 // Repeated for the same owner it returns the same tree and counts once.
 func (c *Cache) Acquire(ctx context.Context, img Image, owner string, hc *http.Client) (rootDir string, err error) {
-	return "", errNotYet
+	if err := img.Digest.Validate(); err != nil {
+		return "", err
+	}
+	if owner == "" {
+		return "", errs.Field("owner", "An image needs an owner.")
+	}
+	e, err := c.take(ctx, img.Digest)
+	if err != nil {
+		return "", err
+	}
+	defer e.give()
+	// Counted first, so that nobody makes room by removing it meanwhile.
+	c.mu.Lock()
+	_, held := e.owners[owner]
+	e.owners[owner] = struct{}{}
+	e.lastUse = time.Now()
+	c.mu.Unlock()
+	if err := c.ready(ctx, e, img, hc); err != nil {
+		if !held {
+			c.mu.Lock()
+			delete(e.owners, owner)
+			c.mu.Unlock()
+		}
+		return "", err
+	}
+	return c.root(img.Digest), nil
 }
 
-// Release gives the tree back. Succeeds on what is not held.
-func (c *Cache) Release(ctx context.Context, digest artifact.Digest, owner string) error {
-	return errNotYet
+// ready brings the image to be mounted. The turn is held.
+func (c *Cache) ready(ctx context.Context, e *entry, img Image, hc *http.Client) error {
+	if e.mounted {
+		return nil
+	}
+	if err := c.checkFile(ctx, e); err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if img.ManifestURL == "" {
+			return errs.NotFound("image_not_on_host", "The image is not on this host, and there is no address to fetch it from.")
+		}
+		if err := c.makeRoom(img.SizeBytes); err != nil {
+			return err
+		}
+		opts := transfer.FetchOptions{Digest: e.digest, MaxBytes: img.SizeBytes}
+		if err := transfer.Fetch(ctx, hc, img.ManifestURL, c.imagePath(e.digest), opts); err != nil {
+			return fmt.Errorf("fetching image %s: %w", e.digest, err)
+		}
+		e.checked = true
+	}
+	if err := c.mount(e.digest); err != nil {
+		return fmt.Errorf("mounting image %s: %w", e.digest, err)
+	}
+	e.mounted = true
+	return nil
 }
 
-// Recover is called once at the agent's start with every owner the journal
-// knows. It mounts what they need and is missing, and unmounts what nobody owns.
-func (c *Cache) Recover(ctx context.Context, owners map[string]artifact.Digest) error {
-	return errNotYet
+// checkFile makes sure, once per process, that the file is what its name says.
+// A damaged file that nobody uses is removed, to be fetched again; one in use is
+// a refusal, for a sandbox must not start on something else. fs.ErrNotExist
+// when there is no file. The turn is held.
+func (c *Cache) checkFile(ctx context.Context, e *entry) error {
+	path := c.imagePath(e.digest)
+	if e.checked {
+		_, err := os.Stat(path)
+		return err
+	}
+	got, err := fileDigest(ctx, path)
+	if err != nil {
+		return err
+	}
+	if got == e.digest {
+		e.checked = true
+		return nil
+	}
+	c.cfg.Logger.Error("a cached image is damaged", "digest", e.digest, "found", got)
+	if mounts, err := mountsBelow(c.mountDir(e.digest)); err != nil || len(mounts) > 0 {
+		return errors.Join(err, errs.FailedPrecondition("image_damaged", "The image's file on this host does not match its digest while sandboxes run on it. End them, then start again."))
+	}
+	if err := os.Remove(path); err != nil {
+		return err
+	}
+	return fs.ErrNotExist
 }
 
-// Has reports whether the image's file is on this host, complete.
-func (c *Cache) Has(digest artifact.Digest) bool { return false }
+// Import puts a file that is already on this machine into the cache, under its
+// digest; it need not be fetched then.
+func (c *Cache) Import(ctx context.Context, path string, digest artifact.Digest) error {
+	if err := digest.Validate(); err != nil {
+		return err
+	}
+	e, err := c.take(ctx, digest)
+	if err != nil {
+		return err
+	}
+	defer e.give()
+	if err := c.checkFile(ctx, e); err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if err := c.makeRoom(info.Size()); err != nil {
+		return err
+	}
+	tmp := c.imagePath(digest) + ".import"
+	if err := copyFile(path, tmp, 0o400); err != nil {
+		return errors.Join(err, ignoreMissing(os.Remove(tmp)))
+	}
+	if got, err := fileDigest(ctx, tmp); err != nil || got != digest {
+		return errors.Join(err, os.Remove(tmp), errs.Invalid("content_mismatch", "The file is not the image its digest names."))
+	}
+	if err := os.Rename(tmp, c.imagePath(digest)); err != nil {
+		return err
+	}
+	e.checked = true
+	return syncDir(filepath.Join(c.cfg.Dir, imagesDir))
+}
 
-// Leaks lists mounts below Dir that no owner and no warm place accounts for.
-func (c *Cache) Leaks(ctx context.Context) ([]string, error) { return nil, errNotYet }
+// Has reports whether the image's file is on this host.
+func (c *Cache) Has(digest artifact.Digest) bool {
+	if digest.Validate() != nil {
+		return false
+	}
+	_, err := os.Stat(c.imagePath(digest))
+	return err == nil
+}
 
-// Purge unmounts and removes everything below Dir.
-func (c *Cache) Purge(ctx context.Context) error { return errNotYet }
+func fileDigest(ctx context.Context, path string) (artifact.Digest, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	buf := make([]byte, 1<<20)
+	for {
+		n, err := f.Read(buf)
+		h.Write(buf[:n])
+		if errors.Is(err, io.EOF) {
+			return artifact.Digest(hex.EncodeToString(h.Sum(nil))), nil
+		}
+		if err := errors.Join(err, ctx.Err()); err != nil {
+			return "", err
+		}
+	}
+}
+
+// copyFile copies and flushes; dst must not be of use before it returns nil.
+func copyFile(src, dst string, mode fs.FileMode) error {
+	in, err := os.Open(src)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(dst, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Chmod(mode), out.Sync(), out.Close())
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
+}
