@@ -344,6 +344,27 @@ func TestEventsAreDeliveredAtLeastOnceAndInOrder(t *testing.T) {
 	}
 }
 
+func TestAnEventNobodyTakesHoldsUpNoOther(t *testing.T) {
+	s := newSetup(t)
+	i := s.registered(t)
+	b := newBox()
+	b.add("a", "b", "poison", "c", "d")
+	s.control.Lock()
+	s.control.Refuse = "poison"
+	s.control.Unlock()
+	run(t, i, b)
+	testkit.Eventually(t, 10*time.Second, "an empty outbox", func() bool { return b.left() == 0 })
+	s.control.Lock()
+	defer s.control.Unlock()
+	got := map[string]bool{}
+	for _, e := range s.control.Events {
+		got[e.Kind] = true
+	}
+	if diff := cmp.Diff(map[string]bool{"a": true, "b": true, "c": true, "d": true}, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestServerConfigPresentsTheNewestCertificate(t *testing.T) {
 	s := newSetup(t)
 	i := s.registered(t)

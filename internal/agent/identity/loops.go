@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"net/http"
 	"time"
 
 	"skerry.dev/skerry/internal/agent/journal"
@@ -63,7 +64,7 @@ func (c Contact) withDefaults() Contact {
 type wireEvent struct {
 	Seq         uint64    `json:"seq"`
 	Kind        string    `json:"kind"`
-	SandboxID   string    `json:"sandbox_id"`
+	SandboxID   string    `json:"sandbox_id"` // a bare UUID
 	Incarnation uint64    `json:"incarnation"`
 	At          time.Time `json:"at"`
 	Data        any       `json:"data"`
@@ -101,23 +102,35 @@ func (c Contact) beat(ctx context.Context) error {
 }
 
 // Deliver sends events until ctx ends, each at least once and in order. It
-// sleeps while there are none.
+// sleeps while there are none. An event that the control plane will never take
+// is found by halving the batch, logged and dropped, so that it holds up no
+// other.
 func (c Contact) Deliver(ctx context.Context) {
 	c = c.withDefaults()
 	retry := c.backoff()
+	limit := maxEvents
 	for ctx.Err() == nil {
 		sent := 0
 		err := c.withRenewal(ctx, func(ctx context.Context) (err error) {
-			sent, err = c.deliver(ctx)
+			sent, err = c.deliver(ctx, limit)
 			return err
 		})
 		switch {
+		case malformed(err) && limit > 1:
+			limit /= 2
+		case malformed(err):
+			limit = maxEvents
+			if err := c.drop(err); err != nil {
+				c.Identity.cfg.Logger.Error("an event could not be dropped", "err", err)
+				sleep(ctx, retry.next(err))
+			}
 		case err != nil:
 			if ctx.Err() == nil {
 				c.Identity.cfg.Logger.Warn("events could not be delivered yet", "err", err)
 			}
 			sleep(ctx, retry.next(err))
 		case sent > 0:
+			limit = maxEvents
 			retry.reset()
 		default:
 			select {
@@ -128,14 +141,30 @@ func (c Contact) Deliver(ctx context.Context) {
 	}
 }
 
-func (c Contact) deliver(ctx context.Context) (int, error) {
-	events, err := c.Outbox.Events(maxEvents)
+// malformed reports whether err says that the same events can never be taken.
+func malformed(err error) bool {
+	var r *Refused
+	return errors.As(err, &r) &&
+		(r.Status == http.StatusBadRequest || r.Status == http.StatusRequestEntityTooLarge || r.Status == http.StatusUnprocessableEntity)
+}
+
+func (c Contact) drop(why error) error {
+	events, err := c.Outbox.Events(1)
+	if err != nil || len(events) == 0 {
+		return err
+	}
+	c.Identity.cfg.Logger.Error("the control plane does not take an event; it is dropped", "kind", events[0].Kind, "err", why)
+	return c.Outbox.Confirm(events[0].Seq)
+}
+
+func (c Contact) deliver(ctx context.Context, limit int) (int, error) {
+	events, err := c.Outbox.Events(limit)
 	if err != nil || len(events) == 0 {
 		return 0, err
 	}
 	wire := make([]wireEvent, len(events))
 	for n, e := range events {
-		wire[n] = wireEvent{Seq: e.Seq, Kind: e.Kind, SandboxID: id.FormatSandbox(e.Sandbox), Incarnation: e.Incarnation, At: e.At, Data: struct{}{}}
+		wire[n] = wireEvent{Seq: e.Seq, Kind: e.Kind, SandboxID: e.Sandbox.UUID().String(), Incarnation: e.Incarnation, At: e.At, Data: struct{}{}}
 		if len(e.Data) > 0 {
 			wire[n].Data = e.Data
 		}

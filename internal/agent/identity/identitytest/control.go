@@ -41,6 +41,9 @@ type Control struct {
 	// It is called with the lock held.
 	Intercept func(w http.ResponseWriter, r *http.Request) bool
 
+	// Refuse is a kind of event that is answered with 400.
+	Refuse string
+
 	Registrations int
 	Refreshes     int
 	Heartbeats    []map[string]any
@@ -162,6 +165,12 @@ func (c *Control) events(w http.ResponseWriter, r *http.Request) {
 	if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
 		refuse(w, http.StatusBadRequest, "invalid_request")
 		return
+	}
+	for _, e := range in.Events {
+		if c.Refuse != "" && e.Kind == c.Refuse {
+			refuse(w, http.StatusBadRequest, "invalid_request")
+			return
+		}
 	}
 	c.Events = append(c.Events, in.Events...)
 	w.WriteHeader(http.StatusNoContent)
