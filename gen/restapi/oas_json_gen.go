@@ -48,18 +48,18 @@ func (s *APIKey) encodeFields(e *jx.Encoder) {
 	}
 	{
 		e.FieldStart("created_at")
-		json.EncodeDateTime(e, s.CreatedAt)
+		json.EncodeTimeFormat(e, s.CreatedAt, "2006-01-02T15:04:05.000000Z07:00")
 	}
 	{
 		if s.LastUsedAt.Set {
 			e.FieldStart("last_used_at")
-			s.LastUsedAt.Encode(e, json.EncodeDateTime)
+			s.LastUsedAt.Encode(e, json.NewTimeEncoder("2006-01-02T15:04:05.000000Z07:00"))
 		}
 	}
 	{
 		if s.ExpiresAt.Set {
 			e.FieldStart("expires_at")
-			s.ExpiresAt.Encode(e, json.EncodeDateTime)
+			s.ExpiresAt.Encode(e, json.NewTimeEncoder("2006-01-02T15:04:05.000000Z07:00"))
 		}
 	}
 }
@@ -155,7 +155,7 @@ func (s *APIKey) Decode(d *jx.Decoder) error {
 		case "created_at":
 			requiredBitSet[0] |= 1 << 5
 			if err := func() error {
-				v, err := json.DecodeDateTime(d)
+				v, err := json.DecodeTimeFormat(d, "2006-01-02T15:04:05.000000Z07:00")
 				s.CreatedAt = v
 				if err != nil {
 					return err
@@ -167,7 +167,7 @@ func (s *APIKey) Decode(d *jx.Decoder) error {
 		case "last_used_at":
 			if err := func() error {
 				s.LastUsedAt.Reset()
-				if err := s.LastUsedAt.Decode(d, json.DecodeDateTime); err != nil {
+				if err := s.LastUsedAt.Decode(d, json.NewTimeDecoder("2006-01-02T15:04:05.000000Z07:00")); err != nil {
 					return err
 				}
 				return nil
@@ -177,7 +177,7 @@ func (s *APIKey) Decode(d *jx.Decoder) error {
 		case "expires_at":
 			if err := func() error {
 				s.ExpiresAt.Reset()
-				if err := s.ExpiresAt.Decode(d, json.DecodeDateTime); err != nil {
+				if err := s.ExpiresAt.Decode(d, json.NewTimeDecoder("2006-01-02T15:04:05.000000Z07:00")); err != nil {
 					return err
 				}
 				return nil
@@ -489,7 +489,7 @@ func (s *AuthResponse) encodeFields(e *jx.Encoder) {
 	}
 	{
 		e.FieldStart("expires_at")
-		json.EncodeDateTime(e, s.ExpiresAt)
+		json.EncodeTimeFormat(e, s.ExpiresAt, "2006-01-02T15:04:05.000000Z07:00")
 	}
 	{
 		e.FieldStart("user")
@@ -532,7 +532,7 @@ func (s *AuthResponse) Decode(d *jx.Decoder) error {
 		case "expires_at":
 			requiredBitSet[0] |= 1 << 1
 			if err := func() error {
-				v, err := json.DecodeDateTime(d)
+				v, err := json.DecodeTimeFormat(d, "2006-01-02T15:04:05.000000Z07:00")
 				s.ExpiresAt = v
 				if err != nil {
 					return err
@@ -1631,7 +1631,7 @@ func (s *CreatedHost) encodeFields(e *jx.Encoder) {
 	}
 	{
 		e.FieldStart("expires_at")
-		json.EncodeDateTime(e, s.ExpiresAt)
+		json.EncodeTimeFormat(e, s.ExpiresAt, "2006-01-02T15:04:05.000000Z07:00")
 	}
 	{
 		e.FieldStart("ca_sha256")
@@ -1685,7 +1685,7 @@ func (s *CreatedHost) Decode(d *jx.Decoder) error {
 		case "expires_at":
 			requiredBitSet[0] |= 1 << 2
 			if err := func() error {
-				v, err := json.DecodeDateTime(d)
+				v, err := json.DecodeTimeFormat(d, "2006-01-02T15:04:05.000000Z07:00")
 				s.ExpiresAt = v
 				if err != nil {
 					return err
@@ -2615,7 +2615,7 @@ func (s *FileEntry) encodeFields(e *jx.Encoder) {
 	}
 	{
 		e.FieldStart("modified_at")
-		json.EncodeDateTime(e, s.ModifiedAt)
+		json.EncodeTimeFormat(e, s.ModifiedAt, "2006-01-02T15:04:05.000000Z07:00")
 	}
 	{
 		if s.SymlinkTarget.Set {
@@ -2731,7 +2731,7 @@ func (s *FileEntry) Decode(d *jx.Decoder) error {
 		case "modified_at":
 			requiredBitSet[0] |= 1 << 7
 			if err := func() error {
-				v, err := json.DecodeDateTime(d)
+				v, err := json.DecodeTimeFormat(d, "2006-01-02T15:04:05.000000Z07:00")
 				s.ModifiedAt = v
 				if err != nil {
 					return err
@@ -3370,12 +3370,12 @@ func (s *Host) encodeFields(e *jx.Encoder) {
 	{
 		if s.LastHeartbeatAt.Set {
 			e.FieldStart("last_heartbeat_at")
-			s.LastHeartbeatAt.Encode(e, json.EncodeDateTime)
+			s.LastHeartbeatAt.Encode(e, json.NewTimeEncoder("2006-01-02T15:04:05.000000Z07:00"))
 		}
 	}
 	{
 		e.FieldStart("created_at")
-		json.EncodeDateTime(e, s.CreatedAt)
+		json.EncodeTimeFormat(e, s.CreatedAt, "2006-01-02T15:04:05.000000Z07:00")
 	}
 }
 
@@ -3631,7 +3631,7 @@ func (s *Host) Decode(d *jx.Decoder) error {
 		case "last_heartbeat_at":
 			if err := func() error {
 				s.LastHeartbeatAt.Reset()
-				if err := s.LastHeartbeatAt.Decode(d, json.DecodeDateTime); err != nil {
+				if err := s.LastHeartbeatAt.Decode(d, json.NewTimeDecoder("2006-01-02T15:04:05.000000Z07:00")); err != nil {
 					return err
 				}
 				return nil
@@ -3641,7 +3641,7 @@ func (s *Host) Decode(d *jx.Decoder) error {
 		case "created_at":
 			requiredBitSet[2] |= 1 << 4
 			if err := func() error {
-				v, err := json.DecodeDateTime(d)
+				v, err := json.DecodeTimeFormat(d, "2006-01-02T15:04:05.000000Z07:00")
 				s.CreatedAt = v
 				if err != nil {
 					return err
@@ -3727,7 +3727,7 @@ func (s *HostCredentials) encodeFields(e *jx.Encoder) {
 	}
 	{
 		e.FieldStart("host_jwt_expires_at")
-		json.EncodeDateTime(e, s.HostJwtExpiresAt)
+		json.EncodeTimeFormat(e, s.HostJwtExpiresAt, "2006-01-02T15:04:05.000000Z07:00")
 	}
 	{
 		e.FieldStart("refresh_token")
@@ -3735,7 +3735,7 @@ func (s *HostCredentials) encodeFields(e *jx.Encoder) {
 	}
 	{
 		e.FieldStart("refresh_token_expires_at")
-		json.EncodeDateTime(e, s.RefreshTokenExpiresAt)
+		json.EncodeTimeFormat(e, s.RefreshTokenExpiresAt, "2006-01-02T15:04:05.000000Z07:00")
 	}
 	{
 		e.FieldStart("certificate")
@@ -3793,7 +3793,7 @@ func (s *HostCredentials) Decode(d *jx.Decoder) error {
 		case "host_jwt_expires_at":
 			requiredBitSet[0] |= 1 << 2
 			if err := func() error {
-				v, err := json.DecodeDateTime(d)
+				v, err := json.DecodeTimeFormat(d, "2006-01-02T15:04:05.000000Z07:00")
 				s.HostJwtExpiresAt = v
 				if err != nil {
 					return err
@@ -3817,7 +3817,7 @@ func (s *HostCredentials) Decode(d *jx.Decoder) error {
 		case "refresh_token_expires_at":
 			requiredBitSet[0] |= 1 << 4
 			if err := func() error {
-				v, err := json.DecodeDateTime(d)
+				v, err := json.DecodeTimeFormat(d, "2006-01-02T15:04:05.000000Z07:00")
 				s.RefreshTokenExpiresAt = v
 				if err != nil {
 					return err
@@ -4093,7 +4093,7 @@ func (s *HostEvent) encodeFields(e *jx.Encoder) {
 	}
 	{
 		e.FieldStart("at")
-		json.EncodeDateTime(e, s.At)
+		json.EncodeTimeFormat(e, s.At, "2006-01-02T15:04:05.000000Z07:00")
 	}
 	{
 		if s.Data.Set {
@@ -4172,7 +4172,7 @@ func (s *HostEvent) Decode(d *jx.Decoder) error {
 		case "at":
 			requiredBitSet[0] |= 1 << 4
 			if err := func() error {
-				v, err := json.DecodeDateTime(d)
+				v, err := json.DecodeTimeFormat(d, "2006-01-02T15:04:05.000000Z07:00")
 				s.At = v
 				if err != nil {
 					return err
@@ -5736,14 +5736,14 @@ func (o *OptDateTime) Decode(d *jx.Decoder, format func(*jx.Decoder) (time.Time,
 // MarshalJSON implements stdjson.Marshaler.
 func (s OptDateTime) MarshalJSON() ([]byte, error) {
 	e := jx.Encoder{}
-	s.Encode(&e, json.EncodeDateTime)
+	s.Encode(&e, json.NewTimeEncoder("2006-01-02T15:04:05.000000Z07:00"))
 	return e.Bytes(), nil
 }
 
 // UnmarshalJSON implements stdjson.Unmarshaler.
 func (s *OptDateTime) UnmarshalJSON(data []byte) error {
 	d := jx.DecodeBytes(data)
-	return s.Decode(d, json.DecodeDateTime)
+	return s.Decode(d, json.NewTimeDecoder("2006-01-02T15:04:05.000000Z07:00"))
 }
 
 // Encode encodes ErrorErrorDetails as json.
@@ -6328,7 +6328,7 @@ func (s *Sandbox) encodeFields(e *jx.Encoder) {
 	{
 		if s.DeadlineAt.Set {
 			e.FieldStart("deadline_at")
-			s.DeadlineAt.Encode(e, json.EncodeDateTime)
+			s.DeadlineAt.Encode(e, json.NewTimeEncoder("2006-01-02T15:04:05.000000Z07:00"))
 		}
 	}
 	{
@@ -6357,18 +6357,18 @@ func (s *Sandbox) encodeFields(e *jx.Encoder) {
 	}
 	{
 		e.FieldStart("created_at")
-		json.EncodeDateTime(e, s.CreatedAt)
+		json.EncodeTimeFormat(e, s.CreatedAt, "2006-01-02T15:04:05.000000Z07:00")
 	}
 	{
 		if s.StartedAt.Set {
 			e.FieldStart("started_at")
-			s.StartedAt.Encode(e, json.EncodeDateTime)
+			s.StartedAt.Encode(e, json.NewTimeEncoder("2006-01-02T15:04:05.000000Z07:00"))
 		}
 	}
 	{
 		if s.EndedAt.Set {
 			e.FieldStart("ended_at")
-			s.EndedAt.Encode(e, json.EncodeDateTime)
+			s.EndedAt.Encode(e, json.NewTimeEncoder("2006-01-02T15:04:05.000000Z07:00"))
 		}
 	}
 }
@@ -6557,7 +6557,7 @@ func (s *Sandbox) Decode(d *jx.Decoder) error {
 		case "deadline_at":
 			if err := func() error {
 				s.DeadlineAt.Reset()
-				if err := s.DeadlineAt.Decode(d, json.DecodeDateTime); err != nil {
+				if err := s.DeadlineAt.Decode(d, json.NewTimeDecoder("2006-01-02T15:04:05.000000Z07:00")); err != nil {
 					return err
 				}
 				return nil
@@ -6619,7 +6619,7 @@ func (s *Sandbox) Decode(d *jx.Decoder) error {
 		case "created_at":
 			requiredBitSet[2] |= 1 << 2
 			if err := func() error {
-				v, err := json.DecodeDateTime(d)
+				v, err := json.DecodeTimeFormat(d, "2006-01-02T15:04:05.000000Z07:00")
 				s.CreatedAt = v
 				if err != nil {
 					return err
@@ -6631,7 +6631,7 @@ func (s *Sandbox) Decode(d *jx.Decoder) error {
 		case "started_at":
 			if err := func() error {
 				s.StartedAt.Reset()
-				if err := s.StartedAt.Decode(d, json.DecodeDateTime); err != nil {
+				if err := s.StartedAt.Decode(d, json.NewTimeDecoder("2006-01-02T15:04:05.000000Z07:00")); err != nil {
 					return err
 				}
 				return nil
@@ -6641,7 +6641,7 @@ func (s *Sandbox) Decode(d *jx.Decoder) error {
 		case "ended_at":
 			if err := func() error {
 				s.EndedAt.Reset()
-				if err := s.EndedAt.Decode(d, json.DecodeDateTime); err != nil {
+				if err := s.EndedAt.Decode(d, json.NewTimeDecoder("2006-01-02T15:04:05.000000Z07:00")); err != nil {
 					return err
 				}
 				return nil
@@ -6721,7 +6721,7 @@ func (s *SandboxEvent) encodeFields(e *jx.Encoder) {
 	}
 	{
 		e.FieldStart("at")
-		json.EncodeDateTime(e, s.At)
+		json.EncodeTimeFormat(e, s.At, "2006-01-02T15:04:05.000000Z07:00")
 	}
 	{
 		e.FieldStart("data")
@@ -6759,7 +6759,7 @@ func (s *SandboxEvent) Decode(d *jx.Decoder) error {
 		case "at":
 			requiredBitSet[0] |= 1 << 1
 			if err := func() error {
-				v, err := json.DecodeDateTime(d)
+				v, err := json.DecodeTimeFormat(d, "2006-01-02T15:04:05.000000Z07:00")
 				s.At = v
 				if err != nil {
 					return err
@@ -7687,7 +7687,7 @@ func (s *Template) encodeFields(e *jx.Encoder) {
 	}
 	{
 		e.FieldStart("created_at")
-		json.EncodeDateTime(e, s.CreatedAt)
+		json.EncodeTimeFormat(e, s.CreatedAt, "2006-01-02T15:04:05.000000Z07:00")
 	}
 }
 
@@ -7842,7 +7842,7 @@ func (s *Template) Decode(d *jx.Decoder) error {
 		case "created_at":
 			requiredBitSet[1] |= 1 << 3
 			if err := func() error {
-				v, err := json.DecodeDateTime(d)
+				v, err := json.DecodeTimeFormat(d, "2006-01-02T15:04:05.000000Z07:00")
 				s.CreatedAt = v
 				if err != nil {
 					return err

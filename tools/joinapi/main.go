@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"gopkg.in/yaml.v3"
 )
@@ -55,7 +56,29 @@ func run(dir, published, generated string) error {
 		return err
 	}
 	dropRaw(document)
+	schemas := find(find(document, "components"), "schemas")
+	for i := 0; i < len(schemas.Content); i += 2 {
+		if !strings.HasSuffix(schemas.Content[i].Value, "Request") {
+			withMicroseconds(schemas.Content[i+1])
+		}
+	}
 	return write(generated, document)
+}
+
+// withMicroseconds makes the generator write times with exactly six digits
+// after the second. Requests are left alone: any RFC 3339 time is read.
+func withMicroseconds(node *yaml.Node) {
+	if node.Kind == yaml.MappingNode {
+		if format := find(node, "format"); format != nil && format.Value == "date-time" {
+			node.Content = append(node.Content,
+				&yaml.Node{Kind: yaml.ScalarNode, Value: "x-ogen-time-format"},
+				&yaml.Node{Kind: yaml.ScalarNode, Style: yaml.DoubleQuotedStyle, Value: "2006-01-02T15:04:05.000000Z07:00"})
+			return
+		}
+	}
+	for _, child := range node.Content {
+		withMicroseconds(child)
+	}
 }
 
 // merge adds src to dst, mapping by mapping; a key that both define with a
