@@ -11,6 +11,7 @@ import (
 	"go.uber.org/goleak"
 
 	"skerry.dev/skerry/internal/agent/engine"
+	"skerry.dev/skerry/internal/agent/engine/fake"
 	"skerry.dev/skerry/internal/agent/journal"
 	"skerry.dev/skerry/internal/agent/manager"
 	"skerry.dev/skerry/internal/kernel/errs"
@@ -83,7 +84,7 @@ func TestCreateIsIdempotentAndDestroyLeavesNothing(t *testing.T) {
 	if l := a.Load(); l.Sandboxes != 1 || l.CPUMillis != 1000 {
 		t.Errorf("load is %+v", l)
 	}
-	if st, err := a.Stats(t.Context(), s.Sandbox, 2); err != nil || st.Processes != 3 || st.Limits != s.Resources {
+	if st, err := a.Stats(t.Context(), s.Sandbox, 2); err != nil || st.Processes != 1 || st.Limits != s.Resources {
 		t.Errorf("stats are %+v, %v", st, err)
 	}
 	for range 2 {
@@ -276,10 +277,8 @@ func TestAGuestThatEndsAtOnceFailsItsCreate(t *testing.T) {
 	defer w.hold("await")()
 	killed := func(s manager.Step) {
 		if s == manager.StepStart {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			for i := range w.instances {
-				w.end(i, engine.Exit{Reason: engine.ExitExited})
+			for _, i := range w.sim.Instances() {
+				w.kill(i, engine.ExitExited)
 			}
 		}
 	}
@@ -299,8 +298,10 @@ func TestH15_RestartReadoptsAndNoticesExits(t *testing.T) {
 	a.die()
 	a.Close()
 	w.kill(runs[0].Instance, engine.ExitCrashed)
-	w.mu.Lock() // and one is gone without a trace
-	delete(w.instances, runs[1].Instance)
+	// And one is gone without a trace.
+	w.sim.Script(fake.Recover, fake.Fault{ID: runs[1].Instance, Err: engine.ErrNotFound})
+	w.sim.Script(fake.Wait, fake.Fault{ID: runs[1].Instance, Err: engine.ErrNotFound})
+	w.mu.Lock()
 	w.slots[99] = "0000000000000000000000000000dead"
 	w.images["0000000000000000000000000000dead"] = "d"
 	w.mu.Unlock()
@@ -410,8 +411,8 @@ func TestRC03_DeathAtEachStep(t *testing.T) {
 				}
 			}
 			w.mu.Lock()
-			if len(w.instances) != want || len(w.slots) != want || len(w.images) != want {
-				t.Errorf("%d instances, %d slots, %d images exist, want %d each", len(w.instances), len(w.slots), len(w.images), want)
+			if len(w.sim.Instances()) != want || len(w.slots) != want || len(w.images) != want {
+				t.Errorf("%d instances, %d slots, %d images exist, want %d each", len(w.sim.Instances()), len(w.slots), len(w.images), want)
 			}
 			w.mu.Unlock()
 			// The repeated command goes on to the right end.
@@ -438,9 +439,18 @@ func TestRC03_DeathAtEachStep(t *testing.T) {
 func TestRC02_InventoryTellsStrangersFromNewcomers(t *testing.T) {
 	w, dir := newWorld(), t.TempDir()
 	a := boot(t, w, dir)
-	w.mu.Lock()
-	w.instances["0000000000000000000000000000beef"] = &instance{running: true, ended: make(chan struct{})}
-	w.mu.Unlock()
+	stranger := engine.InstanceID("0000000000000000000000000000beef")
+	other := fake.New(w.sim)
+	h, err := other.Prepare(t.Context(), engine.Spec{
+		ID: stranger, WorkDir: t.TempDir(), Args: []string{"/x"},
+		Resources: engine.Resources{CPUMillis: 1, MemoryBytes: 1, DiskBytes: 1, MaxProcesses: 1},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := other.Start(t.Context(), h); err != nil {
+		t.Fatal(err)
+	}
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	for range 4 {
@@ -482,10 +492,11 @@ func TestRC02_InventoryTellsStrangersFromNewcomers(t *testing.T) {
 	}
 	close(stop)
 	wg.Wait()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if in := w.instances["0000000000000000000000000000beef"]; in == nil || !in.running {
+	if in, ok := w.sim.Instance(stranger); !ok || !in.Running() {
 		t.Error("the agent killed what it does not know")
+	}
+	if err := other.Destroy(t.Context(), stranger); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -532,12 +543,9 @@ func TestST07_RandomInterleavings(t *testing.T) {
 						mu.Unlock()
 					}
 				case 7:
-					w.mu.Lock()
-					for i := range w.instances {
-						w.end(i, engine.Exit{Reason: engine.ExitKilled})
-						break
+					if all := w.sim.Instances(); len(all) > 0 {
+						w.kill(all[rng.IntN(len(all))], engine.ExitKilled)
 					}
-					w.mu.Unlock()
 				case 8:
 					_, _ = a.Inventory(ctx)
 				case 9:
@@ -578,9 +586,7 @@ func TestCloseUndoesWhatIsInFlight(t *testing.T) {
 	testkit.Eventually(t, 5*time.Second, "a create in flight", func() bool { return w.calls("await") > 1 })
 	a.stop()
 	wantReason(t, <-created, "agent_stopping")
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if len(w.instances) != 1 || !w.instances[keep.Instance].running {
+	if in, ok := w.sim.Instance(keep.Instance); len(w.sim.Instances()) != 1 || !ok || !in.Running() {
 		t.Error("stopping the agent touched a running sandbox, or left a half-made one")
 	}
 	_, err := a.Create(t.Context(), spec(id.NewSandbox(), 1))

@@ -120,10 +120,8 @@ func (m *Manager) tryReadopt(ctx context.Context, s *entry, op *operation, rec j
 		m.startWatch(s, eng, rec, nil)
 		m.settle(s, op, rec, link)
 		return true
-	case errors.Is(err, engine.ErrNotFound):
-		m.settleExit(s, op, rec, m.vanished(rec))
-		return true
-	case errors.Is(err, engine.ErrExited):
+	case errors.Is(err, engine.ErrNotFound), errors.Is(err, engine.ErrExited):
+		// Also of an instance that left nothing somebody may have seen the end.
 		exit, err := eng.Wait(ctx, rec.Handle)
 		if err != nil {
 			exit = m.vanished(rec)

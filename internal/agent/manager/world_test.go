@@ -3,7 +3,6 @@ package manager_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -13,6 +12,7 @@ import (
 	"time"
 
 	"skerry.dev/skerry/internal/agent/engine"
+	"skerry.dev/skerry/internal/agent/engine/fake"
 	"skerry.dev/skerry/internal/agent/journal"
 	"skerry.dev/skerry/internal/agent/manager"
 	"skerry.dev/skerry/internal/guest/guestapi"
@@ -21,39 +21,27 @@ import (
 
 // world is a machine: what exists on it outlives every agent.
 type world struct {
-	mu        sync.Mutex
-	instances map[engine.InstanceID]*instance
-	slots     map[int]engine.InstanceID
-	images    map[string]string
-	fail      map[string]error         // by call name
-	block     map[string]chan struct{} // by call name, until closed or ctx ends
-	called    map[string]int
-}
+	sim *fake.World
 
-type instance struct {
-	running bool
-	exit    engine.Exit
-	ended   chan struct{}
+	mu     sync.Mutex
+	slots  map[int]engine.InstanceID
+	images map[string]string
+	fail   map[string]error         // by call name
+	block  map[string]chan struct{} // by call name, until closed or ctx ends
+	called map[string]int
 }
 
 func newWorld() *world {
 	return &world{
-		instances: map[engine.InstanceID]*instance{}, slots: map[int]engine.InstanceID{}, images: map[string]string{},
+		sim: fake.NewWorld(), slots: map[int]engine.InstanceID{}, images: map[string]string{},
 		fail: map[string]error{}, block: map[string]chan struct{}{}, called: map[string]int{},
 	}
 }
 
 // kill ends a running instance from outside.
 func (w *world) kill(i engine.InstanceID, reason string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.end(i, engine.Exit{Reason: reason, Code: -1, At: time.Unix(5000, 0).UTC()})
-}
-
-func (w *world) end(i engine.InstanceID, exit engine.Exit) {
-	if in := w.instances[i]; in != nil && in.running {
-		in.running, in.exit = false, exit
-		close(in.ended)
+	if in, ok := w.sim.Instance(i); ok {
+		in.End(engine.Exit{Reason: reason, Code: -1})
 	}
 }
 
@@ -87,8 +75,8 @@ func (w *world) empty(t *testing.T, dir string) {
 	t.Helper()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.instances)+len(w.slots)+len(w.images) != 0 {
-		t.Errorf("LL-01: left behind: %d instances, %d slots, %d images", len(w.instances), len(w.slots), len(w.images))
+	if n := len(w.sim.Instances()); n+len(w.slots)+len(w.images) != 0 {
+		t.Errorf("LL-01: left behind: %d instances, %d slots, %d images", n, len(w.slots), len(w.images))
 	}
 	if left, _ := os.ReadDir(filepath.Join(dir, "instances")); len(left) != 0 {
 		t.Errorf("LL-01: %d working directories left behind", len(left))
@@ -121,124 +109,53 @@ func (v *view) call(ctx context.Context, name string) error {
 	return err
 }
 
-type fakeEngine struct{ *view }
-
-func (e fakeEngine) Probe(context.Context) engine.Capabilities {
-	return engine.Capabilities{Name: "fake", Version: "f1", Healthy: true}
+// mortal is the fake engine in an agent's hands.
+type mortal struct {
+	*fake.Engine
+	view *view
 }
 
-func handleOf(i engine.InstanceID) engine.Handle { return engine.Handle(fmt.Sprintf(`{"id":%q}`, i)) }
-
-func idOf(h engine.Handle) engine.InstanceID {
-	var i string
-	_, _ = fmt.Sscanf(string(h), `{"id":%q}`, &i)
-	return engine.InstanceID(i)
-}
-
-func (e fakeEngine) Prepare(ctx context.Context, s engine.Spec) (engine.Handle, error) {
-	if err := e.call(ctx, "prepare"); err != nil {
+func (e mortal) Prepare(ctx context.Context, s engine.Spec) (engine.Handle, error) {
+	if err := e.view.call(ctx, "prepare"); err != nil {
 		return nil, err
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.instances[s.ID] = &instance{ended: make(chan struct{})}
-	return handleOf(s.ID), os.WriteFile(filepath.Join(s.WorkDir, "disk"), nil, 0o600)
+	return e.Engine.Prepare(ctx, s)
 }
 
-func (e fakeEngine) Start(ctx context.Context, h engine.Handle) (engine.Handle, error) {
-	if err := e.call(ctx, "start"); err != nil {
+func (e mortal) Start(ctx context.Context, h engine.Handle) (engine.Handle, error) {
+	if err := e.view.call(ctx, "start"); err != nil {
 		return nil, err
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	in := e.instances[idOf(h)]
-	if in == nil {
-		return nil, engine.ErrNotFound
-	}
-	in.running = true
-	return h, nil
+	return e.Engine.Start(ctx, h)
 }
 
-func (e fakeEngine) Destroy(ctx context.Context, i engine.InstanceID) error {
-	if err := e.call(ctx, "destroy"); err != nil {
+func (e mortal) Destroy(ctx context.Context, i engine.InstanceID) error {
+	if err := e.view.call(ctx, "destroy"); err != nil {
 		return err
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.end(i, engine.Exit{Reason: engine.ExitKilled})
-	delete(e.instances, i)
-	return nil
+	return e.Engine.Destroy(ctx, i)
 }
 
-func (e fakeEngine) Recover(ctx context.Context, h engine.Handle) (engine.Handle, error) {
-	if err := e.call(ctx, "recover"); err != nil {
+func (e mortal) Recover(ctx context.Context, h engine.Handle) (engine.Handle, error) {
+	if err := e.view.call(ctx, "recover"); err != nil {
 		return nil, err
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	in := e.instances[idOf(h)]
-	switch {
-	case in == nil:
-		return nil, engine.ErrNotFound
-	case !in.running:
-		return nil, engine.ErrExited
-	}
-	return h, nil
+	return e.Engine.Recover(ctx, h)
 }
 
-func (e fakeEngine) Inventory(ctx context.Context) ([]engine.Found, error) {
-	if err := e.call(ctx, "inventory"); err != nil {
+func (e mortal) Inventory(ctx context.Context) ([]engine.Found, error) {
+	if err := e.view.call(ctx, "inventory"); err != nil {
 		return nil, err
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	var out []engine.Found
-	for i, in := range e.instances {
-		out = append(out, engine.Found{ID: i, Running: in.running})
+	return e.Engine.Inventory(ctx)
+}
+
+func (e mortal) Wait(ctx context.Context, h engine.Handle) (engine.Exit, error) {
+	exit, err := e.Engine.Wait(ctx, h)
+	if e.view.dead.Load() {
+		return engine.Exit{}, errDead
 	}
-	return out, nil
-}
-
-func (e fakeEngine) Wait(ctx context.Context, h engine.Handle) (engine.Exit, error) {
-	e.mu.Lock()
-	in := e.instances[idOf(h)]
-	e.mu.Unlock()
-	if in == nil {
-		return engine.Exit{}, engine.ErrNotFound
-	}
-	select {
-	case <-in.ended:
-		if e.dead.Load() {
-			return engine.Exit{}, errDead
-		}
-		return in.exit, nil
-	case <-ctx.Done():
-		return engine.Exit{}, ctx.Err()
-	}
-}
-
-func (e fakeEngine) Stats(context.Context, engine.Handle) (engine.Stats, error) {
-	return engine.Stats{Processes: 3}, nil
-}
-
-func (e fakeEngine) Dial(context.Context, engine.Handle, int) (net.Conn, error) {
-	a, b := net.Pipe()
-	_ = b.Close()
-	return a, nil
-}
-
-func (e fakeEngine) Checkpoint(context.Context, engine.Handle, engine.CheckpointOptions) error {
-	return engine.ErrUnsupported
-}
-
-func (e fakeEngine) Restore(context.Context, engine.Handle, string) (engine.Handle, error) {
-	return nil, engine.ErrUnsupported
-}
-func (e fakeEngine) Freeze(context.Context, engine.Handle) error { return engine.ErrUnsupported }
-func (e fakeEngine) Thaw(context.Context, engine.Handle) error   { return engine.ErrUnsupported }
-func (e fakeEngine) Stop(context.Context, engine.Handle) error   { return engine.ErrUnsupported }
-func (e fakeEngine) Resize(context.Context, engine.Handle, engine.Resources) error {
-	return engine.ErrUnsupported
+	return exit, err
 }
 
 type networks struct{ *view }
@@ -354,9 +271,10 @@ func boot(t testing.TB, w *world, dir string, change ...func(*manager.Config)) *
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(w.sim.Reboot) // guests are goroutines
 	a := &agent{view: &view{world: w}, journal: j}
 	cfg := manager.Config{
-		Journal: j, Engines: map[string]engine.Engine{"fake": fakeEngine{a.view}}, Versions: map[string]string{"fake": "f1"},
+		Journal: j, Engines: map[string]engine.Engine{"fake": mortal{fake.New(w.sim), a.view}}, Versions: map[string]string{"fake": "f1"},
 		Networks: networks{a.view}, Images: images{a.view}, InstancesDir: filepath.Join(dir, "instances"),
 		NewGuest: func(o manager.GuestOptions) manager.Guest {
 			d := &daemon{view: a.view, opts: o}
