@@ -12,9 +12,9 @@ import (
 // nothing.
 func TestC3_BadInputSaysWhatToDo(t *testing.T) {
 	in := skerry(t)
-	dead := in.create(t, nil)
-	in.must(t, "DELETE", "/v1/sandboxes/"+dead.ID, nil, nil)
-	live := in.create(t, nil)
+	dead := in.Create(t, nil)
+	in.Must(t, "DELETE", "/v1/sandboxes/"+dead.ID, nil, nil)
+	live := in.Create(t, nil)
 	someone := "sb-01932f6c-0000-7000-8000-000000000000"
 
 	for _, c := range []struct {
@@ -22,36 +22,36 @@ func TestC3_BadInputSaysWhatToDo(t *testing.T) {
 		status                        int
 		code                          string
 	}{
-		{"unknown template", "POST", "/v1/sandboxes", `{"template":"nope"}`, in.key, 404, "template_not_found"},
-		{"template missing", "POST", "/v1/sandboxes", `{}`, in.key, 400, "invalid_request"},
-		{"wrong type", "POST", "/v1/sandboxes", `{"template":"base","memory_mb":"much"}`, in.key, 400, "invalid_request"},
-		{"unknown field", "POST", "/v1/sandboxes", `{"template":"base","colour":"red"}`, in.key, 400, "invalid_request"},
-		{"not JSON", "POST", "/v1/sandboxes", `{`, in.key, 400, "invalid_request"},
-		{"negative memory", "POST", "/v1/sandboxes", `{"template":"base","memory_mb":-1}`, in.key, 400, "invalid_request"},
-		{"absurd memory", "POST", "/v1/sandboxes", `{"template":"base","memory_mb":2147483648}`, in.key, 400, "invalid_request"},
-		{"zero disk", "POST", "/v1/sandboxes", `{"template":"base","disk_mb":0}`, in.key, 400, "invalid_request"},
-		{"too large a body", "POST", "/v1/sandboxes", `{"template":"` + strings.Repeat("x", 2<<20) + `"}`, in.key, 413, "body_too_large"},
-		{"malformed id", "GET", "/v1/sandboxes/sb-nope", "", in.key, 400, "invalid_id"},
-		{"id of another kind", "GET", "/v1/sandboxes/team-01932f6c-0000-7000-8000-000000000000", "", in.key, 400, "invalid_id"},
-		{"hostile id", "GET", "/v1/sandboxes/sb-%00%ff%2e%2e", "", in.key, 400, "invalid_id"},
-		{"unknown id", "GET", "/v1/sandboxes/" + someone, "", in.key, 404, "sandbox_not_found"},
+		{"unknown template", "POST", "/v1/sandboxes", `{"template":"nope"}`, in.Key, 404, "template_not_found"},
+		{"template missing", "POST", "/v1/sandboxes", `{}`, in.Key, 400, "invalid_request"},
+		{"wrong type", "POST", "/v1/sandboxes", `{"template":"base","memory_mb":"much"}`, in.Key, 400, "invalid_request"},
+		{"unknown field", "POST", "/v1/sandboxes", `{"template":"base","colour":"red"}`, in.Key, 400, "invalid_request"},
+		{"not JSON", "POST", "/v1/sandboxes", `{`, in.Key, 400, "invalid_request"},
+		{"negative memory", "POST", "/v1/sandboxes", `{"template":"base","memory_mb":-1}`, in.Key, 400, "invalid_request"},
+		{"absurd memory", "POST", "/v1/sandboxes", `{"template":"base","memory_mb":2147483648}`, in.Key, 400, "invalid_request"},
+		{"zero disk", "POST", "/v1/sandboxes", `{"template":"base","disk_mb":0}`, in.Key, 400, "invalid_request"},
+		{"too large a body", "POST", "/v1/sandboxes", `{"template":"` + strings.Repeat("x", 2<<20) + `"}`, in.Key, 413, "body_too_large"},
+		{"malformed id", "GET", "/v1/sandboxes/sb-nope", "", in.Key, 400, "invalid_id"},
+		{"id of another kind", "GET", "/v1/sandboxes/team-01932f6c-0000-7000-8000-000000000000", "", in.Key, 400, "invalid_id"},
+		{"hostile id", "GET", "/v1/sandboxes/sb-%00%ff%2e%2e", "", in.Key, 400, "invalid_id"},
+		{"unknown id", "GET", "/v1/sandboxes/" + someone, "", in.Key, 404, "sandbox_not_found"},
 		{"missing key", "GET", "/v1/sandboxes", "", "", 401, "unauthenticated"},
 		{"wrong key", "GET", "/v1/sandboxes", "", "skerry_" + strings.Repeat("0", 40), 401, "invalid_api_key"},
-		{"dead sandbox", "POST", "/v1/sandboxes/" + dead.ID + "/exec", `{"cmd":"true"}`, in.key, 409, "invalid_state"},
-		{"files of a dead sandbox", "GET", "/v1/sandboxes/" + dead.ID + "/files?path=/etc/passwd", "", in.key, 409, "invalid_state"},
-		{"unknown user", "POST", "/v1/sandboxes/" + live.ID + "/exec", `{"cmd":"true","user":"nobody-here"}`, in.key, 400, "invalid_user"},
-		{"missing directory", "POST", "/v1/sandboxes/" + live.ID + "/exec", `{"cmd":"true","cwd":"/nowhere"}`, in.key, 400, "invalid_cwd"},
-		{"missing file", "GET", "/v1/sandboxes/" + live.ID + "/files?path=/nowhere", "", in.key, 404, "file_not_found"},
-		{"file without path", "GET", "/v1/sandboxes/" + live.ID + "/files", "", in.key, 400, "invalid_request"},
-		{"limit of zero", "GET", "/v1/sandboxes?limit=0", "", in.key, 400, "invalid_request"},
-		{"limit of 201", "GET", "/v1/sandboxes?limit=201", "", in.key, 400, "invalid_request"},
-		{"junk cursor", "GET", "/v1/sandboxes?cursor=junk!", "", in.key, 400, "invalid_cursor"},
-		{"unknown status", "GET", "/v1/sandboxes?status=asleep", "", in.key, 400, "invalid_request"},
-		{"unknown path", "GET", "/v1/nothing-here", "", in.key, 404, "not_found"},
-		{"wrong method", "PATCH", "/v1/sandboxes", "{}", in.key, 405, "method_not_allowed"},
+		{"dead sandbox", "POST", "/v1/sandboxes/" + dead.ID + "/exec", `{"cmd":"true"}`, in.Key, 409, "invalid_state"},
+		{"files of a dead sandbox", "GET", "/v1/sandboxes/" + dead.ID + "/files?path=/etc/passwd", "", in.Key, 409, "invalid_state"},
+		{"unknown user", "POST", "/v1/sandboxes/" + live.ID + "/exec", `{"cmd":"true","user":"nobody-here"}`, in.Key, 400, "invalid_user"},
+		{"missing directory", "POST", "/v1/sandboxes/" + live.ID + "/exec", `{"cmd":"true","cwd":"/nowhere"}`, in.Key, 400, "invalid_cwd"},
+		{"missing file", "GET", "/v1/sandboxes/" + live.ID + "/files?path=/nowhere", "", in.Key, 404, "file_not_found"},
+		{"file without path", "GET", "/v1/sandboxes/" + live.ID + "/files", "", in.Key, 400, "invalid_request"},
+		{"limit of zero", "GET", "/v1/sandboxes?limit=0", "", in.Key, 400, "invalid_request"},
+		{"limit of 201", "GET", "/v1/sandboxes?limit=201", "", in.Key, 400, "invalid_request"},
+		{"junk cursor", "GET", "/v1/sandboxes?cursor=junk!", "", in.Key, 400, "invalid_cursor"},
+		{"unknown status", "GET", "/v1/sandboxes?status=asleep", "", in.Key, 400, "invalid_request"},
+		{"unknown path", "GET", "/v1/nothing-here", "", in.Key, 404, "not_found"},
+		{"wrong method", "PATCH", "/v1/sandboxes", "{}", in.Key, 405, "method_not_allowed"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			req, err := http.NewRequestWithContext(t.Context(), c.method, in.url+c.path, strings.NewReader(c.body))
+			req, err := http.NewRequestWithContext(t.Context(), c.method, in.URL+c.path, strings.NewReader(c.body))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -82,7 +82,7 @@ func TestC3_BadInputSaysWhatToDo(t *testing.T) {
 			}
 		})
 	}
-	if got := in.sh(t, live.ID, "echo unharmed"); got.Stdout != "unharmed\n" {
+	if got := in.Sh(t, live.ID, "echo unharmed"); got.Stdout != "unharmed\n" {
 		t.Errorf("the live sandbox says %+v", got)
 	}
 }

@@ -19,7 +19,7 @@ import (
 
 // process finds the pid of one of the instance's own processes: server, agent,
 // shim, or postgres.
-func (in *instance) process(t testing.TB, what string) int {
+func (in *machine) process(t testing.TB, what string) int {
 	t.Helper()
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -36,7 +36,7 @@ func (in *instance) process(t testing.TB, what string) int {
 			continue
 		}
 		if what == "postgres" {
-			if raw, err := os.ReadFile(filepath.Join(in.data, "postgres", "postmaster.pid")); err == nil {
+			if raw, err := os.ReadFile(filepath.Join(in.Data, "postgres", "postmaster.pid")); err == nil {
 				first, _, _ := strings.Cut(string(raw), "\n")
 				if pid, err := strconv.Atoi(strings.TrimSpace(first)); err == nil {
 					return pid
@@ -45,7 +45,7 @@ func (in *instance) process(t testing.TB, what string) int {
 			return 0
 		}
 		environ, _ := os.ReadFile(filepath.Join("/proc", entry.Name(), "environ"))
-		mine := bytes.Contains(environ, []byte("SKERRY_DATA="+in.data)) || bytes.Contains(cmdline, []byte(in.data))
+		mine := bytes.Contains(environ, []byte("SKERRY_DATA="+in.Data)) || bytes.Contains(cmdline, []byte(in.Data))
 		if mine && filepath.Base(words[0]) == "skerry" && words[1] == what {
 			return pid
 		}
@@ -72,9 +72,9 @@ func TestST08_KillAnyProcessAtAnyMoment(t *testing.T) {
 
 	counters := make([]*counter, scaled(10, 4))
 	for i := range counters {
-		box := in.create(t, map[string]any{"timeout_sec": 7200})
-		in.sh(t, box.ID, `setsid sh -c 'i=0; while :; do i=$((i+1)); echo $i >/tmp/n.new; mv /tmp/n.new /tmp/n; sleep 0.05; done' </dev/null >/dev/null 2>&1 &`)
-		counters[i] = &counter{id: box.ID, boot: in.sh(t, box.ID, "cat /proc/sys/kernel/random/boot_id").Stdout}
+		box := in.Create(t, map[string]any{"timeout_sec": 7200})
+		in.Sh(t, box.ID, `setsid sh -c 'i=0; while :; do i=$((i+1)); echo $i >/tmp/n.new; mv /tmp/n.new /tmp/n; sleep 0.05; done' </dev/null >/dev/null 2>&1 &`)
+		counters[i] = &counter{id: box.ID, boot: in.Sh(t, box.ID, "cat /proc/sys/kernel/random/boot_id").Stdout}
 	}
 	for _, victim := range []string{"agent", "server", "shim", "postgres"} {
 		for round := range scaled(5, 1) {
@@ -103,12 +103,12 @@ func TestST08_KillAnyProcessAtAnyMoment(t *testing.T) {
 
 // look reads every counter: it answers within 30 s, is the same machine, and
 // has gone on counting.
-func (in *instance) look(t *testing.T, counters []*counter) {
+func (in *machine) look(t *testing.T, counters []*counter) {
 	t.Helper()
 	for _, c := range counters {
 		testkit.Eventually(t, 30*time.Second, "sandbox "+c.id+" answers and counts on", func() bool {
 			var result execResult
-			_, err := in.try(t.Context(), "POST", "/v1/sandboxes/"+c.id+"/exec", map[string]any{"cmd": "cat /proc/sys/kernel/random/boot_id /tmp/n"}, &result)
+			_, err := in.Try(t.Context(), "POST", "/v1/sandboxes/"+c.id+"/exec", map[string]any{"cmd": "cat /proc/sys/kernel/random/boot_id /tmp/n"}, &result)
 			if err != nil {
 				return false
 			}
@@ -133,7 +133,7 @@ type outcome struct {
 
 // churn creates and deletes sandboxes while disturb runs, and returns what was
 // acknowledged.
-func (in *instance) churn(t *testing.T, disturb func()) map[string]*outcome {
+func (in *machine) churn(t *testing.T, disturb func()) map[string]*outcome {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	var (
@@ -148,7 +148,7 @@ func (in *instance) churn(t *testing.T, disturb func()) map[string]*outcome {
 			for ctx.Err() == nil {
 				call, done := context.WithTimeout(context.Background(), 60*time.Second)
 				var made sandbox
-				if _, err := in.try(call, "POST", "/v1/sandboxes", map[string]any{"template": "base"}, &made); err != nil {
+				if _, err := in.Try(call, "POST", "/v1/sandboxes", map[string]any{"template": "base"}, &made); err != nil {
 					done()
 					<-time.After(20 * time.Millisecond)
 					continue
@@ -156,7 +156,7 @@ func (in *instance) churn(t *testing.T, disturb func()) map[string]*outcome {
 				mu.Lock()
 				known[made.ID] = &outcome{created: true}
 				mu.Unlock()
-				if _, err := in.try(call, "DELETE", "/v1/sandboxes/"+made.ID, nil, nil); err == nil {
+				if _, err := in.Try(call, "DELETE", "/v1/sandboxes/"+made.ID, nil, nil); err == nil {
 					mu.Lock()
 					known[made.ID].deleted = true
 					mu.Unlock()
@@ -174,16 +174,16 @@ func (in *instance) churn(t *testing.T, disturb func()) map[string]*outcome {
 
 // settled waits until nothing is in transition, then checks each acknowledged
 // outcome, and removes what the churn left alive.
-func (in *instance) settled(t *testing.T, known map[string]*outcome) {
+func (in *machine) settled(t *testing.T, known map[string]*outcome) {
 	t.Helper()
 	testkit.Eventually(t, 90*time.Second, "no sandbox is in a transition", func() bool {
 		var list struct{ Items []sandbox }
-		_, err := in.try(t.Context(), "GET", "/v1/sandboxes?limit=200&status=pending,starting,stopping,missing", nil, &list)
+		_, err := in.Try(t.Context(), "GET", "/v1/sandboxes?limit=200&status=pending,starting,stopping,missing", nil, &list)
 		return err == nil && len(list.Items) == 0
 	})
 	for id, o := range known {
 		var now sandbox
-		in.must(t, "GET", "/v1/sandboxes/"+id, nil, &now)
+		in.Must(t, "GET", "/v1/sandboxes/"+id, nil, &now)
 		switch {
 		case o.deleted && now.Status != "stopped":
 			t.Errorf("%s was deleted and is %s", id, now.Status)
@@ -192,10 +192,10 @@ func (in *instance) settled(t *testing.T, known map[string]*outcome) {
 		}
 	}
 	var list struct{ Items []sandbox }
-	in.must(t, "GET", "/v1/sandboxes?limit=200&status=running", nil, &list)
+	in.Must(t, "GET", "/v1/sandboxes?limit=200&status=running", nil, &list)
 	for _, box := range list.Items {
 		if _, mine := known[box.ID]; mine {
-			in.must(t, "DELETE", "/v1/sandboxes/"+box.ID, nil, nil)
+			in.Must(t, "DELETE", "/v1/sandboxes/"+box.ID, nil, nil)
 		}
 	}
 }
@@ -204,10 +204,10 @@ func (in *instance) settled(t *testing.T, known map[string]*outcome) {
 // sandbox as it was.
 func TestO1_UpAgainIsQuickAndKeepsSandboxes(t *testing.T) {
 	in := skerry(t)
-	box := in.create(t, nil)
-	in.sh(t, box.ID, "echo kept >/home/user/kept")
-	boot := in.sh(t, box.ID, "cat /proc/sys/kernel/random/boot_id").Stdout
-	if err := in.stop(); err != nil {
+	box := in.Create(t, nil)
+	in.Sh(t, box.ID, "echo kept >/home/user/kept")
+	boot := in.Sh(t, box.ID, "cat /proc/sys/kernel/random/boot_id").Stdout
+	if err := in.Stop(); err != nil {
 		t.Fatal(err)
 	}
 	for _, what := range []string{"server", "agent", "postgres"} {
@@ -216,7 +216,7 @@ func TestO1_UpAgainIsQuickAndKeepsSandboxes(t *testing.T) {
 		}
 	}
 	start := time.Now()
-	if err := in.start(t.Context()); err != nil {
+	if err := in.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	took := time.Since(start)
@@ -226,7 +226,7 @@ func TestO1_UpAgainIsQuickAndKeepsSandboxes(t *testing.T) {
 	}
 	testkit.Eventually(t, 10*time.Second, "the sandbox answers", func() bool {
 		var result execResult
-		_, err := in.try(t.Context(), "POST", "/v1/sandboxes/"+box.ID+"/exec", map[string]any{"cmd": "cat /home/user/kept /proc/sys/kernel/random/boot_id"}, &result)
+		_, err := in.Try(t.Context(), "POST", "/v1/sandboxes/"+box.ID+"/exec", map[string]any{"cmd": "cat /home/user/kept /proc/sys/kernel/random/boot_id"}, &result)
 		return err == nil && result.Stdout == "kept\n"+boot
 	})
 }

@@ -25,28 +25,28 @@ import (
 func TestS1_CreateExecDelete(t *testing.T) {
 	in := skerry(t)
 	in.noTraces(t)
-	before := in.machine(t)
+	before := in.keeps(t)
 
 	var made sandbox
-	in.must(t, "POST", "/v1/sandboxes", map[string]any{"template": "base"}, &made)
+	in.Must(t, "POST", "/v1/sandboxes", map[string]any{"template": "base"}, &made)
 	if made.Status != "running" || made.Engine != "gvisor" {
 		t.Fatalf("created %+v, want a running gvisor sandbox", made)
 	}
 	var result execResult
-	in.must(t, "POST", "/v1/sandboxes/"+made.ID+"/exec", map[string]any{"cmd": "python3", "args": []string{"-c", "print(6*7)"}}, &result)
+	in.Must(t, "POST", "/v1/sandboxes/"+made.ID+"/exec", map[string]any{"cmd": "python3", "args": []string{"-c", "print(6*7)"}}, &result)
 	if result.Stdout != "42\n" || result.ExitCode != 0 {
 		t.Errorf("python3 -c 'print(6*7)' gave %+v, want 42", result)
 	}
 	if len(in.traces(t)) == 0 {
 		t.Error("a running sandbox left no trace: the leak check looks in the wrong place")
 	}
-	in.must(t, "DELETE", "/v1/sandboxes/"+made.ID, nil, nil)
-	in.must(t, "DELETE", "/v1/sandboxes/"+made.ID, nil, nil)
+	in.Must(t, "DELETE", "/v1/sandboxes/"+made.ID, nil, nil)
+	in.Must(t, "DELETE", "/v1/sandboxes/"+made.ID, nil, nil)
 	in.noTraces(t)
 	in.sameMachine(t, before, 2)
 
 	var after sandbox
-	in.must(t, "GET", "/v1/sandboxes/"+made.ID, nil, &after)
+	in.Must(t, "GET", "/v1/sandboxes/"+made.ID, nil, &after)
 	if after.Status != "stopped" || after.EndReason != "deleted" {
 		t.Errorf("after the delete it is %q because of %q, want stopped, deleted", after.Status, after.EndReason)
 	}
@@ -56,15 +56,15 @@ func TestS1_CreateExecDelete(t *testing.T) {
 func TestFI02_LargeFileInFlatMemory(t *testing.T) {
 	in := skerry(t)
 	size := int64(scaled(500, 100)) << 20
-	box := in.create(t, nil)
-	in.sh(t, box.ID, "true")
+	box := in.Create(t, nil)
+	in.Sh(t, box.ID, "true")
 	before := in.anonymousMemory(t)
 	peak := in.watchMemory(t)
 
 	where := "/v1/sandboxes/" + box.ID + "/files?path=" + url.QueryEscape("/home/user/large.bin")
 	sent := sha256.New()
 	source := io.TeeReader(io.LimitReader(rand.NewChaCha8([32]byte{7}), size), sent)
-	req, err := in.request(t.Context(), "PUT", where, source)
+	req, err := in.Request(t.Context(), "PUT", where, source)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,12 +78,12 @@ func TestFI02_LargeFileInFlatMemory(t *testing.T) {
 	if res.StatusCode != 200 {
 		t.Fatalf("upload: %d %s", res.StatusCode, answer)
 	}
-	inside := in.sh(t, box.ID, "sha256sum /home/user/large.bin; stat -c '%s %U' /home/user/large.bin")
+	inside := in.Sh(t, box.ID, "sha256sum /home/user/large.bin; stat -c '%s %U' /home/user/large.bin")
 	if want := fmt.Sprintf("%s  /home/user/large.bin\n%d user\n", sum(sent), size); inside.Stdout != want {
 		t.Errorf("inside it is %q, want %q", inside.Stdout, want)
 	}
 
-	req, err = in.request(t.Context(), "GET", where, nil)
+	req, err = in.Request(t.Context(), "GET", where, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +111,7 @@ func sum(h hash.Hash) string { return hex.EncodeToString(h.Sum(nil)) }
 
 // anonymousMemory is the memory of each process of ours that is not page cache,
 // by name and pid.
-func (in *instance) anonymousMemory(t testing.TB) map[string]int64 {
+func (in *machine) anonymousMemory(t testing.TB) map[string]int64 {
 	t.Helper()
 	usage := map[string]int64{}
 	entries, err := os.ReadDir("/proc")
@@ -125,7 +125,7 @@ func (in *instance) anonymousMemory(t testing.TB) map[string]int64 {
 			continue
 		}
 		environ, _ := os.ReadFile(filepath.Join(dir, "environ"))
-		if !bytes.Contains(cmdline, []byte(in.data)) && !bytes.Contains(environ, []byte("SKERRY_DATA="+in.data)) {
+		if !bytes.Contains(cmdline, []byte(in.Data)) && !bytes.Contains(environ, []byte("SKERRY_DATA="+in.Data)) {
 			continue
 		}
 		status, err := os.ReadFile(filepath.Join(dir, "status"))
@@ -147,7 +147,7 @@ func (in *instance) anonymousMemory(t testing.TB) map[string]int64 {
 
 // watchMemory samples until the returned function is called, which gives the
 // highest reading of each process.
-func (in *instance) watchMemory(t testing.TB) func() map[string]int64 {
+func (in *machine) watchMemory(t testing.TB) func() map[string]int64 {
 	ctx, cancel := context.WithCancel(context.Background())
 	highest := map[string]int64{}
 	var wg sync.WaitGroup
@@ -179,7 +179,7 @@ func (in *instance) watchMemory(t testing.TB) func() map[string]int64 {
 func TestLL01_ManyCreatesAndDeletes(t *testing.T) {
 	in := skerry(t)
 	in.noTraces(t)
-	before := in.machine(t)
+	before := in.keeps(t)
 	const width = 10
 	count := scaled(100, 20)
 
@@ -193,13 +193,13 @@ func TestLL01_ManyCreatesAndDeletes(t *testing.T) {
 		go func() {
 			defer func() { <-gate; wg.Done() }()
 			var made sandbox
-			if _, err := in.try(t.Context(), "POST", "/v1/sandboxes", map[string]any{"template": "base"}, &made); err != nil {
+			if _, err := in.Try(t.Context(), "POST", "/v1/sandboxes", map[string]any{"template": "base"}, &made); err != nil {
 				failures <- err
 				return
 			}
 			ids[i] = made.ID
 			var result execResult
-			_, err := in.try(t.Context(), "POST", "/v1/sandboxes/"+made.ID+"/exec", map[string]any{"cmd": fmt.Sprintf("echo %d", i)}, &result)
+			_, err := in.Try(t.Context(), "POST", "/v1/sandboxes/"+made.ID+"/exec", map[string]any{"cmd": fmt.Sprintf("echo %d", i)}, &result)
 			if err != nil || result.Stdout != fmt.Sprintf("%d\n", i) {
 				failures <- fmt.Errorf("command %d: %+v %v", i, result, err)
 			}
@@ -217,7 +217,7 @@ func TestLL01_ManyCreatesAndDeletes(t *testing.T) {
 			continue
 		}
 		start := time.Now()
-		in.must(t, "DELETE", "/v1/sandboxes/"+id, nil, nil)
+		in.Must(t, "DELETE", "/v1/sandboxes/"+id, nil, nil)
 		took = append(took, time.Since(start))
 	}
 	slices.Sort(took)

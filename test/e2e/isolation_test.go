@@ -21,10 +21,10 @@ try:
 except Exception as e:
     print("refused" if isinstance(e,ConnectionRefusedError) else "no route")`
 
-func (in *instance) reach(t *testing.T, id, host, port string) string {
+func (in *machine) reach(t *testing.T, id, host, port string) string {
 	t.Helper()
 	var result execResult
-	in.must(t, "POST", "/v1/sandboxes/"+id+"/exec", map[string]any{"cmd": "python3", "args": []string{"-c", reach, host, port}}, &result)
+	in.Must(t, "POST", "/v1/sandboxes/"+id+"/exec", map[string]any{"cmd": "python3", "args": []string{"-c", reach, host, port}}, &result)
 	return strings.TrimSpace(result.Stdout)
 }
 
@@ -32,7 +32,7 @@ func (in *instance) reach(t *testing.T, id, host, port string) string {
 // metadata addresses.
 func TestNW01_NoWayToTheInside(t *testing.T) {
 	in := skerry(t)
-	box, other := in.create(t, nil), in.create(t, nil)
+	box, other := in.Create(t, nil), in.Create(t, nil)
 
 	// What listens on every address of the host must stay out of reach.
 	listener, err := net.Listen("tcp", "0.0.0.0:0")
@@ -50,10 +50,10 @@ func TestNW01_NoWayToTheInside(t *testing.T) {
 		}
 	}()
 	_, port, _ := net.SplitHostPort(listener.Addr().String())
-	api, _ := url.Parse(in.url)
+	api, _ := url.Parse(in.URL)
 
-	gateway := strings.TrimSpace(in.sh(t, box.ID, `awk '/nameserver/{print $2}' /etc/resolv.conf`).Stdout)
-	neighbour := strings.TrimSpace(in.sh(t, other.ID, `hostname -I 2>/dev/null || python3 -c 'import socket;s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM);s.connect(("1.1.1.1",53));print(s.getsockname()[0])'`).Stdout)
+	gateway := strings.TrimSpace(in.Sh(t, box.ID, `awk '/nameserver/{print $2}' /etc/resolv.conf`).Stdout)
+	neighbour := strings.TrimSpace(in.Sh(t, other.ID, `hostname -I 2>/dev/null || python3 -c 'import socket;s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM);s.connect(("1.1.1.1",53));print(s.getsockname()[0])'`).Stdout)
 	if gateway == "" || neighbour == "" {
 		t.Fatalf("gateway %q, neighbour %q: cannot look", gateway, neighbour)
 	}
@@ -82,14 +82,14 @@ func TestNW01_NoWayToTheInside(t *testing.T) {
 // says so.
 func TestS15_OutOfMemoryEndsTheProcessOnly(t *testing.T) {
 	in := skerry(t)
-	box := in.create(t, map[string]any{"memory_mb": 256})
-	before := in.sh(t, box.ID, "cat /proc/sys/kernel/random/boot_id").Stdout
-	hog := in.sh(t, box.ID, `python3 -c 'x=[]
+	box := in.Create(t, map[string]any{"memory_mb": 256})
+	before := in.Sh(t, box.ID, "cat /proc/sys/kernel/random/boot_id").Stdout
+	hog := in.Sh(t, box.ID, `python3 -c 'x=[]
 while True: x.append(bytearray(4<<20))'`)
 	if hog.ExitCode == 0 {
 		t.Errorf("the hog ended with 0: %+v", hog)
 	}
-	if after := in.sh(t, box.ID, "cat /proc/sys/kernel/random/boot_id").Stdout; after != before {
+	if after := in.Sh(t, box.ID, "cat /proc/sys/kernel/random/boot_id").Stdout; after != before {
 		t.Errorf("boot id %q, was %q: it is another sandbox", after, before)
 	}
 	in.event(t, box.ID, "oom_kill")
@@ -98,38 +98,38 @@ while True: x.append(bytearray(4<<20))'`)
 // A fork bomb and a full disk hurt nobody but the sandbox they run in.
 func TestS14_ForkBombAndFullDiskStayInside(t *testing.T) {
 	in := skerry(t)
-	neighbour := in.create(t, nil)
-	box := in.create(t, map[string]any{"disk_mb": 256})
+	neighbour := in.Create(t, nil)
+	box := in.Create(t, map[string]any{"disk_mb": 256})
 
-	full := in.sh(t, box.ID, "dd if=/dev/zero of=/home/user/fill bs=1M count=1024")
+	full := in.Sh(t, box.ID, "dd if=/dev/zero of=/home/user/fill bs=1M count=1024")
 	if full.ExitCode == 0 || !strings.Contains(full.Stderr, "No space left") {
 		t.Errorf("filling the disk gave %+v, want no space left", full)
 	}
 	in.event(t, box.ID, "disk_full")
-	if ok := in.sh(t, box.ID, "rm /home/user/fill && echo freed"); ok.Stdout != "freed\n" {
+	if ok := in.Sh(t, box.ID, "rm /home/user/fill && echo freed"); ok.Stdout != "freed\n" {
 		t.Errorf("after the disk was full: %+v", ok)
 	}
 
-	_, _ = in.try(t.Context(), "POST", "/v1/sandboxes/"+box.ID+"/exec", map[string]any{"cmd": ":(){ :|:& };: ; sleep 5", "timeout_sec": 10}, nil)
+	_, _ = in.Try(t.Context(), "POST", "/v1/sandboxes/"+box.ID+"/exec", map[string]any{"cmd": ":(){ :|:& };: ; sleep 5", "timeout_sec": 10}, nil)
 	start := time.Now()
-	if got := in.sh(t, neighbour.ID, "echo fine"); got.Stdout != "fine\n" {
+	if got := in.Sh(t, neighbour.ID, "echo fine"); got.Stdout != "fine\n" {
 		t.Errorf("the neighbour says %+v", got)
 	}
 	t.Logf("the neighbour answered in %s", time.Since(start))
 	in.event(t, box.ID, "process_limit")
 	testkit.Eventually(t, 30*time.Second, "the sandbox with the bomb answers again", func() bool {
 		var result execResult
-		_, err := in.try(t.Context(), "POST", "/v1/sandboxes/"+box.ID+"/exec", map[string]any{"cmd": "echo", "args": []string{"alive"}, "timeout_sec": 5}, &result)
+		_, err := in.Try(t.Context(), "POST", "/v1/sandboxes/"+box.ID+"/exec", map[string]any{"cmd": "echo", "args": []string{"alive"}, "timeout_sec": 5}, &result)
 		return err == nil && result.Stdout == "alive\n"
 	})
 }
 
 // event waits until the sandbox's history has an event of the kind.
-func (in *instance) event(t *testing.T, id, kind string) {
+func (in *machine) event(t *testing.T, id, kind string) {
 	t.Helper()
 	testkit.Eventually(t, 15*time.Second, "an event "+kind, func() bool {
 		var events struct{ Items []struct{ Kind string } }
-		in.must(t, "GET", "/v1/sandboxes/"+id+"/events?limit=200", nil, &events)
+		in.Must(t, "GET", "/v1/sandboxes/"+id+"/events?limit=200", nil, &events)
 		for _, event := range events.Items {
 			if event.Kind == kind {
 				return true
@@ -143,9 +143,9 @@ func (in *instance) event(t *testing.T, id, kind string) {
 // processes of a sandbox have, one by one.
 func TestLL09_RootInsideIsNobodyOutside(t *testing.T) {
 	in := skerry(t)
-	box := in.create(t, nil)
+	box := in.Create(t, nil)
 	var who execResult
-	in.must(t, "POST", "/v1/sandboxes/"+box.ID+"/exec", map[string]any{"cmd": "id -u; grep CapBnd /proc/self/status", "user": "root"}, &who)
+	in.Must(t, "POST", "/v1/sandboxes/"+box.ID+"/exec", map[string]any{"cmd": "id -u; grep CapBnd /proc/self/status", "user": "root"}, &who)
 	if !strings.HasPrefix(who.Stdout, "0\n") {
 		t.Fatalf("as root inside: %+v", who)
 	}
@@ -185,8 +185,8 @@ func TestLL09_RootInsideIsNobodyOutside(t *testing.T) {
 // The limits are what the guest sees.
 func TestS14_LimitsAreWhatTheGuestSees(t *testing.T) {
 	in := skerry(t)
-	box := in.create(t, map[string]any{"memory_mb": 300, "disk_mb": 512})
-	seen := in.sh(t, box.ID, `python3 - <<'P'
+	box := in.Create(t, map[string]any{"memory_mb": 300, "disk_mb": 512})
+	seen := in.Sh(t, box.ID, `python3 - <<'P'
 import os,json
 mem=[int(l.split()[1]) for l in open('/proc/meminfo') if l.startswith('MemTotal')][0]
 s=os.statvfs('/')

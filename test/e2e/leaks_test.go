@@ -13,7 +13,7 @@ import (
 // traces is everything on the machine that belongs to single sandboxes of this
 // instance, one line each. Warm network slots are the instance's own, not a
 // sandbox's, and are told apart by being unplugged.
-func (in *instance) traces(t testing.TB) []string {
+func (in *machine) traces(t testing.TB) []string {
 	t.Helper()
 	var found []string
 	tag := in.tag(t)
@@ -29,7 +29,7 @@ func (in *instance) traces(t testing.TB) []string {
 			continue
 		}
 		line := strings.ReplaceAll(string(raw), "\x00", " ")
-		if strings.Contains(line, "runsc") && strings.Contains(line, in.data) {
+		if strings.Contains(line, "runsc") && strings.Contains(line, in.Data) {
 			found = append(found, "process "+entry.Name()+": "+line[:min(len(line), 120)])
 		}
 	}
@@ -46,7 +46,7 @@ func (in *instance) traces(t testing.TB) []string {
 
 	// Files of instances, and runsc's own state.
 	for _, pattern := range []string{"agent/instances/*", "agent/*/runsc/*", "agent/runsc/*"} {
-		files, _ := filepath.Glob(filepath.Join(in.data, pattern))
+		files, _ := filepath.Glob(filepath.Join(in.Data, pattern))
 		for _, file := range files {
 			found = append(found, "file "+file)
 		}
@@ -58,7 +58,7 @@ func (in *instance) traces(t testing.TB) []string {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(mounts)) {
-		if fields := strings.Fields(line); len(fields) > 4 && strings.HasPrefix(fields[4], in.data) && strings.Contains(fields[4], "/instances/") {
+		if fields := strings.Fields(line); len(fields) > 4 && strings.HasPrefix(fields[4], in.Data) && strings.Contains(fields[4], "/instances/") {
 			found = append(found, "mount "+fields[4])
 		}
 	}
@@ -66,9 +66,9 @@ func (in *instance) traces(t testing.TB) []string {
 	return found
 }
 
-// machine counts what the instance as a whole keeps on the machine: it may be
+// keeps counts what the instance as a whole keeps on the machine: it may be
 // made ahead of need, but never grow.
-func (in *instance) machine(t testing.TB) map[string]int {
+func (in *machine) keeps(t testing.TB) map[string]int {
 	t.Helper()
 	tag := in.tag(t)
 	counts := map[string]int{}
@@ -82,16 +82,16 @@ func (in *instance) machine(t testing.TB) map[string]int {
 	}
 	mounts, _ := os.ReadFile("/proc/self/mountinfo")
 	for line := range strings.Lines(string(mounts)) {
-		if fields := strings.Fields(line); len(fields) > 4 && strings.HasPrefix(fields[4], in.data) {
+		if fields := strings.Fields(line); len(fields) > 4 && strings.HasPrefix(fields[4], in.Data) {
 			counts["mounts"]++
 		}
 	}
 	return counts
 }
 
-func (in *instance) tag(t testing.TB) string {
+func (in *machine) tag(t testing.TB) string {
 	t.Helper()
-	raw, err := os.ReadFile(filepath.Join(in.data, "agent", "tag"))
+	raw, err := os.ReadFile(filepath.Join(in.Data, "agent", "tag"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +100,7 @@ func (in *instance) tag(t testing.TB) string {
 
 // noTraces fails the test unless nothing of a single sandbox is left within a
 // few seconds.
-func (in *instance) noTraces(t testing.TB) {
+func (in *machine) noTraces(t testing.TB) {
 	t.Helper()
 	var left []string
 	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); {
@@ -114,9 +114,9 @@ func (in *instance) noTraces(t testing.TB) {
 
 // sameMachine fails the test when the instance keeps more than before, beyond
 // the slots it may make ahead.
-func (in *instance) sameMachine(t testing.TB, before map[string]int, ahead int) {
+func (in *machine) sameMachine(t testing.TB, before map[string]int, ahead int) {
 	t.Helper()
-	after := in.machine(t)
+	after := in.keeps(t)
 	var grown []string
 	for what, count := range after {
 		if count > before[what]+ahead {

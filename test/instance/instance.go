@@ -1,7 +1,7 @@
-// Package e2e runs the whole product on this machine, as `skerry up` starts it,
-// and looks at it from outside: the API with a key, the command line, and what
-// is left on the machine.
-package e2e
+// Package instance runs the whole product on this machine for tests and
+// benchmarks, as `skerry up` starts it, and speaks to it from outside: the API
+// with a key, and the command line.
+package instance
 
 import (
 	"bufio"
@@ -18,72 +18,39 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
-
-	"skerry.dev/skerry/internal/testkit"
 )
 
 // longVar set to 1 runs every test at its full counts; unset they run at about
 // a twentieth.
 const longVar = "SKERRY_TEST_LONG"
 
-func long() bool { return os.Getenv(longVar) == "1" }
-
-// scaled returns full in long runs, short otherwise.
-func scaled(full, short int) int {
-	if long() {
+// Scaled returns full in long runs, short otherwise.
+func Scaled(full, short int) int {
+	if os.Getenv(longVar) == "1" {
 		return full
 	}
 	return short
 }
 
-// instance is one running Skerry.
-type instance struct {
-	data  string
-	root  string // of the checkout
-	url   string
-	key   string
-	token string // the admin's session
-	env   []string
-	args  []string
-	up    *exec.Cmd
-	exit  chan error
-	log   *os.File
+// Instance is one running Skerry.
+type Instance struct {
+	Data  string // its data directory
+	Root  string // of the checkout
+	URL   string
+	Key   string
+	Token string // the admin's session
+
+	env  []string
+	up   *exec.Cmd
+	exit chan error
+	log  *os.File
 }
 
-var (
-	sharedOnce sync.Once
-	shared     *instance
-	sharedErr  error
-)
-
-// skerry returns the instance that the tests of this package share, started on
-// first use.
-func skerry(t *testing.T) *instance {
-	t.Helper()
-	testkit.Root(t)
-	sharedOnce.Do(func() { shared, sharedErr = startInstance(context.Background()) })
-	if sharedErr != nil {
-		t.Fatalf("skerry up: %v", sharedErr)
-	}
-	return shared
-}
-
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if shared != nil {
-		if err := shared.purge(); err != nil {
-			fmt.Fprintln(os.Stderr, "purge:", err)
-			code = 1
-		}
-	}
-	os.Exit(code)
-}
-
-func startInstance(ctx context.Context) (*instance, error) {
+// New starts a fresh instance on free ports and a data directory of its own.
+func New(ctx context.Context) (*Instance, error) {
 	root, err := checkout()
 	if err != nil {
 		return nil, err
@@ -99,28 +66,28 @@ func startInstance(ctx context.Context) (*instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	in := &instance{data: data, root: root, url: "http://127.0.0.1:" + strconv.Itoa(ports[0])}
+	in := &Instance{Data: data, Root: root, URL: "http://127.0.0.1:" + strconv.Itoa(ports[0])}
 	in.env = append(os.Environ(),
 		"SKERRY_DATA="+data,
 		"SKERRY_LISTEN=127.0.0.1:"+strconv.Itoa(ports[0]),
 		"SKERRY_AGENT_LISTEN=127.0.0.1:"+strconv.Itoa(ports[1]),
 		"SKERRY_HOST_LISTEN=127.0.0.1:"+strconv.Itoa(ports[2]),
 	)
-	if err := in.start(ctx); err != nil {
+	if err := in.Start(ctx); err != nil {
 		return in, err
 	}
 	return in, nil
 }
 
-// start runs `skerry up` and waits until it says that it is ready.
-func (in *instance) start(ctx context.Context) error {
-	log, err := os.OpenFile(filepath.Join(in.data, "up.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+// Start runs `skerry up` and waits until it says that it is ready.
+func (in *Instance) Start(ctx context.Context) error {
+	log, err := os.OpenFile(filepath.Join(in.Data, "up.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	in.log = log
-	in.up = exec.Command(filepath.Join(in.root, "bin", "skerry"), append([]string{"up"}, in.args...)...)
-	in.up.Env, in.up.Dir, in.up.Stdout, in.up.Stderr = in.env, in.root, log, log
+	in.up = exec.Command(filepath.Join(in.Root, "bin", "skerry"), "up")
+	in.up.Env, in.up.Dir, in.up.Stdout, in.up.Stderr = in.env, in.Root, log, log
 	in.up.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := in.up.Start(); err != nil {
 		return err
@@ -146,8 +113,8 @@ func (in *instance) start(ctx context.Context) error {
 
 // ready reports whether the API answers, the base template is ready and the
 // host is online.
-func (in *instance) ready(ctx context.Context) bool {
-	credentials, err := os.ReadFile(filepath.Join(in.data, "credentials.env"))
+func (in *Instance) ready(ctx context.Context) bool {
+	credentials, err := os.ReadFile(filepath.Join(in.Data, "credentials.env"))
 	if err != nil {
 		return false
 	}
@@ -157,30 +124,30 @@ func (in *instance) ready(ctx context.Context) bool {
 			values[strings.TrimPrefix(key, "export ")] = strings.Trim(value, `"'`)
 		}
 	}
-	in.key = values["SKERRY_API_KEY"]
-	if in.key == "" {
+	in.Key = values["SKERRY_API_KEY"]
+	if in.Key == "" {
 		return false
 	}
 	var template struct{ Status string }
-	status, err := in.try(ctx, "GET", "/v1/templates/base", nil, &template)
+	status, err := in.Try(ctx, "GET", "/v1/templates/base", nil, &template)
 	if err != nil || status != 200 || template.Status != "ready" {
 		return false
 	}
 	var login struct{ Token string }
-	status, err = in.try(ctx, "POST", "/v1/auth/login", map[string]string{
+	status, err = in.Try(ctx, "POST", "/v1/auth/login", map[string]string{
 		"email": values["SKERRY_ADMIN_EMAIL"], "password": values["SKERRY_ADMIN_PASSWORD"],
 	}, &login)
 	if err != nil || status != 200 {
 		return false
 	}
-	in.token = login.Token
+	in.Token = login.Token
 	var hosts struct{ Items []struct{ Status string } }
-	status, err = in.try(ctx, "GET", "/v1/hosts", nil, &hosts)
+	status, err = in.Try(ctx, "GET", "/v1/hosts", nil, &hosts)
 	return err == nil && status == 200 && len(hosts.Items) == 1 && hosts.Items[0].Status == "online"
 }
 
-// stop ends `skerry up` as Ctrl-C does and waits for it.
-func (in *instance) stop() error {
+// Stop ends `skerry up` as Ctrl-C does and waits for it.
+func (in *Instance) Stop() error {
 	if in.up == nil {
 		return nil
 	}
@@ -198,50 +165,50 @@ func (in *instance) stop() error {
 	}
 }
 
-// purge stops the instance and removes everything it made.
-func (in *instance) purge() error {
-	stopErr := in.stop()
-	out, err := in.cli("down", "--purge", "--yes").CombinedOutput()
+// Purge stops the instance and removes everything it made.
+func (in *Instance) Purge() error {
+	stopErr := in.Stop()
+	out, err := in.CLI("down", "--purge", "--yes").CombinedOutput()
 	if err != nil {
 		return errors.Join(stopErr, fmt.Errorf("skerry down --purge: %w\n%s", err, out))
 	}
-	return errors.Join(stopErr, os.RemoveAll(in.data))
+	return errors.Join(stopErr, os.RemoveAll(in.Data))
 }
 
-// cli is the command line on this instance.
-func (in *instance) cli(args ...string) *exec.Cmd {
-	cmd := exec.Command(filepath.Join(in.root, "bin", "skerry"), args...)
-	cmd.Dir = in.root
-	cmd.Env = append(append([]string{}, in.env...), "SKERRY_URL="+in.url, "SKERRY_API_KEY="+in.key)
+// CLI is the command line on this instance.
+func (in *Instance) CLI(args ...string) *exec.Cmd {
+	cmd := exec.Command(filepath.Join(in.Root, "bin", "skerry"), args...)
+	cmd.Dir = in.Root
+	cmd.Env = append(append([]string{}, in.env...), "SKERRY_URL="+in.URL, "SKERRY_API_KEY="+in.Key)
 	return cmd
 }
 
-func (in *instance) tail() string {
-	raw, _ := os.ReadFile(filepath.Join(in.data, "up.log"))
+func (in *Instance) tail() string {
+	raw, _ := os.ReadFile(filepath.Join(in.Data, "up.log"))
 	if len(raw) > 8000 {
 		raw = raw[len(raw)-8000:]
 	}
 	return string(raw)
 }
 
-// request makes an authenticated request; paths under hosts and keys go with
+// Request makes an authenticated request; paths under hosts and keys go with
 // the admin's session, all others with the API key.
-func (in *instance) request(ctx context.Context, method, path string, body io.Reader) (*http.Request, error) {
-	req, err := http.NewRequestWithContext(ctx, method, in.url+path, body)
+func (in *Instance) Request(ctx context.Context, method, path string, body io.Reader) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, method, in.URL+path, body)
 	if err != nil {
 		return nil, err
 	}
 	if strings.HasPrefix(path, "/v1/hosts") || strings.HasPrefix(path, "/v1/api-keys") || path == "/v1/me" {
-		req.Header.Set("Authorization", "Bearer "+in.token)
+		req.Header.Set("Authorization", "Bearer "+in.Token)
 	} else if !strings.HasPrefix(path, "/v1/auth") {
-		req.Header.Set("X-API-Key", in.key)
+		req.Header.Set("X-API-Key", in.Key)
 	}
 	return req, nil
 }
 
-// try calls the API once. A non-nil out is filled from a 2xx answer; otherwise
+// Try calls the API once. A non-nil out is filled from a 2xx answer; otherwise
 // the answer is in the error.
-func (in *instance) try(ctx context.Context, method, path string, in2, out any) (int, error) {
+func (in *Instance) Try(ctx context.Context, method, path string, in2, out any) (int, error) {
 	var body io.Reader
 	if in2 != nil {
 		raw, err := json.Marshal(in2)
@@ -250,7 +217,7 @@ func (in *instance) try(ctx context.Context, method, path string, in2, out any) 
 		}
 		body = bytes.NewReader(raw)
 	}
-	req, err := in.request(ctx, method, path, body)
+	req, err := in.Request(ctx, method, path, body)
 	if err != nil {
 		return 0, err
 	}
@@ -275,16 +242,16 @@ func (in *instance) try(ctx context.Context, method, path string, in2, out any) 
 	return res.StatusCode, nil
 }
 
-// must is try for calls that have to succeed.
-func (in *instance) must(t testing.TB, method, path string, body, out any) {
+// Must is try for calls that have to succeed.
+func (in *Instance) Must(t testing.TB, method, path string, body, out any) {
 	t.Helper()
-	if _, err := in.try(t.Context(), method, path, body, out); err != nil {
+	if _, err := in.Try(t.Context(), method, path, body, out); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// sandbox is the part of the API's answer that the tests read.
-type sandbox struct {
+// Sandbox is the part of the API's answer that the tests read.
+type Sandbox struct {
 	ID        string
 	Status    string
 	EndReason string `json:"end_reason"`
@@ -292,7 +259,8 @@ type sandbox struct {
 	Actions   []string
 }
 
-type execResult struct {
+// ExecResult is how a command ended.
+type ExecResult struct {
 	Stdout    string
 	Stderr    string
 	ExitCode  int  `json:"exit_code"`
@@ -300,17 +268,17 @@ type execResult struct {
 	Truncated bool
 }
 
-// create starts a sandbox from base and removes it at the end of the test.
-func (in *instance) create(t testing.TB, options map[string]any) sandbox {
+// Create starts a sandbox from base and removes it at the end of the test.
+func (in *Instance) Create(t testing.TB, options map[string]any) Sandbox {
 	t.Helper()
 	request := map[string]any{"template": "base"}
 	for key, value := range options {
 		request[key] = value
 	}
-	var made sandbox
-	in.must(t, "POST", "/v1/sandboxes", request, &made)
+	var made Sandbox
+	in.Must(t, "POST", "/v1/sandboxes", request, &made)
 	t.Cleanup(func() {
-		if _, err := in.try(context.Background(), "DELETE", "/v1/sandboxes/"+made.ID, nil, nil); err != nil {
+		if _, err := in.Try(context.Background(), "DELETE", "/v1/sandboxes/"+made.ID, nil, nil); err != nil {
 			t.Errorf("delete: %v", err)
 		}
 	})
@@ -320,11 +288,11 @@ func (in *instance) create(t testing.TB, options map[string]any) sandbox {
 	return made
 }
 
-// sh runs a shell line in a sandbox and fails unless the call itself works.
-func (in *instance) sh(t testing.TB, id, line string) execResult {
+// Sh runs a shell line in a sandbox and fails unless the call itself works.
+func (in *Instance) Sh(t testing.TB, id, line string) ExecResult {
 	t.Helper()
-	var result execResult
-	in.must(t, "POST", "/v1/sandboxes/"+id+"/exec", map[string]any{"cmd": line}, &result)
+	var result ExecResult
+	in.Must(t, "POST", "/v1/sandboxes/"+id+"/exec", map[string]any{"cmd": line}, &result)
 	return result
 }
 
