@@ -197,6 +197,26 @@ func TestValidateListsEveryFault(t *testing.T) {
 	}
 }
 
+func TestAnAddressForEverybodyMustBeNamed(t *testing.T) {
+	ok := app.Config{
+		DataDir: "/d", Listen: "127.0.0.1:7443", ControlURL: "https://c", Runsc: "/r", GuestBinary: "/g", ShimCommand: []string{"s"},
+	}
+	if err := ok.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	for _, listen := range []string{":7443", "0.0.0.0:7443", "[::]:7443"} {
+		c := ok
+		c.Listen = listen
+		if c.Validate() == nil {
+			t.Errorf("%s without an advertised address is accepted", listen)
+		}
+		c.Address = "host.example:7443"
+		if err := c.Validate(); err != nil {
+			t.Errorf("%s with one: %v", listen, err)
+		}
+	}
+}
+
 func TestH6_NobodyElseIsServed(t *testing.T) {
 	p := newPlatform(t)
 	a := p.start(t, p.config(), apptest.NewMachine().Options())

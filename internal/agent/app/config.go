@@ -25,7 +25,7 @@ type Config struct {
 	// Listen is the address for the control plane's calls, "0.0.0.0:7443".
 	Listen string
 	// Address is where the control plane reaches Listen, host:port; empty is
-	// Listen itself.
+	// Listen itself, which must name one address then.
 	Address string
 	// ControlURL is the control plane, https only.
 	ControlURL string
@@ -85,8 +85,12 @@ func (c Config) faults(simulated bool) []error {
 	if !filepath.IsAbs(c.DataDir) {
 		add("data directory: an absolute path is needed, not %q", c.DataDir)
 	}
-	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+	host, _, err := net.SplitHostPort(c.Listen)
+	if err != nil {
 		add("listen address: host:port is needed, not %q", c.Listen)
+	}
+	if ip, _ := netip.ParseAddr(host); err == nil && c.Address == "" && (host == "" || ip.IsUnspecified()) {
+		add("advertised address: needed when listening on every address, so that the control plane knows where to call")
 	}
 	if c.Address != "" {
 		if host, port, err := net.SplitHostPort(c.Address); err != nil || host == "" || port == "" || port == "0" {
