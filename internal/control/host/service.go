@@ -302,21 +302,17 @@ func (s *Service) credentials(j Joined, csrDER []byte) (Credentials, error) {
 	}, nil
 }
 
-// Authenticate reads a host's token. certified is the host that the client
-// certificate of the connection names.
-func (s *Service) Authenticate(ctx context.Context, token string, certified id.Host) (id.Host, error) {
-	claims, err := s.keys.VerifyHost(ctx, token)
-	if err != nil {
-		return id.Host{}, err
-	}
+// AuthenticateHost says that a host whose token was verified still lives with
+// these credentials.
+func (s *Service) AuthenticateHost(ctx context.Context, claims keyring.HostClaims) (principal.Principal, error) {
 	owner, err := s.store.Alive(ctx, claims.Family)
 	if err != nil {
-		return id.Host{}, err
+		return principal.Principal{}, err
 	}
-	if owner != claims.Host || certified != claims.Host {
-		return id.Host{}, ErrHostToken
+	if owner != claims.Host {
+		return principal.Principal{}, ErrHostToken
 	}
-	return owner, nil
+	return principal.Principal{Kind: principal.KindHost, HostID: owner}, nil
 }
 
 // Heartbeat notes that a host lives, and puts it in service once it was reached

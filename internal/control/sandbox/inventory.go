@@ -76,7 +76,6 @@ const orphanGrace = time.Minute
 type Reconciler struct {
 	store  Store
 	agents Agents
-	runner *Runner
 	watch  *Watch
 	log    *slog.Logger
 	grace  time.Duration
@@ -100,11 +99,11 @@ type Key struct {
 }
 
 // NewReconciler makes a reconciler. A zero grace is the default of one minute.
-func NewReconciler(store Store, agents Agents, runner *Runner, watch *Watch, grace time.Duration, log *slog.Logger) *Reconciler {
+func NewReconciler(store Store, agents Agents, watch *Watch, grace time.Duration, log *slog.Logger) *Reconciler {
 	if grace == 0 {
 		grace = orphanGrace
 	}
-	return &Reconciler{store: store, agents: agents, runner: runner, watch: watch, log: log, grace: grace, now: time.Now, hosts: map[id.Host]*suspicions{}}
+	return &Reconciler{store: store, agents: agents, watch: watch, log: log, grace: grace, now: time.Now, hosts: map[id.Host]*suspicions{}}
 }
 
 // ReconcileHost is one pass over one host. An error means that nothing was

@@ -212,7 +212,9 @@ func (s *Service) Get(ctx context.Context, by principal.Principal, sandbox id.Sa
 }
 
 // Lookup reads a sandbox that a receipt of the caller names.
-func (s *Service) Lookup(ctx context.Context, r Receipt) (Sandbox, error) { return s.store.Get(ctx, r.Sandbox) }
+func (s *Service) Lookup(ctx context.Context, r Receipt) (Sandbox, error) {
+	return s.store.Get(ctx, r.Sandbox)
+}
 
 func (s *Service) owned(ctx context.Context, team id.Team, sandbox id.Sandbox) (Sandbox, error) {
 	x, err := s.store.Get(ctx, sandbox)

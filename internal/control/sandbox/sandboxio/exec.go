@@ -10,14 +10,17 @@ import (
 
 	pb "skerry.dev/skerry/gen/guestrpc/process"
 	"skerry.dev/skerry/internal/control/principal"
+	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
 )
 
 const (
 	// maxOutput is what Exec returns of each stream, in bytes.
 	maxOutput = 1 << 20
-	// killWait bounds the attempt to end what an absent caller left behind.
+	// killWait bounds the attempts to end what an absent caller left behind, and
+	// killOnce the single one while a caller waits for the error.
 	killWait = 5 * time.Second
+	killOnce = time.Second
 )
 
 // Encodings of an ExecResult.
@@ -53,8 +56,12 @@ func (s *Service) Exec(ctx context.Context, by principal.Principal, sandbox id.S
 	}
 	defer x.Close()
 	res, err := x.run(ctx, req)
-	if err != nil && x.execID != "" && !x.visit.ended() {
-		x.abandon(ctx)
+	switch {
+	case err == nil || x.execID == "" || x.visit.ended():
+	case errs.CodeOf(err) == errs.CodeCanceled:
+		x.abandon(ctx, killWait)
+	case errs.CodeOf(err) == errs.CodeUnavailable:
+		x.abandon(ctx, killOnce)
 	}
 	return res, err
 }
@@ -102,8 +109,8 @@ func (x *Session) run(ctx context.Context, req ExecRequest) (ExecResult, error) 
 
 // abandon kills what a failed Exec may have left running. A start that is still
 // on its way is waited for, within bounds.
-func (x *Session) abandon(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killWait)
+func (x *Session) abandon(ctx context.Context, within time.Duration) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), within)
 	defer cancel()
 	v := x.present()
 	for pause := retryFirst; ; pause = min(2*pause, retryMost) {

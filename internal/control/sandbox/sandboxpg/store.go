@@ -235,7 +235,9 @@ func (s *Store) beginDelete(ctx context.Context, tx pgx.Tx, x *sandbox.Sandbox, 
 }
 
 // Get implements sandbox.Store.
-func (s *Store) Get(ctx context.Context, x id.Sandbox) (sandbox.Sandbox, error) { return s.get(ctx, s.pool, x) }
+func (s *Store) Get(ctx context.Context, x id.Sandbox) (sandbox.Sandbox, error) {
+	return s.get(ctx, s.pool, x)
+}
 
 func (s *Store) get(ctx context.Context, db sqlcgen.DBTX, x id.Sandbox) (sandbox.Sandbox, error) {
 	row, err := s.q.GetSandbox(ctx, db, x)

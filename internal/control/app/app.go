@@ -1,0 +1,262 @@
+package app
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"skerry.dev/skerry/gen/restapi"
+	artifactfs "skerry.dev/skerry/internal/artifact/fs"
+	"skerry.dev/skerry/internal/artifact/transfer"
+	"skerry.dev/skerry/internal/control/account"
+	"skerry.dev/skerry/internal/control/account/accounthttp"
+	"skerry.dev/skerry/internal/control/account/accountpg"
+	"skerry.dev/skerry/internal/control/apikey"
+	"skerry.dev/skerry/internal/control/apikey/apikeyhttp"
+	"skerry.dev/skerry/internal/control/apikey/apikeypg"
+	"skerry.dev/skerry/internal/control/host"
+	"skerry.dev/skerry/internal/control/host/hosthttp"
+	"skerry.dev/skerry/internal/control/host/hostpg"
+	"skerry.dev/skerry/internal/control/hostlink"
+	"skerry.dev/skerry/internal/control/idempotency"
+	"skerry.dev/skerry/internal/control/idempotency/idempotencypg"
+	"skerry.dev/skerry/internal/control/keyring"
+	"skerry.dev/skerry/internal/control/keyring/keyringpg"
+	"skerry.dev/skerry/internal/control/sandbox"
+	"skerry.dev/skerry/internal/control/sandbox/sandboxhttp"
+	"skerry.dev/skerry/internal/control/sandbox/sandboxio"
+	"skerry.dev/skerry/internal/control/sandbox/sandboxio/sandboxiohttp"
+	"skerry.dev/skerry/internal/control/sandbox/sandboxpg"
+	"skerry.dev/skerry/internal/control/scheduler"
+	"skerry.dev/skerry/internal/control/template"
+	"skerry.dev/skerry/internal/control/template/templatehttp"
+	"skerry.dev/skerry/internal/control/template/templatepg"
+	"skerry.dev/skerry/internal/control/web"
+	"skerry.dev/skerry/internal/kernel/clock"
+	"skerry.dev/skerry/internal/kernel/lifecycle"
+	"skerry.dev/skerry/internal/pg"
+)
+
+// grace is how long requests in flight may take to finish at a stop.
+const grace = 5 * time.Second
+
+// control is the control plane, put together.
+type control struct {
+	cfg  settings
+	log  *slog.Logger
+	pool *pgxpool.Pool
+
+	keys      *keyring.Keyring
+	certs     *certificates
+	links     *hostlink.HostClientPool
+	store     *artifactfs.Store
+	signer    *transfer.Signer
+	replays   *idempotency.Service
+	accounts  *account.Service
+	apiKeys   *apikey.Service
+	hosts     *host.Service
+	monitor   *host.HostMonitor
+	templates *template.Service
+	runner    *sandbox.Runner
+	watch     *sandbox.Watch
+	sandboxes *sandbox.Service
+	streams   *sandboxiohttp.Handlers
+	web       *web.Server
+	api       http.Handler
+}
+
+// Run is a server: it migrates the database, serves until ctx ends, and stops in
+// order. Several may run on one database.
+func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
+	set, err := cfg.parse()
+	if err != nil {
+		return err
+	}
+	public, agents, err := listen(set)
+	if err != nil {
+		return err
+	}
+	defer public.Close()
+	defer agents.Close()
+	if err := pg.Migrate(ctx, cfg.DatabaseURL); err != nil {
+		return err
+	}
+	pool, err := pg.Open(ctx, cfg.DatabaseURL)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	c := &control{cfg: set, log: log, pool: pool}
+	for _, build := range []func(context.Context) error{c.openKeys, c.openStore, c.openRooms, c.openWeb} {
+		if err := build(ctx); err != nil {
+			return err
+		}
+	}
+	defer c.links.Close()
+	return c.serve(ctx, public, agents)
+}
+
+// listen opens both listeners first: a port in use is the most common fault.
+func listen(set settings) (public, agents net.Listener, err error) {
+	public, err = net.Listen("tcp", set.Listen)
+	if err != nil {
+		return nil, nil, fmt.Errorf("SKERRY_LISTEN: %w", err)
+	}
+	if set.TLSCert != "" {
+		pair, err := tls.LoadX509KeyPair(set.TLSCert, set.TLSKey)
+		if err != nil {
+			return nil, nil, errors.Join(fmt.Errorf("SKERRY_TLS_CERT: %w", err), public.Close())
+		}
+		public = tls.NewListener(public, &tls.Config{
+			MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}, NextProtos: []string{"h2", "http/1.1"},
+		})
+	}
+	agents, err = net.Listen("tcp", set.AgentListen)
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("SKERRY_AGENT_LISTEN: %w", err), public.Close())
+	}
+	return public, agents, nil
+}
+
+func (c *control) openKeys(ctx context.Context) (err error) {
+	c.keys, err = keyring.Load(ctx, keyringpg.New(c.pool), c.cfg.secret, clock.System{})
+	if err != nil {
+		return err
+	}
+	c.certs = newCertificates(c.keys, c.cfg.AgentURL)
+	c.links = hostlink.NewHostClientPool(hostlink.Identity{Certificate: c.certs.current, Roots: c.keys.CAPool()})
+	return nil
+}
+
+func (c *control) openStore(context.Context) (err error) {
+	if err := os.MkdirAll(c.cfg.StoreDir, 0o700); err != nil {
+		return fmt.Errorf("SKERRY_STORE_DIR: %w", err)
+	}
+	if c.store, err = artifactfs.New(c.cfg.StoreDir); err != nil {
+		return fmt.Errorf("SKERRY_STORE_DIR: %w", err)
+	}
+	c.signer, err = transfer.NewSigner(c.cfg.secret.Derive("artifact-grants"), clock.System{})
+	return err
+}
+
+func (c *control) openRooms(ctx context.Context) (err error) {
+	agents := hostlink.NewAgents(c.links)
+	c.replays = idempotency.NewService(idempotencypg.New(c.pool))
+	c.apiKeys = apikey.NewService(apikeypg.New(c.pool), clock.System{}, c.log)
+	c.accounts, err = account.NewService(ctx, accountpg.New(c.pool), c.keys, account.NewHasher(account.DefaultCost()), c.cfg.signup, clock.System{})
+	if err != nil {
+		return err
+	}
+	hosts := hostpg.New(c.pool)
+	c.hosts = host.NewService(hosts, c.keys, c.cfg.secret, agents, c.cfg.AgentURL, c.log)
+	c.templates = template.NewService(templatepg.New(c.pool), c.hosts, agents, c.signer, c.cfg.AgentURL)
+
+	sandboxes := sandboxpg.New(c.pool)
+	c.watch = sandbox.NewWatch(sandboxes, c.log)
+	c.runner = sandbox.NewRunner(sandboxes, agents, c.templates, c.cfg.secret, c.watch, sandbox.Config{}, c.log)
+	sched := scheduler.RoundRobinScheduler{Overcommit: scheduler.Overcommit{CPU: c.cfg.CPUOvercommit, Memory: c.cfg.MemOvercommit}}
+	c.sandboxes = sandbox.NewService(sandboxes, sched, c.templates, agents, c.runner, c.watch, c.cfg.secret, c.log)
+	c.monitor = host.NewHostMonitor(hosts, sandbox.NewReconciler(sandboxes, agents, c.watch, 0, c.log), c.log)
+	c.hosts.OnContact(c.monitor.Hint)
+	return nil
+}
+
+// handler is all rooms' slices of the REST handler together.
+type handler struct {
+	web.Errors
+	*accounthttp.Accounts
+	*apikeyhttp.APIKeys
+	*hosthttp.Handlers
+	templates
+	sandboxes
+	io
+}
+
+// Named, because all are called Handlers in their rooms.
+type (
+	templates struct{ *templatehttp.Handlers }
+	sandboxes struct{ *sandboxhttp.Handlers }
+	io        struct{ *sandboxiohttp.Handlers }
+)
+
+func (c *control) openWeb(context.Context) (err error) {
+	c.web, err = web.New(web.Config{
+		Log: c.log, Clock: clock.System{}, Secret: c.cfg.secret, Tokens: c.keys, Users: c.accounts, Keys: c.apiKeys, Hosts: c.hosts,
+		Proxies: c.cfg.proxies, Limits: web.DefaultLimits(),
+		Checks: []web.Check{{Name: "database", Probe: c.pool.Ping}, {Name: "artifact_store", Probe: c.storeThere}},
+	})
+	if err != nil {
+		return err
+	}
+	c.streams = sandboxiohttp.New(sandboxio.New(c.sandboxes, c.log, sandboxio.Options{}), sandboxiohttp.Options{WriteError: web.WriteError, Log: c.log})
+	built := templatehttp.New(c.templates, func(ctx context.Context, err error) restapi.Error { return web.Errors{}.NewError(ctx, err).Response })
+	for _, r := range []web.Route{
+		{Method: http.MethodPost, Path: "/v1/templates/base/build", Operation: "buildBaseTemplate", Handler: built.BuildBase},
+		{Method: http.MethodGet, Path: "/v1/sandboxes/{id}/exec/stream", Operation: "streamExec", Handler: c.streams.StreamExec},
+		{Method: http.MethodGet, Path: "/v1/sandboxes/{id}/pty", Operation: "openPTY", Handler: c.streams.OpenPTY},
+		{Method: http.MethodGet, Path: "/v1/sandboxes/{id}/files", Operation: "downloadFile", Handler: c.streams.DownloadFile},
+		{Method: http.MethodPut, Path: "/v1/sandboxes/{id}/files", Operation: "uploadFile", AnyBody: true, Handler: c.streams.UploadFile},
+	} {
+		c.web.Mount(r)
+	}
+	c.api, err = c.web.Handler(handler{
+		Accounts: accounthttp.New(c.accounts, c.replays), APIKeys: apikeyhttp.New(c.apiKeys, c.replays),
+		Handlers:  hosthttp.New(c.hosts, c.sandboxes, c.replays),
+		templates: templates{built}, sandboxes: sandboxes{sandboxhttp.New(c.sandboxes, c.replays)}, io: io{c.streams},
+	})
+	return err
+}
+
+func (c *control) storeThere(context.Context) error {
+	_, err := os.Stat(c.cfg.StoreDir)
+	return err
+}
+
+// serve runs everything until ctx ends. Requests come to their end first; the
+// loops they wait for go on until then.
+func (c *control) serve(ctx context.Context, public, agents net.Listener) error {
+	loops, _ := lifecycle.NewGroup(context.WithoutCancel(ctx))
+	for _, loop := range []func(context.Context) error{
+		c.runner.Run, c.watch.Run, c.monitor.Run, sandbox.NewSweep(c.sandboxes, c.log).Run, c.apiKeys.Run, c.forgetReplays,
+	} {
+		loops.Go(loop)
+	}
+	front, _ := lifecycle.NewGroup(ctx)
+	front.Go(func(ctx context.Context) error { return c.web.Serve(ctx, public, onlyPublic(c.api), grace) })
+	front.Go(func(ctx context.Context) error {
+		return c.web.Serve(ctx, c.agentTLS(agents), c.onlyAgents(), grace)
+	})
+	front.Go(func(ctx context.Context) error {
+		<-ctx.Done()
+		c.streams.Close()
+		return nil
+	})
+	c.log.InfoContext(ctx, "serving", "url", c.cfg.URL, "listen", public.Addr().String(), "agent_listen", agents.Addr().String())
+	err := front.Wait()
+	loops.Stop()
+	return errors.Join(err, loops.Wait())
+}
+
+// forgetReplays removes old idempotency keys.
+func (c *control) forgetReplays(ctx context.Context) error {
+	ticker := time.NewTicker(10 * time.Minute)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+		if err := c.replays.Sweep(ctx); err != nil && ctx.Err() == nil {
+			c.log.WarnContext(ctx, "cannot forget old idempotency keys", "error", err)
+		}
+	}
+}

@@ -1,0 +1,165 @@
+// Package app puts the control plane together: one function a subsystem, in the
+// order in which they rest on one another.
+package app
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"skerry.dev/skerry/internal/control/account"
+	"skerry.dev/skerry/internal/control/keyring"
+	"skerry.dev/skerry/internal/control/scheduler"
+	"skerry.dev/skerry/internal/control/web"
+)
+
+// Config is what an operator sets, by flag, environment or .env.
+type Config struct {
+	DatabaseURL string `name:"database-url" help:"PostgreSQL, as postgres://user@host/database." env:"DATABASE_URL" placeholder:"URL"`
+	Secret      string `help:"32 bytes in hex or base64; the same on all servers." env:"SKERRY_SECRET" placeholder:"SECRET"`
+	Listen      string `help:"Address of the API." env:"SKERRY_LISTEN" default:"127.0.0.1:7070" placeholder:"ADDR"`
+	TLSCert     string `name:"tls-cert" help:"Certificate of the API, PEM; left out: plain HTTP." env:"SKERRY_TLS_CERT" placeholder:"FILE"`
+	TLSKey      string `name:"tls-key" help:"Its key." env:"SKERRY_TLS_KEY" placeholder:"FILE"`
+	URL         string `name:"public-url" help:"Where people reach the API (default: made from the address)." env:"SKERRY_URL" placeholder:"URL"`
+	AgentListen string `help:"Address at which agents reach the server." env:"SKERRY_AGENT_LISTEN" default:"127.0.0.1:7071" placeholder:"ADDR"`
+	AgentURL    string `name:"agent-url" help:"The same as agents see it (default: made from the address)." env:"SKERRY_AGENT_URL" placeholder:"URL"`
+	StoreDir    string `name:"store-dir" help:"Directory of the artifact store (default: store in the data directory)." env:"SKERRY_STORE_DIR" placeholder:"DIR"`
+
+	Signup         string  `help:"Who may sign up: open, closed, or mail domains (default: open on loopback, else closed)." env:"SKERRY_SIGNUP" placeholder:"WHO"`
+	TrustedProxies string  `name:"trusted-proxies" help:"Networks whose X-Forwarded-For is believed." env:"SKERRY_TRUSTED_PROXIES" placeholder:"CIDRS"`
+	CPUOvercommit  float64 `name:"cpu-overcommit" help:"How many times a host's CPUs are promised." env:"SKERRY_CPU_OVERCOMMIT" default:"32" placeholder:"N"`
+	MemOvercommit  float64 `name:"memory-overcommit" help:"How many times a host's memory is promised." env:"SKERRY_MEMORY_OVERCOMMIT" default:"4" placeholder:"N"`
+}
+
+// Defaults fills in what is left out. data is the data directory.
+func (c Config) Defaults(data string) Config {
+	set := func(to *string, v string) {
+		if *to == "" {
+			*to = v
+		}
+	}
+	set(&c.Listen, "127.0.0.1:7070")
+	set(&c.AgentListen, "127.0.0.1:7071")
+	set(&c.StoreDir, filepath.Join(data, "store"))
+	over := scheduler.DefaultOvercommit()
+	if c.CPUOvercommit == 0 {
+		c.CPUOvercommit = over.CPU
+	}
+	if c.MemOvercommit == 0 {
+		c.MemOvercommit = over.Memory
+	}
+	scheme := "http://"
+	if c.TLSCert != "" {
+		scheme = "https://"
+	}
+	set(&c.URL, scheme+dialable(c.Listen))
+	set(&c.AgentURL, "https://"+dialable(c.AgentListen))
+	if c.Signup == "" {
+		c.Signup = "closed"
+		if loopback(c.Listen) {
+			c.Signup = "open"
+		}
+	}
+	return c
+}
+
+// dialable turns an address that means "everywhere" into one that can be called.
+func dialable(listen string) string {
+	h, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		return listen
+	}
+	if ip, err := netip.ParseAddr(h); h == "" || err == nil && ip.IsUnspecified() {
+		h = "127.0.0.1"
+		if name, err := os.Hostname(); err == nil {
+			h = name
+		}
+	}
+	return net.JoinHostPort(h, port)
+}
+
+func loopback(listen string) bool {
+	h, _, err := net.SplitHostPort(listen)
+	if err != nil {
+		return false
+	}
+	ip, err := netip.ParseAddr(h)
+	return h == "localhost" || err == nil && ip.IsLoopback()
+}
+
+// settings are a Config that was read.
+type settings struct {
+	Config
+	secret  keyring.Secret
+	signup  account.SignupPolicy
+	proxies web.Proxies
+}
+
+// Validate lists every fault at once. Secrets are never part of it.
+func (c Config) Validate() error {
+	_, err := c.parse()
+	return err
+}
+
+func (c Config) parse() (settings, error) {
+	s := settings{Config: c}
+	var faults []error
+	fault := func(name string, err error) {
+		if err != nil {
+			faults = append(faults, fmt.Errorf("%s: %w", name, err))
+		}
+	}
+	var err error
+	if c.DatabaseURL == "" {
+		fault("DATABASE_URL", errors.New("missing; give a PostgreSQL URL, or use `skerry up`"))
+	}
+	if s.secret, err = keyring.ParseSecret(c.Secret); err != nil {
+		fault("SKERRY_SECRET", errors.New("must be 32 bytes in hex or base64, for example from `openssl rand -hex 32`"))
+	}
+	fault("SKERRY_LISTEN", address(c.Listen))
+	fault("SKERRY_AGENT_LISTEN", address(c.AgentListen))
+	fault("SKERRY_URL", webURL(c.URL, "http", "https"))
+	fault("SKERRY_AGENT_URL", webURL(c.AgentURL, "https"))
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		fault("SKERRY_TLS_CERT", errors.New("give both SKERRY_TLS_CERT and SKERRY_TLS_KEY, or neither"))
+	}
+	if !filepath.IsAbs(c.StoreDir) {
+		fault("SKERRY_STORE_DIR", fmt.Errorf("must be an absolute path, not %q", c.StoreDir))
+	}
+	s.signup, err = account.ParseSignupPolicy(c.Signup)
+	fault("SKERRY_SIGNUP", err)
+	s.proxies, err = web.ParseProxies(c.TrustedProxies)
+	fault("SKERRY_TRUSTED_PROXIES", err)
+	if !(c.CPUOvercommit >= 1 && c.CPUOvercommit <= 1000) {
+		fault("SKERRY_CPU_OVERCOMMIT", errors.New("must be between 1 and 1000"))
+	}
+	if !(c.MemOvercommit >= 1 && c.MemOvercommit <= 1000) {
+		fault("SKERRY_MEMORY_OVERCOMMIT", errors.New("must be between 1 and 1000"))
+	}
+	return s, errors.Join(faults...)
+}
+
+func address(s string) error {
+	_, port, err := net.SplitHostPort(s)
+	if err != nil || port == "" {
+		return fmt.Errorf("must be host:port, not %q", s)
+	}
+	return nil
+}
+
+func webURL(s string, schemes ...string) error {
+	u, err := url.Parse(s)
+	if err == nil && u.Host != "" && u.RawQuery == "" && u.Fragment == "" && strings.Trim(u.Path, "/") == "" {
+		for _, scheme := range schemes {
+			if u.Scheme == scheme {
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("must be %s://host[:port], not %q", strings.Join(schemes, " or "), s)
+}
