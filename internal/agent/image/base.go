@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -153,7 +154,10 @@ func bootstrap(ctx context.Context, log func(string), root, work string) error {
 	}
 	progress := &bootstrapLog{log: log}
 	cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
-	cmd.Env = append(os.Environ(), "SOURCE_DATE_EPOCH=0", "LC_ALL=C.UTF-8", "TMPDIR="+work, "DEBIAN_FRONTEND=noninteractive")
+	// Without SOURCE_DATE_EPOCH: with it Python's compiled files carry hashes,
+	// and each import reads the source again. shapeTree levels the times.
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "SOURCE_DATE_EPOCH=") })
+	cmd.Env = append(cmd.Env, "LC_ALL=C.UTF-8", "TMPDIR="+work, "DEBIAN_FRONTEND=noninteractive")
 	cmd.Stdin = strings.NewReader(sources)
 	cmd.Stdout, cmd.Stderr = progress, progress
 	return runTree(cmd, progress.tail)
@@ -235,7 +239,10 @@ func (b *bootstrapLog) tail() string { return strings.Join(b.last, " | ") }
 // shared by all sandboxes straight from the page cache.
 func packErofs(ctx context.Context, root, file string, epoch time.Time) error {
 	var out bytes.Buffer
-	cmd := exec.CommandContext(ctx, "mkfs.erofs", "--quiet", "-T", fmt.Sprint(epoch.Unix()), "--preserve-mtime", "-U", baseUUID, file, root)
+	cmd := exec.CommandContext(ctx, "mkfs.erofs", "--quiet", "-U", baseUUID, file, root)
+	// Dates the file system and clamps younger files, whereas -T would level all
+	// times and so make every compiled Python file look out of date.
+	cmd.Env = append(os.Environ(), fmt.Sprintf("SOURCE_DATE_EPOCH=%d", epoch.Unix()))
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("mkfs.erofs: %w: %s", err, bytes.TrimSpace(out.Bytes()))

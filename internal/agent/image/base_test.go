@@ -1,12 +1,14 @@
 package image
 
 import (
+	"encoding/binary"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"skerry.dev/skerry/internal/testkit"
 )
@@ -48,8 +50,29 @@ func TestP2_BaseIsReproducible(t *testing.T) {
 	if built[0].Digest != built[1].Digest {
 		t.Errorf("two builds differ: %s and %s", built[0].Digest, built[1].Digest)
 	}
+	compiledPythonIsCurrent(t, built[0].Path)
 	if built[0].Size > 400<<20 {
 		t.Errorf("the image has %d MB", built[0].Size>>20)
+	}
+}
+
+// compiledPythonIsCurrent checks that a compiled file names the time its source
+// has in the image; otherwise each start of Python compiles everything anew.
+func compiledPythonIsCurrent(t *testing.T, image string) {
+	t.Helper()
+	dir := t.TempDir()
+	must(t, mountErofs(image, dir))
+	defer func() { must(t, unix.Unmount(dir, 0)) }()
+	compiled, err := filepath.Glob(filepath.Join(dir, "usr/lib/python3.*/__pycache__/os.cpython-*[0-9].pyc"))
+	if err != nil || len(compiled) != 1 {
+		t.Fatalf("compiled files: %v %v", compiled, err)
+	}
+	b, err := os.ReadFile(compiled[0])
+	must(t, err)
+	source, err := os.Stat(filepath.Join(filepath.Dir(filepath.Dir(compiled[0])), "os.py"))
+	must(t, err)
+	if got := int64(binary.LittleEndian.Uint32(b[8:])); got != source.ModTime().Unix() {
+		t.Errorf("compiled from a source of %d, which is of %d", got, source.ModTime().Unix())
 	}
 }
 

@@ -1,10 +1,11 @@
 package image
 
 import (
-	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -65,15 +66,61 @@ func shapeTree(root string, started time.Time) (time.Time, error) {
 			return time.Time{}, err
 		}
 	}
-	return settleTimes(root, started)
+	newest, err := newestBefore(root, started)
+	if err != nil {
+		return time.Time{}, err
+	}
+	if err := settleShadow(filepath.Join(root, "etc/shadow"), newest); err != nil {
+		return time.Time{}, err
+	}
+	return newest, settleTimes(root, started, newest)
 }
 
-// settleTimes gives all that is not older than started the newest older time.
-func settleTimes(root string, started time.Time) (time.Time, error) {
-	limit := started.Truncate(time.Second)
+// settleShadow gives all accounts one day of their last password change: that
+// of the build differs from day to day, and none at all means "change it now",
+// which would stop sudo.
+func settleShadow(path string, day time.Time) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	var out strings.Builder
+	for line := range strings.Lines(string(b)) {
+		fields := strings.Split(line, ":")
+		if len(fields) > 2 {
+			fields[2] = strconv.FormatInt(day.Unix()/(24*60*60), 10)
+		}
+		out.WriteString(strings.Join(fields, ":"))
+	}
+	return os.WriteFile(path, []byte(out.String()), 0o640) // the mode of the existing file stays
+}
+
+// newestBefore is the time of the newest file older than started, in whole
+// seconds: the newest that came out of a package.
+func newestBefore(root string, started time.Time) (time.Time, error) {
 	newest := time.Unix(0, 0)
-	var young []string
-	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+	err := walkTimes(root, func(_ string, m time.Time, isDir bool) error {
+		if !isDir && m.Before(started.Truncate(time.Second)) && m.After(newest) {
+			newest = m
+		}
+		return nil
+	})
+	return newest.Truncate(time.Second), err
+}
+
+// settleTimes gives all that is not older than started the one time.
+func settleTimes(root string, started, at time.Time) error {
+	ts := unix.NsecToTimespec(at.UnixNano())
+	return walkTimes(root, func(path string, m time.Time, _ bool) error {
+		if m.Before(started.Truncate(time.Second)) {
+			return nil
+		}
+		return unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
+	})
+}
+
+func walkTimes(root string, visit func(path string, m time.Time, isDir bool) error) error {
+	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -81,22 +128,6 @@ func settleTimes(root string, started time.Time) (time.Time, error) {
 		if err != nil {
 			return err
 		}
-		switch m := info.ModTime(); {
-		case !m.Before(limit):
-			young = append(young, path)
-		case m.After(newest) && !d.IsDir():
-			newest = m
-		}
-		return nil
+		return visit(path, info.ModTime(), d.IsDir())
 	})
-	if err != nil {
-		return time.Time{}, err
-	}
-	newest = newest.Truncate(time.Second)
-	ts := unix.NsecToTimespec(newest.UnixNano())
-	var errList []error
-	for _, path := range young {
-		errList = append(errList, unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW))
-	}
-	return newest, errors.Join(errList...)
 }
