@@ -82,8 +82,7 @@ func TestST08_RC03_KillTheAgent(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	p := newPlatform(t)
-	cfg, opts := realHost(t, p)
-	root := opts.Images.(tree)
+	cfg, root := realHost(t, p), newTree(t)
 
 	steady := map[string]string{} // sandbox → instance
 	for round := range 3 {

@@ -28,7 +28,12 @@ import (
 	"skerry.dev/skerry/internal/agent/journal"
 	"skerry.dev/skerry/internal/agent/network"
 	"skerry.dev/skerry/internal/agent/shim"
+	"skerry.dev/skerry/internal/artifact"
+	artifactfs "skerry.dev/skerry/internal/artifact/fs"
+	"skerry.dev/skerry/internal/artifact/transfer"
 	"skerry.dev/skerry/internal/guest/guestapi"
+	"skerry.dev/skerry/internal/kernel/clock"
+	"skerry.dev/skerry/internal/kernel/id"
 	"skerry.dev/skerry/internal/testkit"
 )
 
@@ -76,17 +81,65 @@ func newTree(t *testing.T) tree {
 			t.Fatal(err)
 		}
 	}
-	build := exec.Command("go", "build", "-o", filepath.Join(dir, image.GuestPath), "skerry.dev/skerry/cmd/skerry-guest")
+	buildGuest(t, filepath.Join(dir, image.GuestPath))
+	return tree{dir}
+}
+
+func buildGuest(t *testing.T, path string) {
+	t.Helper()
+	build := exec.Command("go", "build", "-o", path, "skerry.dev/skerry/cmd/skerry-guest")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("the guest daemon: %v\n%s", err, out)
 	}
-	return tree{dir}
+}
+
+// storedImage makes an image of the tree and lets the control plane store and
+// serve it.
+func (p *platform) storedImage(t *testing.T, root tree) *agentv1.Image {
+	t.Helper()
+	if _, err := exec.LookPath("mkfs.erofs"); err != nil {
+		testkit.Missing(t, "erofs", "mkfs.erofs is not installed")
+	}
+	file := filepath.Join(t.TempDir(), "image.erofs")
+	if out, err := exec.Command("mkfs.erofs", "-x-1", "-E", "noinline_data", file, root.dir).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.erofs: %v\n%s", err, out)
+	}
+	store, err := artifactfs.New(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := transfer.NewSigner([]byte(strings.Repeat("k", 32)), clock.System{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	handler := transfer.NewHandler(store, signer, transfer.Options{})
+	p.control.Lock()
+	p.control.Intercept = func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.HasPrefix(r.URL.Path, "/v1/store/") {
+			return false
+		}
+		handler.ServeHTTP(w, r)
+		return true
+	}
+	p.control.Unlock()
+	tr := &http.Transport{TLSClientConfig: p.ca.ClientConfig(tls.Certificate{}, identity.ControlURI)}
+	defer tr.CloseIdleConnections()
+	team := id.NewTeam()
+	up, err := transfer.Upload(t.Context(), &http.Client{Transport: tr},
+		signer.WriteURL(p.control.URL, team, "u1", time.Hour), file, artifact.MediaTypeErofs, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &agentv1.Image{
+		Digest: string(up.Digest), SizeBytes: up.SizeBytes,
+		ManifestUrl: signer.ReadURL(p.control.URL, team, up.Manifest, time.Hour),
+	}
 }
 
 // realHost is a configuration with gVisor, slots and shim of its own, all of
 // which is removed at the end of the test.
-func realHost(t *testing.T, p *platform) (app.Config, app.Options) {
+func realHost(t *testing.T, p *platform) app.Config {
 	t.Helper()
 	testkit.Root(t)
 	runsc := findRunsc(t)
@@ -96,10 +149,12 @@ func realHost(t *testing.T, p *platform) (app.Config, app.Options) {
 	}
 	p.dir = dir
 	cfg := p.config()
-	cfg.Runsc, cfg.GuestBinary, cfg.WarmSlots, cfg.MaxSlots = runsc, "/nonexistent/guest", 1, 8
+	cfg.Runsc, cfg.WarmSlots, cfg.MaxSlots = runsc, 1, 8
+	cfg.GuestBinary = filepath.Join(t.TempDir(), "skerry-guest")
+	buildGuest(t, cfg.GuestBinary)
 	cfg.ShimCommand = []string{"/usr/bin/env", shimVar + "=" + app.ShimDir(dir), os.Args[0]}
 	t.Cleanup(func() { purge(t, cfg) })
-	return cfg, app.Options{Images: newTree(t)}
+	return cfg
 }
 
 func purge(t *testing.T, cfg app.Config) {
@@ -114,7 +169,11 @@ func purge(t *testing.T, cfg app.Config) {
 		}
 		err = errors.Join(err, sh.Shutdown(ctx, false))
 	}
-	if err := errors.Join(err, network.Purge(ctx, tag), os.RemoveAll(cfg.DataDir)); err != nil {
+	cache, cerr := image.New(image.Config{Dir: filepath.Join(cfg.DataDir, "images"), GuestBinary: cfg.GuestBinary})
+	if cerr == nil {
+		cerr = cache.Purge(ctx)
+	}
+	if err := errors.Join(err, cerr, network.Purge(ctx, tag), os.RemoveAll(cfg.DataDir)); err != nil {
 		t.Error(err)
 	}
 }
@@ -202,9 +261,11 @@ func leftovers(t *testing.T, cfg app.Config) (out []string) {
 
 func TestS1_H15_S15_OnARealHost(t *testing.T) {
 	p := newPlatform(t)
-	cfg, opts := realHost(t, p)
-	a := p.start(t, cfg, opts)
+	cfg := realHost(t, p)
+	stored := p.storedImage(t, newTree(t))
+	a := p.start(t, cfg, app.Options{})
 	req := request("gvisor")
+	req.Image = stored
 	req.AccessToken, req.Hostname, req.Internet = "tok", "box", true
 	began := time.Now()
 	created, err := a.CreateSandbox(t.Context(), req)
@@ -220,7 +281,7 @@ func TestS1_H15_S15_OnARealHost(t *testing.T) {
 	a.stop()
 
 	began = time.Now()
-	b := p.start(t, cfg, opts)
+	b := p.start(t, cfg, app.Options{})
 	t.Logf("start of the agent with a sandbox: %v", time.Since(began))
 	_, in := p.metrics(t, b, req.SandboxId)
 	inv, err := b.Inventory(t.Context(), &agentv1.InventoryRequest{})
@@ -240,7 +301,7 @@ func TestS1_H15_S15_OnARealHost(t *testing.T) {
 	})
 
 	next := request("gvisor")
-	next.AccessToken = "tok"
+	next.AccessToken, next.Image = "tok", stored
 	if _, err := b.CreateSandbox(t.Context(), next); err != nil {
 		t.Fatal(err)
 	}
