@@ -1,6 +1,7 @@
 package web
 
 import (
+	"maps"
 	"slices"
 
 	"skerry.dev/skerry/internal/control/principal"
@@ -83,6 +84,9 @@ func PermissionOf(operationID string) (Permission, bool) {
 	p, ok := permissions[operationID]
 	return p, ok
 }
+
+// PermittedOperations lists the operations that have a line, sorted.
+func PermittedOperations() []string { return slices.Sorted(maps.Keys(permissions)) }
 
 var (
 	errNoKeysHere = errs.Forbidden("api_key_not_allowed",

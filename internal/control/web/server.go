@@ -187,6 +187,8 @@ func authenticates(path string) bool {
 	return strings.HasPrefix(path, "/v1/auth/") || path == "/v1/hosts/register" || path == "/v1/hosts/auth/refresh"
 }
 
+var errNoRoute = errs.NotFound("route_not_found", "There is nothing at this path. /openapi.yaml lists what there is.")
+
 // noRoute answers for paths and methods that do not exist.
 func (s *Server) noRoute(w http.ResponseWriter, r *http.Request, allowed string) {
 	methods := strings.FieldsFunc(allowed, func(c rune) bool { return c == ',' || c == ' ' })
@@ -197,7 +199,7 @@ func (s *Server) noRoute(w http.ResponseWriter, r *http.Request, allowed string)
 		}
 	}
 	if len(methods) == 0 {
-		WriteError(w, r, errs.NotFound("route_not_found", "There is nothing at this path. /openapi.yaml lists what there is."))
+		WriteError(w, r, errNoRoute)
 		return
 	}
 	w.Header().Set("Allow", strings.Join(methods, ", "))

@@ -48,7 +48,7 @@ func (s *Server) mountSystem() error {
 	s.Mount(Route{Method: http.MethodGet, Path: "/docs/{asset}", Operation: "getDocsAsset", Handler: func(w http.ResponseWriter, r *http.Request) {
 		found, ok := assets[r.PathValue("asset")]
 		if !ok {
-			s.noRoute(w, r, "")
+			WriteError(w, r, errNoRoute)
 			return
 		}
 		found.serve(w)
