@@ -124,6 +124,7 @@ func (m *Manager) wireHost(name string, addr addresses) error {
 	return netlink.NeighSet(neighbour(link, addr.guest, addr.peerMAC))
 }
 
+// wireGuest addresses the guest's end; on one that is addressed it has no effect.
 func wireGuest(ns netns.NsHandle, addr addresses) error {
 	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
@@ -140,9 +141,9 @@ func wireGuest(ns netns.NsHandle, addr addresses) error {
 	}
 	return errors.Join(
 		h.LinkSetUp(lo),
-		h.AddrAdd(eth, &netlink.Addr{IPNet: ipNet(addr.guest)}),
+		h.AddrReplace(eth, &netlink.Addr{IPNet: ipNet(addr.guest)}),
 		h.LinkSetUp(eth),
-		h.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Gw: addr.gateway.AsSlice()}),
+		h.RouteReplace(&netlink.Route{LinkIndex: eth.Attrs().Index, Gw: addr.gateway.AsSlice()}),
 		h.NeighSet(neighbour(eth, addr.gateway, addr.hostMAC)),
 	)
 }

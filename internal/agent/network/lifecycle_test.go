@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/testkit"
@@ -137,6 +138,33 @@ func median(d []time.Duration) time.Duration {
 	d = slices.Clone(d)
 	slices.Sort(d)
 	return d[len(d)/2]
+}
+
+func TestRewire_AfterAnEngineTookTheAddresses(t *testing.T) {
+	newWorld(t)
+	m := newManager(t, nil)
+	s := acquire(t, m, 1, Policy{Internet: true})
+	ns, err := netns.GetFromPath(s.Net.NamespacePath)
+	must(t, err)
+	defer ns.Close()
+	h, err := netlink.NewHandleAt(ns)
+	must(t, err)
+	defer h.Close()
+	eth, err := h.LinkByName(guestLink)
+	must(t, err)
+	must(t, h.AddrDel(eth, address(s.Net.GuestAddr+"/30")))
+	if _, err := dialFrom(s.Net.NamespacePath, "tcp", publicIP+":80"); err == nil {
+		t.Fatal("the internet is reached without an address")
+	}
+	if err := m.Rewire(t.Context(), s.Index, owner(2)); !errors.Is(err, ErrNoSlot) {
+		t.Errorf("a stranger rewires: %v", err)
+	}
+	for range 2 {
+		must(t, m.Rewire(t.Context(), s.Index, owner(1)))
+	}
+	if _, err := dialFrom(s.Net.NamespacePath, "tcp", publicIP+":80"); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestLL07_SlotsAreBoundedAndComeBack(t *testing.T) {

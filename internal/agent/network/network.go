@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/vishvananda/netns"
+
 	"skerry.dev/skerry/internal/agent/engine"
 	"skerry.dev/skerry/internal/kernel/errs"
 )
@@ -352,6 +354,26 @@ func (m *Manager) Adopt(_ context.Context, index int, owner engine.InstanceID) (
 	}
 	s.adopted = true
 	return m.describe(s), nil
+}
+
+// Rewire puts the guest's end of an owned slot back to how it was built. gVisor
+// takes the addresses out of the namespace when it starts, so a second start in
+// the same slot needs this first. Nothing may run in the slot: the host's kernel
+// would answer in the guest's place.
+func (m *Manager) Rewire(_ context.Context, index int, owner engine.InstanceID) error {
+	m.mu.Lock()
+	s := m.slots[index]
+	known := s != nil && !s.leaving && owner != "" && s.owner == owner
+	m.mu.Unlock()
+	if !known {
+		return fmt.Errorf("%w: %d, %s", ErrNoSlot, index, owner)
+	}
+	ns, err := netns.GetFromPath(m.tag.nsPath(index))
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return wireGuest(ns, s.addr)
 }
 
 // SetPolicy changes what an owned slot may reach. Open connections that the new
