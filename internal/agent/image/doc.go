@@ -7,7 +7,7 @@
 // of the data directory:
 //
 //	images/<digest>.erofs        the file, 0400
-//	images/<digest>.part         a download that will be resumed
+//	images/<digest>.erofs.part   a download that will be resumed
 //	guests/<digest>/.skerry/guest the daemon, one directory per build of it
 //	mounts/<digest>/lower        the image
 //	mounts/<digest>/root-<guest> image and daemon merged, what instances are given
