@@ -165,7 +165,7 @@ func (s *Server) route(generated http.Handler) http.Handler {
 			}
 		}
 		if path.Clean(r.URL.Path) != r.URL.Path {
-			s.noRoute(w, r, "")
+			WriteError(w, r, errNoRoute)
 			return
 		}
 		if _, pattern := s.raw.Handler(r); pattern != "" {
@@ -235,6 +235,8 @@ func limitBody(w http.ResponseWriter, r *http.Request) {
 
 // timedBody sets a deadline from the first read to the end of the body, and
 // lifts it then: the connection goes on being watched for the client leaving.
+// A body that was not read to its end keeps it, because the server reads on
+// before it answers.
 type timedBody struct {
 	io.ReadCloser
 	control *http.ResponseController
@@ -247,7 +249,7 @@ func (b *timedBody) Read(p []byte) (int, error) {
 		_ = b.control.SetReadDeadline(time.Now().Add(bodyWithin)) // in-memory transports have none
 	}
 	n, err := b.ReadCloser.Read(p)
-	if err != nil {
+	if err == io.EOF { //nolint:errorlint // as readers return it
 		_ = b.control.SetReadDeadline(time.Time{})
 	}
 	return n, err
