@@ -49,7 +49,7 @@ type Spec struct {
 	Hostname  string
 	Args      []string // PID 1 and its arguments, a path inside RootDir
 	Env       []string
-	Stdin     []byte // read by PID 1 from descriptor 0, then end of file
+	Stdin     []byte // at most 60 KiB, read by PID 1 from descriptor 0, then end of file
 	Resources Resources
 	Network   Network
 }
@@ -136,7 +136,8 @@ type Engine interface {
 	// Start runs PID 1. When it returns nil the instance runs, limits and
 	// network rules in force since its first instruction; whether anything
 	// inside answers is for the caller to find out with Dial. Repeated for a
-	// running instance it succeeds without effect.
+	// running instance it succeeds without effect; ErrExited for one that ended.
+	// After a failure it may be tried again.
 	Start(ctx context.Context, h Handle) (Handle, error)
 
 	// Checkpoint writes the instance's state to opts.Dir. On failure the
@@ -161,8 +162,9 @@ type Engine interface {
 	// a few seconds whatever the guest does. Its traces stay until Destroy.
 	Stop(ctx context.Context, h Handle) error
 
-	// Destroy removes every trace of id: processes, mounts, cgroups, files below
-	// WorkDir. It succeeds on nothing, on a half-prepared instance and when
+	// Destroy removes every trace of id: processes, mounts, cgroups, what the
+	// engine wrote below WorkDir (the directory itself is the caller's). It
+	// cancels a call about the instance that is in flight. It succeeds on nothing, on a half-prepared instance and when
 	// repeated, and needs no handle so that orphans can be removed.
 	Destroy(ctx context.Context, id InstanceID) error
 
@@ -176,7 +178,8 @@ type Engine interface {
 	Inventory(ctx context.Context) ([]Found, error)
 
 	// Wait blocks until the instance has ended and says how. It returns at once
-	// for an ended one, and ctx's error when ctx ends first.
+	// for an ended one, also after Destroy as long as the engine remembers it;
+	// ctx's error when ctx ends first; ErrNotFound for one that never started.
 	Wait(ctx context.Context, h Handle) (Exit, error)
 
 	// Stats reads live figures; it costs no process start.
@@ -184,6 +187,7 @@ type Engine interface {
 
 	// Dial opens a TCP connection to a port inside the instance. Never an
 	// address: several instances may have the same one in namespaces of their
-	// own. A port nobody listens on is an ordinary dial error, at once.
+	// own. A port nobody listens on is an ordinary dial error, at once. The
+	// connection fails when the instance ends, not by a time-out.
 	Dial(ctx context.Context, h Handle, port int) (net.Conn, error)
 }

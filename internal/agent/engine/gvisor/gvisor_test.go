@@ -93,6 +93,11 @@ func newWorld(t testing.TB) *world {
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
+		for n := range w.slots { // the cables go with them
+			if err := netns.DeleteNamed(w.slotName(n + 1)); err != nil {
+				t.Errorf("slot: %v", err)
+			}
+		}
 		if err := w.shim.Shutdown(ctx, false); err != nil {
 			t.Errorf("shim: %v", err)
 		}
@@ -196,6 +201,8 @@ func (w *world) spec(t testing.TB) engine.Spec {
 	}
 }
 
+func (w *world) slotName(n int) string { return fmt.Sprintf("%s-%d", w.tag, n) }
+
 // slot makes a namespace with a cable to the host.
 func (w *world) slot(t testing.TB) engine.Network {
 	t.Helper()
@@ -208,10 +215,10 @@ func (w *world) slot(t testing.TB) engine.Network {
 		t.Fatal(err)
 	}
 	// 198.18.0.0/15 is for measurements; a /30 each.
-	base := net.IPv4(198, 18+tag[0]&1, tag[1], byte(n*4)).To4()
+	base := net.IPv4(198, 18+tag[0]&1, tag[1]+byte(n/64), byte(n%64*4)).To4()
 	host, guest := slices.Clone(base), slices.Clone(base)
 	host[3], guest[3] = base[3]+1, base[3]+2
-	name := fmt.Sprintf("%s-%d", w.tag, n)
+	name := w.slotName(n)
 
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -228,7 +235,6 @@ func (w *world) slot(t testing.TB) engine.Network {
 	if err := netns.Set(home); err != nil {
 		panic(err) // nothing else may run on this thread
 	}
-	t.Cleanup(func() { _ = netns.DeleteNamed(name) }) // the cable goes with it
 
 	inside, err := netlink.NewHandleAt(ns)
 	if err != nil {
