@@ -326,7 +326,13 @@ func (c *Cluster) launch(ctx context.Context) error {
 	// Ends when the server does; until then it is what keeps the dead child
 	// from staying a zombie.
 	exited := make(chan error, 1)
-	go func() { exited <- command.Wait() }()
+	go func() {
+		err := command.Wait()
+		if err == nil {
+			err = errors.New("it was told to")
+		}
+		exited <- err
+	}()
 
 	ctx, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
@@ -338,7 +344,7 @@ func (c *Cluster) launch(ctx context.Context) error {
 		select {
 		case <-pause.C:
 		case err := <-exited:
-			return fmt.Errorf("postgres ended while starting (%v); its log %s ends with: %s", err, c.LogFile, c.logTail())
+			return fmt.Errorf("postgres ended while starting: %w; its log %s ends with: %s", err, c.LogFile, c.logTail())
 		case <-ctx.Done():
 			_ = command.Process.Signal(unix.SIGINT)
 			return fmt.Errorf("postgres did not start: %w; its log %s ends with: %s", ctx.Err(), c.LogFile, c.logTail())

@@ -136,9 +136,6 @@ type stoppingKey struct{}
 
 var errStopping = errs.Unavailable("stopping", "The server is being restarted. Connect again.")
 
-// Routes lists what was mounted, for the test that compares with the document.
-func (s *Server) Routes() []Route { return s.routes }
-
 // Handler returns the whole of the API: the mounted routes and the generated
 // ones, which api implements.
 func (s *Server) Handler(api restapi.Handler) (http.Handler, error) {
@@ -249,7 +246,7 @@ func (b *timedBody) Read(p []byte) (int, error) {
 		_ = b.control.SetReadDeadline(time.Now().Add(bodyWithin)) // in-memory transports have none
 	}
 	n, err := b.ReadCloser.Read(p)
-	if err == io.EOF { //nolint:errorlint // as readers return it
+	if err == io.EOF {
 		_ = b.control.SetReadDeadline(time.Time{})
 	}
 	return n, err

@@ -4,12 +4,9 @@ import (
 	"context"
 	"embed"
 	"encoding/json"
-	"fmt"
 	"net/http"
 	"sync"
 	"time"
-
-	"gopkg.in/yaml.v3"
 
 	"skerry.dev/skerry/api"
 )
@@ -74,20 +71,6 @@ func mustRead(name string) []byte {
 		panic("web: " + err.Error()) // embedded at build time
 	}
 	return raw
-}
-
-// documentAsJSON is the published document in the form that a page can read
-// without a parser.
-func documentAsJSON() ([]byte, error) {
-	var document any
-	if err := yaml.Unmarshal(api.OpenAPI, &document); err != nil {
-		return nil, fmt.Errorf("read the API's document: %w", err)
-	}
-	raw, err := json.Marshal(document)
-	if err != nil {
-		return nil, fmt.Errorf("write the API's document: %w", err)
-	}
-	return raw, nil
 }
 
 // checkWithin bounds the answer of each part.

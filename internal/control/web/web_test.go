@@ -87,6 +87,26 @@ func TestC8_EveryOperationHasALineThatAgreesWithTheDocument(t *testing.T) {
 	}
 }
 
+func TestC1_MountedRoutesAreComparedWithTheDocument(t *testing.T) {
+	s := newStack(t, options{})
+	before := s.web.RouteFaults()
+	if !slices.Contains(before, "GET /v1/sandboxes/{id}/pty (openPTY) is in the document and not mounted") {
+		t.Errorf("a missing route is not found: %q", before)
+	}
+	for _, op := range documentOperations(t) {
+		if op.raw && !slices.ContainsFunc(s.web.Routes(), func(r web.Route) bool { return r.Operation == op.id }) {
+			s.web.Mount(web.Route{Method: op.method, Path: op.path, Operation: op.id})
+		}
+	}
+	if faults := s.web.RouteFaults(); len(faults) != 0 {
+		t.Errorf("with all mounted: %q", faults)
+	}
+	s.web.Mount(web.Route{Method: "GET", Path: "/v1/hidden", Operation: "hidden"})
+	if faults := s.web.RouteFaults(); len(faults) != 1 || faults[0] != "GET /v1/hidden (hidden) is mounted and not in the document" {
+		t.Errorf("with a hidden one: %q", faults)
+	}
+}
+
 func TestC8_MatrixOfCallersAndOperations(t *testing.T) {
 	s := newStack(t, options{})
 	for _, op := range documentOperations(t) {
@@ -201,7 +221,7 @@ func TestC5_BodiesAreBoundedAndRead(t *testing.T) {
 		t.Errorf("chunked: %d", res.StatusCode)
 	}
 	for _, tt := range []struct{ name, body, field string }{
-		{"unknown field", `{"email":"a@b.c","password":"x","colour":"red"}`, "colour"},
+		{"unknown field", `{"email":"a@b.c","password":"x","shoe":"red"}`, "shoe"},
 		{"wrong type", `{"email":5,"password":"x"}`, "email"},
 		{"null", `{"email":null,"password":"x"}`, "email"},
 		{"missing", `{"email":"a@b.c"}`, "password"},
