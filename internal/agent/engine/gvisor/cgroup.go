@@ -261,7 +261,7 @@ type usage struct {
 // time is not counted.
 func (h hierarchy) usage(id string) (usage, error) {
 	var u usage
-	var memory, cpuFile, inactive = "memory.usage_in_bytes", "cpuacct.usage", "total_inactive_file"
+	memory, cpuFile, inactive := "memory.usage_in_bytes", "cpuacct.usage", "total_inactive_file"
 	if h.v2 {
 		memory, inactive = "memory.current", "inactive_file"
 	}

@@ -84,7 +84,10 @@ func (e *Engine) runtimeSpec(s *engine.Spec) *specs.Spec {
 		Linux: &specs.Linux{
 			CgroupsPath: filepath.Join("/", e.cg.parent, string(s.ID)),
 			Namespaces: []specs.LinuxNamespace{
-				{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
+				{Type: specs.PIDNamespace},
+				{Type: specs.IPCNamespace},
+				{Type: specs.UTSNamespace},
+				{Type: specs.MountNamespace},
 				{Type: specs.NetworkNamespace, Path: s.Network.NamespacePath},
 			},
 			Resources: &specs.LinuxResources{
