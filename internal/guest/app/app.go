@@ -46,6 +46,8 @@ type Options struct {
 	PasswdPath, GroupPath string
 	// Machine is changed by configurations; nil leaves it as it is.
 	Machine Machine
+	// Alone says that all processes of this kernel belong to the sandbox.
+	Alone bool
 	// Report is told each configuration before it is answered; nil tells nobody.
 	Report func(guestapi.Init) error
 	// FirstEvent is the number before the first event's; 0 is the time in
@@ -125,6 +127,7 @@ func (d *Daemon) Guard(ctx context.Context) {
 		ReservePercent: d.opt.Boot.MemoryReservePercent,
 		MaxProcesses:   func() int { return d.settings().MaxProcesses },
 		Started:        d.processes.Started(),
+		Alone:          d.opt.Alone,
 		Emit:           d.events.Emit,
 		Log:            d.log,
 	}).Run(ctx)

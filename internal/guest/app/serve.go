@@ -50,6 +50,8 @@ func Serve(ctx context.Context, stdin io.Reader, log *slog.Logger) error {
 	opt := Options{Boot: doc.Boot, Init: doc.Init, PasswdPath: doc.Passwd, GroupPath: doc.Group, Log: log}
 	if doc.System {
 		opt.Machine = system{root: "/"}
+		// Signals to everybody are only safe where everybody is ours.
+		opt.Alone = os.Getppid() == 1
 	}
 	if doc.ReportFD > 2 {
 		pipe := os.NewFile(uintptr(doc.ReportFD), "report")

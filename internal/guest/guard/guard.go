@@ -38,8 +38,11 @@ type Options struct {
 	MaxProcesses func() int
 	// Started receives when a process was started, to look again soon.
 	Started <-chan struct{}
-	Emit    func(guestapi.Event)
-	Log     *slog.Logger
+	// Alone says that every process of this kernel belongs to the sandbox, so
+	// that all of them may be stopped at once.
+	Alone bool
+	Emit  func(guestapi.Event)
+	Log   *slog.Logger
 }
 
 // Guard is the watch over the sandbox. It belongs to the goroutine that runs it.
@@ -49,6 +52,8 @@ type Guard struct {
 	diskAt   time.Time
 	diskFull bool
 	limitAt  time.Time
+	count    int           // of processes at the last look
+	calm     time.Duration // until the next look as far as their number goes
 	readMem  func() (procfs.Memory, error)
 }
 
@@ -98,9 +103,13 @@ func (g *Guard) look(ctx context.Context) time.Duration {
 			g.processes(ctx, len(pids), limit)
 			return lookMin
 		}
-		if len(pids) > limit/2 {
-			next = min(next, 50*time.Millisecond)
+		// While their number changes it is looked at often: a bomb needs a few
+		// hundred milliseconds to take everything.
+		if g.calm = min(2*g.calm, lookMax); len(pids) != g.count || len(pids) > limit/2 {
+			g.calm = 25 * time.Millisecond
 		}
+		g.count = len(pids)
+		next = min(next, g.calm)
 	}
 	return next
 }

@@ -58,7 +58,7 @@ func TestS15_NothingIsKilledThatCouldNotHelp(t *testing.T) {
 	}
 }
 
-func TestFamilyIsTheCommandOrTheSession(t *testing.T) {
+func TestAProcessBelongsToItsCommandOrSession(t *testing.T) {
 	cmd := exec.Command("sleep", "100")
 	cmd.Env = append(os.Environ(), execMark+"fam")
 	if err := cmd.Start(); err != nil {
@@ -66,11 +66,11 @@ func TestFamilyIsTheCommandOrTheSession(t *testing.T) {
 	}
 	defer func() { cmd.Process.Kill(); cmd.Wait() }()
 	p, ok := procfs.Read(cmd.Process.Pid)
-	if !ok || family(p) != "efam" || family(procfs.Process{PID: 1 << 30, Session: 5}) != "s5" {
-		t.Errorf("%v: %q", ok, family(p))
+	if !ok || command(p) != "efam" || command(procfs.Process{PID: 1 << 30, Session: 5}) != "s5" {
+		t.Errorf("%v: %q", ok, command(p))
 	}
 	many := []procfs.Process{{PID: 1 << 30, Session: 5}, {PID: 1<<30 + 1, Session: 5}, {PID: 1<<30 + 2, Session: 6}}
-	if got := largest(many, family); len(got) != 2 || got[0].Session != 5 {
+	if got := largest(many, command); len(got) != 2 || got[0].Session != 5 {
 		t.Errorf("%v", got)
 	}
 }

@@ -16,53 +16,113 @@ import (
 // execMark names the variable all processes of one command carry.
 const execMark = "SKERRY_EXEC_ID="
 
-// processes ends the command, session or user with the most processes until
-// the sandbox is within its limit. All are stopped before the first is killed:
-// a bomb grows faster than one can kill.
+const (
+	// episode is how soon after one excess the next means that ending the
+	// largest family was not enough.
+	episode = 5 * time.Second
+	// struggle is how long it is tried to end one family alone.
+	struggle = 300 * time.Millisecond
+)
+
+// processes brings the sandbox back within its limit. At first it ends the
+// session, command or user with the most processes, by whole process groups.
+// When that does not hold, because a bomb grows faster than one can look, and
+// all processes are the sandbox's own, everybody but PID 1 and the daemon is
+// killed: sandbox and files survive, where the host would end all of it.
+// Processes that wait to be reaped count, since they hold a place in the table.
 func (g *Guard) processes(ctx context.Context, count, limit int) {
-	killed := make(map[int]bool)
+	again := time.Since(g.limitAt) < episode
+	g.limitAt = time.Now()
+	var killed int
 	var example procfs.Process
-	for range 50 {
-		all, err := procfs.All()
-		if err != nil {
-			return
-		}
-		alive := all[:0]
-		for _, p := range all {
-			if !p.Dead() && p.PID != 1 && p.PID != g.self {
-				alive = append(alive, p)
-			}
-		}
-		if len(alive)+2 <= limit {
-			break
-		}
-		victims := largest(alive, family)
-		if len(victims) < max(len(alive)/8, 2) { // each made itself a family of one
-			victims = largest(alive, owner)
-		}
-		for _, p := range victims {
-			_ = unix.Kill(p.PID, unix.SIGSTOP)
-		}
-		for _, p := range victims {
-			if unix.Kill(p.PID, unix.SIGKILL) == nil {
-				killed[p.PID] = true
-				example = p
-			}
-		}
-		if !pause(ctx, 5*time.Millisecond) {
-			break
-		}
+	var cmd string
+	ended := false
+	if !again || !g.opt.Alone {
+		killed, example, cmd, ended = g.endLargest(ctx, limit)
 	}
-	// One event a second is enough to tell that a bomb goes on.
-	if len(killed) == 0 || time.Since(g.limitAt) < time.Second {
+	if !ended && g.opt.Alone {
+		killed += count
+		g.endAll(ctx, limit)
+	}
+	if killed == 0 {
 		return
 	}
-	g.limitAt = time.Now()
-	g.opt.Log.Warn("too many processes: the largest family was ended", "processes", count, "limit", limit, "killed", len(killed))
+	g.opt.Log.Warn("too many processes: the largest family was ended", "processes", count, "limit", limit, "killed", killed)
 	g.opt.Emit(guestapi.Event{
-		Kind: guestapi.EventProcessLimit, PID: example.PID, Cmd: procfs.Command(example.PID, example.Comm),
-		Processes: count, Limit: limit, Killed: len(killed),
+		Kind: guestapi.EventProcessLimit, PID: example.PID, Cmd: cmd,
+		Processes: count, Limit: limit, Killed: killed,
 	})
+}
+
+// endAll kills everybody, again until nobody is born in between.
+func (g *Guard) endAll(ctx context.Context, limit int) {
+	for range 200 {
+		_ = unix.Kill(-1, unix.SIGKILL)
+		if pids, err := procfs.PIDs(); err != nil || len(pids) <= max(limit/2, 2) || !pause(ctx, time.Millisecond) {
+			return
+		}
+	}
+}
+
+// endLargest kills the largest family until none of it lives and the others are
+// within the limit. It stops everybody before each look, where it may: a bomb
+// takes the processor one would read the table with. That alone does not hold
+// it, since a kernel may continue groups that are orphaned.
+func (g *Guard) endLargest(ctx context.Context, limit int) (killed int, example procfs.Process, cmd string, ended bool) {
+	groups := make(map[int]bool)
+	if g.opt.Alone {
+		defer func() { _ = unix.Kill(-1, unix.SIGCONT) }()
+	}
+	for began := time.Now(); time.Since(began) < struggle; {
+		if g.opt.Alone {
+			_ = unix.Kill(-1, unix.SIGSTOP)
+		}
+		all, err := procfs.All()
+		if err != nil {
+			return killed, example, cmd, false
+		}
+		left, dying := all[:0], 0
+		for _, p := range all {
+			switch {
+			case p.PID == 1 || p.PID == g.self || p.Group <= 1:
+			case !groups[p.Group]:
+				left = append(left, p)
+			case !p.Dead():
+				dying++
+			}
+		}
+		if len(left)+2 <= limit && len(groups) > 0 {
+			if dying == 0 {
+				return killed, example, cmd, true
+			}
+			left = nil
+		}
+		// One may have been born while the kernel went through its group.
+		for group := range groups {
+			_ = unix.Kill(-group, unix.SIGKILL)
+		}
+		victims := largest(left, session)
+		if len(victims) < len(left)/4 { // they made themselves sessions
+			victims = largest(left, command)
+		}
+		if len(victims) < max(len(left)/8, 2) { // and cleared their environment
+			victims = largest(left, owner)
+		}
+		for _, p := range victims {
+			if !groups[p.Group] {
+				if cmd == "" {
+					example, cmd = p, procfs.Command(p.PID, p.Comm)
+				}
+				groups[p.Group] = true
+				_ = unix.Kill(-p.Group, unix.SIGKILL)
+			}
+		}
+		killed += len(victims)
+		if !pause(ctx, 2*time.Millisecond) {
+			break
+		}
+	}
+	return killed, example, cmd, false
 }
 
 // largest returns the most numerous group of processes with the same key.
@@ -79,12 +139,14 @@ func largest(all []procfs.Process, key func(procfs.Process) string) []procfs.Pro
 	return groups[best]
 }
 
-// family is the command a process belongs to, or else its session.
-func family(p procfs.Process) string {
+func session(p procfs.Process) string { return strconv.Itoa(p.Session) }
+
+// command is the command a process belongs to, or else its session.
+func command(p procfs.Process) string {
 	if id := procfs.Env(p.PID, execMark); id != "" {
 		return "e" + id
 	}
-	return "s" + strconv.Itoa(p.Session)
+	return "s" + session(p)
 }
 
 func owner(p procfs.Process) string {

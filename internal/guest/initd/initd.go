@@ -201,7 +201,7 @@ func (k *keeper) start(restarts int) (pid int, reports *os.File, err error) {
 	}
 	defer repW.Close()
 	k.mu.Lock()
-	doc := Document{Boot: k.boot, Init: k.last, System: true, Restarts: restarts, ListenerFD: 3, ReportFD: 4}
+	doc := Document{Boot: k.boot, Init: k.last, System: os.Getpid() == 1, Restarts: restarts, ListenerFD: 3, ReportFD: 4}
 	k.mu.Unlock()
 	pid, err = syscall.ForkExec("/proc/self/exe", []string{"skerry-guest", "serve"}, &syscall.ProcAttr{
 		Dir: "/", Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8"},

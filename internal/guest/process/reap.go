@@ -69,7 +69,7 @@ func (r *reaper) collect(pid int) {
 	for err == unix.EINTR {
 		got, err = unix.Wait4(pid, &ws, unix.WNOHANG, nil)
 	}
-	if err == nil && got != pid {
+	if err == nil && (got != pid || !(ws.Exited() || ws.Signaled())) {
 		r.mu.Unlock()
 		return
 	}
