@@ -177,14 +177,14 @@ type handler struct {
 	*hosthttp.Handlers
 	templates
 	sandboxes
-	io
+	traffic
 }
 
 // Named, because all are called Handlers in their rooms.
 type (
 	templates struct{ *templatehttp.Handlers }
 	sandboxes struct{ *sandboxhttp.Handlers }
-	io        struct{ *sandboxiohttp.Handlers }
+	traffic   struct{ *sandboxiohttp.Handlers }
 )
 
 func (c *control) openWeb(context.Context) (err error) {
@@ -210,7 +210,7 @@ func (c *control) openWeb(context.Context) (err error) {
 	c.api, err = c.web.Handler(handler{
 		Accounts: accounthttp.New(c.accounts, c.replays), APIKeys: apikeyhttp.New(c.apiKeys, c.replays),
 		Handlers:  hosthttp.New(c.hosts, c.sandboxes, c.replays),
-		templates: templates{built}, sandboxes: sandboxes{sandboxhttp.New(c.sandboxes, c.replays)}, io: io{c.streams},
+		templates: templates{built}, sandboxes: sandboxes{sandboxhttp.New(c.sandboxes, c.replays)}, traffic: traffic{c.streams},
 	})
 	return err
 }

@@ -1,0 +1,272 @@
+package app
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"skerry.dev/skerry/internal/artifact"
+	"skerry.dev/skerry/internal/control/keyring"
+	"skerry.dev/skerry/internal/pg/pgtest"
+	"skerry.dev/skerry/internal/testkit"
+)
+
+func digest(s string) artifact.Digest { return artifact.Digest(s) }
+
+// server is a running control plane.
+type server struct {
+	url, agentURL string
+	stop          func() error
+}
+
+func free(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func start(t *testing.T, databaseURL, secret, storeDir string) *server {
+	t.Helper()
+	cfg := Config{DatabaseURL: databaseURL, Secret: secret, Listen: free(t), AgentListen: free(t), StoreDir: storeDir}.Defaults(t.TempDir())
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- Run(ctx, cfg, slog.New(slog.DiscardHandler)) }()
+	s := &server{url: cfg.URL, agentURL: cfg.AgentURL}
+	stopped := false
+	s.stop = func() error {
+		if stopped {
+			return nil
+		}
+		stopped = true
+		cancel()
+		select {
+		case err := <-done:
+			return err
+		case <-time.After(20 * time.Second):
+			return errors.New("the server does not stop")
+		}
+	}
+	t.Cleanup(func() {
+		if err := s.stop(); err != nil {
+			t.Errorf("stop: %v", err)
+		}
+	})
+	testkit.Eventually(t, 20*time.Second, "the server is ready", func() bool {
+		select {
+		case err := <-done:
+			t.Fatalf("run: %v", err)
+		default:
+		}
+		res, err := http.Get(s.url + "/readyz")
+		if err != nil {
+			return false
+		}
+		defer res.Body.Close()
+		return res.StatusCode == http.StatusOK
+	})
+	return s
+}
+
+// do calls the API and decodes the answer.
+func (s *server) do(t *testing.T, method, path, auth string, body any, want int, into any) []byte {
+	t.Helper()
+	var reader io.Reader
+	if body != nil {
+		raw, err := json.Marshal(body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		reader = bytes.NewReader(raw)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), method, s.url+path, reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if strings.HasPrefix(auth, "skerry_") {
+		req.Header.Set("X-API-Key", auth)
+	} else if auth != "" {
+		req.Header.Set("Authorization", "Bearer "+auth)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	raw, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res.StatusCode != want {
+		t.Fatalf("%s %s: %d %s, want %d", method, path, res.StatusCode, raw, want)
+	}
+	if into != nil {
+		if err := json.Unmarshal(raw, into); err != nil {
+			t.Fatalf("%s %s: %v in %s", method, path, err, raw)
+		}
+	}
+	return raw
+}
+
+type failure struct {
+	Error struct {
+		Code      string         `json:"code"`
+		Message   string         `json:"message"`
+		Details   map[string]any `json:"details"`
+		RequestID string         `json:"request_id"`
+	} `json:"error"`
+}
+
+type sandboxAnswer struct {
+	ID        string   `json:"id"`
+	Status    string   `json:"status"`
+	Actions   []string `json:"actions"`
+	EndReason string   `json:"end_reason"`
+}
+
+func TestFromAnEmptyDatabaseToASandbox(t *testing.T) {
+	databaseURL, storeDir := pgtest.Empty(t), t.TempDir()
+	_, secret := keyring.NewSecret()
+	s := start(t, databaseURL, secret, storeDir)
+	const email, password = "root@example.org", "a long password"
+	if made, err := EnsureAdmin(t.Context(), databaseURL, secret, email, password); err != nil || !made {
+		t.Fatalf("first admin: %v %v", made, err)
+	}
+	var login struct {
+		Token string `json:"token"`
+	}
+	s.do(t, http.MethodPost, "/v1/auth/login", "", map[string]string{"email": email, "password": password}, http.StatusOK, &login)
+	var made struct {
+		Host struct {
+			ID string `json:"id"`
+		} `json:"host"`
+		Token string `json:"registration_token"`
+		CA    string `json:"ca_sha256"`
+	}
+	s.do(t, http.MethodPost, "/v1/hosts", login.Token, map[string]string{"type": "regular"}, http.StatusCreated, &made)
+
+	t.Run("H6 agents have a listener of their own", func(t *testing.T) {
+		for _, path := range []string{"/v1/hosts/register", "/v1/hosts/auth/refresh", "/v1/hosts/" + made.Host.ID + "/heartbeat", "/v1/store/x/manifest"} {
+			var f failure
+			s.do(t, http.MethodPost, path, "", map[string]string{}, http.StatusNotFound, &f)
+			if f.Error.Code != "route_not_found" || f.Error.RequestID == "" {
+				t.Errorf("%s on the public listener: %+v", path, f)
+			}
+		}
+		stranger := newFakeHost(t, s.agentURL, made.CA)
+		if status, body := stranger.call(t, "/v1/auth/login", map[string]string{}); status != http.StatusNotFound {
+			t.Errorf("login on the agents' listener: %d %s", status, body)
+		}
+		stranger.creds.HostID = made.Host.ID
+		if status, body := stranger.beat(t); status != http.StatusUnauthorized {
+			t.Errorf("a heartbeat without a certificate: %d %s", status, body)
+		}
+	})
+
+	h := newFakeHost(t, s.agentURL, made.CA)
+	h.join(t, made.Token)
+	var host struct {
+		Status string `json:"status"`
+		Name   string `json:"name"`
+	}
+	s.do(t, http.MethodGet, "/v1/hosts/"+made.Host.ID, login.Token, nil, http.StatusOK, &host)
+	if host.Status != "online" || host.Name != "box" {
+		t.Fatalf("host %+v", host)
+	}
+
+	build := s.do(t, http.MethodPost, "/v1/templates/base/build", login.Token, nil, http.StatusOK, nil)
+	lines := strings.Split(strings.TrimSpace(string(build)), "\n")
+	if len(lines) != 2 || lines[0] != `{"log":"building"}` || !strings.Contains(lines[1], `"template":{`) || !strings.Contains(lines[1], `"status":"ready"`) {
+		t.Fatalf("build answered %q", lines)
+	}
+
+	var key struct {
+		Key string `json:"key"`
+	}
+	s.do(t, http.MethodPost, "/v1/api-keys", login.Token, map[string]any{"name": "k"}, http.StatusCreated, &key)
+	var x sandboxAnswer
+	s.do(t, http.MethodPost, "/v1/sandboxes", key.Key, map[string]any{"template": "base", "env": map[string]string{"A": "b"}}, http.StatusCreated, &x)
+	if x.Status != "running" || strings.Join(x.Actions, " ") != "exec files delete" {
+		t.Fatalf("created %+v", x)
+	}
+	var accepted struct {
+		Operation string        `json:"operation_id"`
+		Sandbox   sandboxAnswer `json:"sandbox"`
+	}
+	s.do(t, http.MethodPost, "/v1/sandboxes?wait=0", key.Key, map[string]any{"template": "base"}, http.StatusAccepted, &accepted)
+	if !strings.HasPrefix(accepted.Operation, "op-") || accepted.Sandbox.ID == "" {
+		t.Errorf("accepted %+v", accepted)
+	}
+	var f failure
+	s.do(t, http.MethodPost, "/v1/sandboxes", key.Key, map[string]any{"template": "nope"}, http.StatusNotFound, &f)
+	if f.Error.Code != "template_not_found" {
+		t.Errorf("unknown template: %+v", f)
+	}
+	s.do(t, http.MethodPost, "/v1/sandboxes", key.Key, map[string]any{"template": "base", "vcpus": 64}, http.StatusServiceUnavailable, &f)
+	if f.Error.Code != "no_capacity" || f.Error.Details["hosts"] == nil {
+		t.Errorf("too large: %+v", f)
+	}
+	s.do(t, http.MethodDelete, "/v1/sandboxes/"+x.ID, key.Key, nil, http.StatusNoContent, nil)
+	s.do(t, http.MethodGet, "/v1/sandboxes/"+x.ID, key.Key, nil, http.StatusOK, &x)
+	if x.Status != "stopped" || x.EndReason != "deleted" {
+		t.Errorf("deleted %+v", x)
+	}
+	s.do(t, http.MethodPost, "/v1/sandboxes/"+x.ID+"/exec", key.Key, map[string]any{"cmd": "true"}, http.StatusConflict, &f)
+	if f.Error.Code != "invalid_state" || f.Error.Details["status"] != "stopped" {
+		t.Errorf("exec in a stopped one: %+v", f)
+	}
+
+	// Another server on the same database knows everything.
+	if err := s.stop(); err != nil {
+		t.Fatalf("stop: %v", err)
+	}
+	s = start(t, databaseURL, secret, storeDir)
+	s.do(t, http.MethodGet, "/v1/sandboxes/"+accepted.Sandbox.ID, key.Key, nil, http.StatusOK, &x)
+	if x.Status != "running" {
+		t.Errorf("after a restart: %+v", x)
+	}
+	s.do(t, http.MethodDelete, "/v1/sandboxes/"+x.ID, key.Key, nil, http.StatusNoContent, nil)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.sandboxes) != 0 {
+		t.Errorf("%d instances are left", len(h.sandboxes))
+	}
+}
+
+func TestO5_EveryFaultInOneList(t *testing.T) {
+	err := Config{
+		Secret: "hunter2", Listen: "nonsense", AgentListen: ":", URL: "ftp://x", AgentURL: "http://x", TLSCert: "a", StoreDir: "rel", Signup: "b@d",
+		TrustedProxies: "x", CPUOvercommit: 0.5, MemOvercommit: -1,
+	}.Validate()
+	for _, want := range []string{
+		"DATABASE_URL", "SKERRY_SECRET", "SKERRY_LISTEN", "SKERRY_AGENT_LISTEN", "SKERRY_URL", "SKERRY_AGENT_URL", "SKERRY_TLS_CERT", "SKERRY_STORE_DIR",
+		"SKERRY_SIGNUP", "SKERRY_TRUSTED_PROXIES", "SKERRY_CPU_OVERCOMMIT", "SKERRY_MEMORY_OVERCOMMIT",
+	} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s is not in the list: %v", want, err)
+		}
+	}
+	if err != nil && strings.Contains(err.Error(), "hunter2") {
+		t.Error("the secret is in the list")
+	}
+	if got := (Config{Listen: "0.0.0.0:80"}).Defaults("/d"); got.Signup != "closed" || got.StoreDir != "/d/store" {
+		t.Errorf("defaults %+v", got)
+	}
+	if got := (Config{}).Defaults("/d"); got.Signup != "open" || got.URL != "http://127.0.0.1:7070" || got.AgentURL != "https://127.0.0.1:7071" {
+		t.Errorf("defaults %+v", got)
+	}
+}
