@@ -421,7 +421,8 @@ type CreateSandboxRequest struct {
 	DiskMB   OptInt     `json:"disk_mb"`
 	// 1 to 2592000, default 300: when the deadline is.
 	TimeoutSec OptInt `json:"timeout_sec"`
-	// What happens at the deadline; default pause.
+	// What happens at the deadline; default pause. Until pausing exists, a sandbox that is to be paused is
+	// left running.
 	OnTimeout      OptCreateSandboxRequestOnTimeout `json:"on_timeout"`
 	IdleTimeoutSec OptInt                           `json:"idle_timeout_sec"`
 	Metadata       OptCreateSandboxRequestMetadata  `json:"metadata"`
@@ -610,7 +611,8 @@ func (s *CreateSandboxRequestMetadata) init() CreateSandboxRequestMetadata {
 	return m
 }
 
-// What happens at the deadline; default pause.
+// What happens at the deadline; default pause. Until pausing exists, a sandbox that is to be paused is
+// left running.
 type CreateSandboxRequestOnTimeout string
 
 const (
