@@ -64,6 +64,9 @@ func (p *passes) ReconcileHost(ctx context.Context, h Ref) error {
 	return ctx.Err()
 }
 
+// pass lets time go by in the bubble of synctest.
+func pass(d time.Duration) { <-time.After(d) }
+
 func TestH7_NoVerdictBeforeAFullWindow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &silentStore{}
@@ -72,7 +75,7 @@ func TestH7_NoVerdictBeforeAFullWindow(t *testing.T) {
 		done := make(chan error, 1)
 		start := time.Now()
 		go func() { done <- m.Run(ctx) }()
-		time.Sleep(StaleAfter + time.Minute)
+		pass(StaleAfter + time.Minute)
 		synctest.Wait()
 		store.mu.Lock()
 		if len(store.judged) == 0 || store.judged[0].Sub(start) < StaleAfter {
@@ -80,13 +83,13 @@ func TestH7_NoVerdictBeforeAFullWindow(t *testing.T) {
 		}
 		store.mu.Unlock()
 		store.set(true)
-		time.Sleep(10 * time.Minute)
+		pass(10 * time.Minute)
 		store.set(false)
 		back := time.Now()
 		store.mu.Lock()
 		before := len(store.judged)
 		store.mu.Unlock()
-		time.Sleep(StaleAfter + time.Minute)
+		pass(StaleAfter + time.Minute)
 		synctest.Wait()
 		store.mu.Lock()
 		if len(store.judged) == before || store.judged[before].Sub(back) < StaleAfter {
@@ -111,7 +114,7 @@ func TestRC06_OneSlowHostDelaysNobody(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- m.Run(ctx) }()
-		time.Sleep(5*time.Minute + time.Second)
+		pass(5*time.Minute + time.Second)
 		synctest.Wait()
 		p.mu.Lock()
 		for _, h := range store.hosts[1:] {

@@ -185,11 +185,6 @@ func (s Status) Live() bool {
 	return ok && st.Live
 }
 
-// sources are the statuses from which to may be entered.
-func sources(to Status) []Status {
-	return where(func(s State) bool { return slices.Contains(s.To, to) })
-}
-
 // Offered are the actions of s that this release can carry out.
 func (s Status) Offered() []Action {
 	built := []Action{ActionExec, ActionFiles, ActionDelete}

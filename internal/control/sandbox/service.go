@@ -272,7 +272,7 @@ func (s *Service) Delete(ctx context.Context, by principal.Principal, sandbox id
 
 // end begins a delete and has it driven.
 func (s *Service) end(ctx context.Context, by principal.Principal, sandbox id.Sandbox, team *id.Team, reason string) (Sandbox, error) {
-	owner := id.Team{}
+	var owner id.Team
 	if team != nil {
 		owner = *team
 	} else {
