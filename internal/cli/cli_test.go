@@ -41,7 +41,7 @@ func (s *sandboxFiles) entry(path string) map[string]any {
 	}
 	return map[string]any{
 		"name": path[strings.LastIndexByte(path, '/')+1:], "path": path, "type": kind, "size": length,
-		"mode": "-rw-r--r--", "owner": "user", "group": "user", "modified_at": "2026-01-02T03:04:05Z",
+		"mode": "-rw-r--r--", "owner": "user", "group": "user", "modified_at": "2026-01-02T03:04:05.000000Z",
 	}
 }
 

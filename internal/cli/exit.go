@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strings"
 
+	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/sdk"
 )
 
@@ -50,7 +51,12 @@ func Report(w io.Writer, err error) int {
 		}
 		return codeOf(refused)
 	}
-	fmt.Fprintf(w, "skerry: %s\n", cleanLines(err.Error()))
+	text := err.Error()
+	var typed *errs.Error
+	if errors.As(err, &typed) && typed.Code != errs.CodeInternal {
+		text = typed.Message
+	}
+	fmt.Fprintf(w, "skerry: %s\n", cleanLines(text))
 	var usage *usageError
 	var unreachable *sdk.UnreachableError
 	switch {

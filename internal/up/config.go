@@ -40,9 +40,8 @@ type Config struct {
 type Parts struct {
 	// Migrate brings the database's schema up to date.
 	Migrate func(ctx context.Context, databaseURL string) error
-	// EnsureAdmin makes the first platform admin. Repeated with the same email
-	// it sets the password.
-	EnsureAdmin func(ctx context.Context, databaseURL, secret, email, name, password string) error
+	// EnsureAdmin makes the first platform admin, unless there is one.
+	EnsureAdmin func(ctx context.Context, databaseURL, secret, email, password string) error
 	// HostID returns the id that the agent in this directory is registered
 	// under, or "".
 	HostID func(agentDir string) (string, error)

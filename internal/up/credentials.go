@@ -18,11 +18,9 @@ type credentials struct{ email, password, key string }
 
 // adminEmail is the first admin's when nobody chose one. The domain can belong
 // to nobody.
-const (
-	adminEmail = "admin@skerry.local"
-	adminName  = "Admin"
-	keyName    = "local"
-)
+const adminEmail = "admin@skerry.local"
+
+const keyName = "local"
 
 // setup is what a first start decides before it acts, so that one that is
 // killed in between is continued with the same words.
@@ -51,7 +49,7 @@ func (u *instance) ensureCredentials(ctx context.Context) (credentials, error) {
 	if err != nil {
 		return credentials{}, err
 	}
-	if err := u.Parts.EnsureAdmin(ctx, u.dbURL, u.key, first.Email, adminName, first.Password); err != nil {
+	if err := u.Parts.EnsureAdmin(ctx, u.dbURL, u.key, first.Email, first.Password); err != nil {
 		return credentials{}, fmt.Errorf("make the first admin: %w", err)
 	}
 	key, err := u.makeKey(ctx, first)

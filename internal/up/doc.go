@@ -7,9 +7,10 @@
 //	up.lock          held while an up runs; says who and where
 //	secret           SKERRY_SECRET, made once
 //	setup.json       what a first start that was cut short had decided
+//	join.json        the agent's one-time token, until it is registered
 //	credentials.env  for people and programs, written when the setup is done
 //	postgres/        the private cluster
-//	artifacts/       the artifact store
+//	store/           the artifact store
 //	agent/           the agent's own
 //	log/             what server and agent say, bounded
 //

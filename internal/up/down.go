@@ -64,7 +64,7 @@ func down(ctx context.Context, data string, say func(string)) (*dirLock, error) 
 // owned are the entries of a data directory that are ours to remove; anything
 // else in it was put there by somebody else and stays.
 func owned() []string {
-	return []string{"agent", "artifacts", "credentials.env", "log", "postgres", "postgres.log", "postgres.lock", "secret", "setup.json", "up.log", "up.lock"}
+	return []string{"agent", "credentials.env", "join.json", "log", "postgres", "postgres.log", "postgres.lock", "secret", "setup.json", "store", "up.log", "up.lock"}
 }
 
 // Purge stops everything and removes all that Skerry ever made on this machine
@@ -96,7 +96,7 @@ func Purge(ctx context.Context, data string, parts Parts, say func(string)) erro
 		}
 	}
 	// What a write that was cut short left behind, see writeFile.
-	for _, name := range []string{"secret", "setup.json", "credentials.env"} {
+	for _, name := range []string{"secret", "setup.json", "join.json", "credentials.env"} {
 		leftovers, err := filepath.Glob(filepath.Join(data, "."+name+".*"))
 		if err != nil {
 			return err

@@ -2,6 +2,7 @@ package up
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -11,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/pg"
 	"skerry.dev/skerry/sdk"
 )
@@ -34,10 +34,7 @@ type instance struct {
 	starter *starter
 	server  *child
 	agent   *child
-	// join is what the agent needs for its first contact, empty once it is
-	// registered.
-	join []string
-	made *credentials // by this run, to be shown once
+	made    *credentials // by this run, to be shown once
 }
 
 // Run starts everything, says so, keeps it running until ctx ends, and stops it
@@ -202,18 +199,22 @@ func (u *instance) startAgent(ctx context.Context, admin *sdk.Client) error {
 	if err != nil {
 		return err
 	}
-	announced := ""
+	var first join
 	if hostID == "" {
 		if admin == nil {
 			return fmt.Errorf("this machine is not registered as a host yet, and that takes the admin's password: put it into %s as SKERRY_ADMIN_PASSWORD", CredentialsFile(u.Data))
 		}
-		if announced, err = u.announce(ctx, admin); err != nil {
+		if first, err = u.announce(ctx, admin); err != nil {
 			return err
 		}
+		hostID = first.HostID
 	}
 	u.agent, err = u.newChild("agent", func() []string {
 		own := []string{"SKERRY_SERVER=https://" + strings.TrimPrefix(baseURL(u.AgentListen), "http://"), "SKERRY_HOST_LISTEN=" + u.HostListen}
-		return u.environ(append(own, u.join...)...)
+		if first.Token != "" { // not registered yet
+			own = append(own, "SKERRY_REGISTRATION_TOKEN="+first.Token, "SKERRY_CA_SHA256="+first.CASHA256)
+		}
+		return u.environ(own...)
 	})
 	if err != nil {
 		return err
@@ -225,9 +226,6 @@ func (u *instance) startAgent(ctx context.Context, admin *sdk.Client) error {
 	}
 	var host *sdk.Host
 	err = u.until(ctx, hostWithin, "the host to be online", u.agent, func(ctx context.Context) (bool, error) {
-		if hostID == "" {
-			hostID = announced
-		}
 		host, err = admin.Host(ctx, hostID)
 		var refused *sdk.Error
 		if errors.As(err, &refused) && refused.Status < http.StatusInternalServerError && refused.Status != http.StatusTooManyRequests {
@@ -241,7 +239,9 @@ func (u *instance) startAgent(ctx context.Context, admin *sdk.Client) error {
 		}
 		return err
 	}
-	u.join = nil
+	if err := removeIfThere(u.path("join.json")); err != nil {
+		return err
+	}
 	var engines []string
 	for _, e := range host.Engines {
 		if e.Healthy {
@@ -257,13 +257,33 @@ func (u *instance) startAgent(ctx context.Context, admin *sdk.Client) error {
 	return nil
 }
 
-// announce gets a registration token. A start that was cut short has left a
-// host that waits for its agent: it is used again.
-func (u *instance) announce(ctx context.Context, admin *sdk.Client) (string, error) {
+// join is what an agent needs for its first contact. It is kept until the agent
+// is registered: a registration whose answer was lost is repeated with the very
+// same token.
+type join struct {
+	HostID    string    `json:"host_id"`
+	Token     string    `json:"token"`
+	CASHA256  string    `json:"ca_sha256"`
+	ExpiresAt time.Time `json:"expires_at"`
+}
+
+// announce gets a registration token, or finds the one of a start that was cut
+// short.
+func (u *instance) announce(ctx context.Context, admin *sdk.Client) (join, error) {
+	var j join
+	raw, err := os.ReadFile(u.path("join.json"))
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+	case err != nil:
+		return j, err
+	case json.Unmarshal(raw, &j) == nil && time.Until(j.ExpiresAt) > hostWithin:
+		return j, nil
+	}
+	// A host that still waits for its agent is used again.
 	var waiting string
 	for h, err := range admin.Hosts(ctx) {
 		if err != nil {
-			return "", err
+			return j, err
 		}
 		if h.Status == "pending" && h.Name == hostName {
 			waiting = h.ID
@@ -271,17 +291,19 @@ func (u *instance) announce(ctx context.Context, admin *sdk.Client) (string, err
 		}
 	}
 	var made *sdk.CreatedHost
-	var err error
 	if waiting != "" {
 		made, err = admin.CreateHostToken(ctx, waiting)
 	} else {
 		made, err = admin.CreateHost(ctx, "regular", hostName)
 	}
 	if err != nil {
-		return "", fmt.Errorf("register this machine: %w", err)
+		return j, fmt.Errorf("register this machine: %w", err)
 	}
-	u.join = []string{"SKERRY_REGISTRATION_TOKEN=" + made.RegistrationToken, "SKERRY_CA_SHA256=" + made.CaSHA256}
-	return made.Host.ID, nil
+	j = join{HostID: made.Host.ID, Token: made.RegistrationToken, CASHA256: made.CaSHA256, ExpiresAt: made.ExpiresAt}
+	if raw, err = json.Marshal(j); err != nil {
+		return j, err
+	}
+	return j, writeFile(u.path("join.json"), raw)
 }
 
 // baseTemplate builds the template "base" unless it is there, showing the
@@ -421,13 +443,4 @@ func (u *instance) stop() error {
 	}
 	u.show.done("")
 	return nil
-}
-
-// Explain gives an error the words that its boundary has for people.
-func Explain(err error) string {
-	var typed *errs.Error
-	if errors.As(err, &typed) && typed.Code != errs.CodeInternal {
-		return typed.Message
-	}
-	return err.Error()
 }

@@ -22,6 +22,19 @@ import (
 const childVar = "SKERRY_UP_TEST_CHILD"
 
 func TestMain(m *testing.M) {
+	if data := os.Getenv("SKERRY_DATA"); os.Getenv(upVar) != "" && data != "" {
+		switch os.Args[1] {
+		case "server":
+			fakeServer(data)
+		case "agent":
+			fakeAgent(data)
+		}
+		return
+	}
+	if data := os.Getenv(upVar); data != "" {
+		testUp(data)
+		return
+	}
 	switch what := os.Getenv(childVar); {
 	case what == "":
 		os.Exit(m.Run())
