@@ -19,6 +19,8 @@ import (
 const (
 	retryFirst = 50 * time.Millisecond
 	retryMost  = time.Second
+	// settled is how long a connection must last to count as one that worked.
+	settled = 5 * time.Second
 	// lastWords is how long a command that was killed at its timeout may take to
 	// deliver its last output and its end.
 	lastWords = 5 * time.Second
@@ -54,6 +56,8 @@ type Session struct {
 	s       *Service
 	by      principal.Principal
 	ctx     context.Context // ends with the caller or the sandbox
+	events  context.Context // ends with ctx, or by Interrupt
+	deafen  context.CancelFunc
 	visit   *visit
 	execID  string
 	request *pb.StartRequest
@@ -65,6 +69,7 @@ type Session struct {
 	drop     context.CancelFunc // of src
 	watchdog *time.Timer        // calls drop
 	started  bool               // the guest has told of the start
+	dialed   time.Time          // when src was opened
 	trouble  time.Time          // since when nothing arrived, zero while things go well
 	pause    time.Duration
 	expired  time.Time // when last words must be in, zero before the timeout
@@ -89,13 +94,19 @@ func (s *Service) Open(ctx context.Context, by principal.Principal, sandbox id.S
 		return nil, err
 	}
 	x := &Session{s: s, by: by, ctx: inner, visit: v}
+	x.events, x.deafen = context.WithCancel(inner)
 	x.take(v)
 	return x, nil
 }
 
+// Interrupt makes Start, Attach and Next return canceled, now and from now on.
+// The methods that act on the command still work. It may be called at any time.
+func (x *Session) Interrupt() { x.deafen() }
+
 // Close lets go of the command, which goes on; safe to repeat.
 func (x *Session) Close() {
 	x.hangUp()
+	x.deafen()
 	x.visit.leave()
 	x.mu.Lock()
 	x.route.cancel()
@@ -171,7 +182,7 @@ func (x *Session) Next() (Event, error) {
 				return Event{Exit: &Exit{Code: codeKilled, Status: "signal: killed", Error: "signal: killed", TimedOut: true}}, nil
 			}
 			if _, err := x.connect(false); err != nil {
-				if !x.expired.IsZero() && !errs.Is(err, "sandbox_ended") && x.ctx.Err() == nil {
+				if !x.expired.IsZero() && !errs.Is(err, "sandbox_ended") && x.events.Err() == nil {
 					x.expired = time.Unix(1, 0)
 					continue
 				}
@@ -226,11 +237,14 @@ func (x *Session) receive(within time.Duration) (*pb.ProcessEvent, bool) {
 func (x *Session) broken() error {
 	err := x.src.err()
 	x.hangUp()
-	if over := x.visit.over(x.ctx); over != nil {
+	if over := x.visit.over(x.events); over != nil {
 		return over
 	}
-	if x.trouble.IsZero() {
-		x.trouble = time.Now()
+	switch {
+	case x.trouble.IsZero(), time.Since(x.dialed) > settled:
+		x.trouble, x.pause = time.Now(), 0
+	case x.pause == 0:
+		x.pause = retryFirst // it broke again before anything came
 	}
 	ce := said(err)
 	switch {
@@ -252,12 +266,18 @@ func (x *Session) broken() error {
 // for as long as a broken connection may last.
 func (x *Session) connect(start bool) (pid uint32, err error) {
 	for try := 0; ; try++ {
+		if !x.trouble.IsZero() && time.Now().After(x.giveUp()) {
+			if err == nil {
+				err = errors.New("the command's events break off each time")
+			}
+			return 0, outage(err)
+		}
 		if x.pause > 0 {
 			if err := x.rest(); err != nil {
 				return 0, err
 			}
 		}
-		if over := x.visit.over(x.ctx); over != nil {
+		if over := x.visit.over(x.events); over != nil {
 			return 0, over
 		}
 		if try > 0 {
@@ -268,27 +288,31 @@ func (x *Session) connect(start bool) (pid uint32, err error) {
 				return pid, nil
 			}
 		}
-		if over := x.visit.over(x.ctx); over != nil {
+		if over := x.visit.over(x.events); over != nil {
 			return 0, over
 		}
 		if typed := (*errs.Error)(nil); errors.As(err, &typed) && typed.Code != errs.CodeUnavailable {
 			return 0, typed
 		}
-		now := time.Now()
 		if x.trouble.IsZero() {
-			x.trouble = now
+			x.trouble = time.Now()
 		}
-		limit := x.trouble.Add(x.s.opt.ResumeWindow)
-		if !x.expired.IsZero() && x.expired.Before(limit) {
-			limit = x.expired
-		}
-		if now.After(limit) || errs.Is(err, "sandbox_misbehaves") {
+		if time.Now().After(x.giveUp()) || errs.Is(err, "sandbox_misbehaves") {
 			return 0, errs.As(err)
 		}
 		if x.pause == 0 {
 			x.pause = retryFirst
 		}
 	}
+}
+
+// giveUp is when trouble has lasted too long.
+func (x *Session) giveUp() time.Time {
+	limit := x.trouble.Add(x.s.opt.ResumeWindow)
+	if !x.expired.IsZero() && x.expired.Before(limit) {
+		return x.expired
+	}
+	return limit
 }
 
 // rest waits between two tries, longer each time.
@@ -299,15 +323,15 @@ func (x *Session) rest() error {
 	select {
 	case <-timer.C:
 		return nil
-	case <-x.ctx.Done():
-		return x.visit.over(x.ctx)
+	case <-x.events.Done():
+		return x.visit.over(x.events)
 	}
 }
 
 // find asks anew for the way to the sandbox: its host may have come back on
 // another connection, and the caller may have lost the right to it.
 func (x *Session) find() error {
-	target, err := x.s.targets.Target(x.ctx, x.by, x.visit.Sandbox)
+	target, err := x.s.targets.Target(x.events, x.by, x.visit.Sandbox)
 	switch errs.CodeOf(err) {
 	case "":
 		x.take(&visit{Target: target, user: x.visit.user})
@@ -322,7 +346,9 @@ func (x *Session) find() error {
 // dial tries once.
 func (x *Session) dial(start bool) (uint32, error) {
 	ctx, cancel := context.WithCancel(x.way())
-	x.drop, x.watchdog = cancel, time.AfterFunc(x.s.opt.StartWait, cancel)
+	deaf := context.AfterFunc(x.events, cancel)
+	x.drop = func() { deaf(); cancel() }
+	x.watchdog = time.AfterFunc(x.s.opt.StartWait, cancel)
 	var err error
 	if start {
 		if x.timeout > 0 {
@@ -345,7 +371,7 @@ func (x *Session) dial(start bool) (uint32, error) {
 		if first, ok = x.src.receive(); ok {
 			x.watchdog.Stop()
 			if s := first.GetStart(); s != nil {
-				x.started = true
+				x.started, x.dialed = true, time.Now()
 				return s.GetPid(), nil
 			}
 			x.hangUp()

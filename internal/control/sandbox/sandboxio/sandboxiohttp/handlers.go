@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"skerry.dev/skerry/gen/restapi"
 	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/control/sandbox/sandboxio"
@@ -47,6 +49,8 @@ type Handlers struct {
 	closed  context.Context // ends when they no longer may take their time
 	abort   context.CancelFunc
 
+	spare *semaphore.Weighted // input that waits, of all streams
+
 	mu      sync.Mutex
 	full    bool // closed for good
 	open    int
@@ -67,7 +71,7 @@ func New(io *sandboxio.Service, opt Options) *Handlers {
 	if opt.FirstMessage <= 0 {
 		opt.FirstMessage = 10 * time.Second
 	}
-	h := &Handlers{io: io, opt: opt}
+	h := &Handlers{io: io, opt: opt, spare: semaphore.NewWeighted(allSpare)}
 	h.closing, h.close = context.WithCancel(context.Background())
 	h.closed, h.abort = context.WithCancel(context.Background())
 	return h

@@ -10,9 +10,14 @@ import (
 )
 
 const (
-	// maxWaiting is the input of one stream that may wait for its command, in
-	// bytes; it holds the largest frame.
+	// maxWaiting is the input of one stream that may wait for its command in any
+	// case, in bytes; it holds the largest frame.
 	maxWaiting = maxFrame
+	// maxSpare is what may wait beyond that while few streams need it, so that a
+	// signal is not stuck behind a paste that nobody reads, and allSpare the same
+	// of all streams together.
+	maxSpare = 16 << 20
+	allSpare = 32 << 20
 	// laneLength is how many messages may wait in a lane.
 	laneLength = 256
 	// overtake is how long a resize or a signal waits for the input before it to
@@ -27,7 +32,9 @@ const (
 type lanes struct {
 	inputs   chan act
 	controls chan act
-	room     *semaphore.Weighted
+	room     *semaphore.Weighted // of maxWaiting
+	spare    *semaphore.Weighted // of maxSpare
+	shared   *semaphore.Weighted // of allSpare
 
 	// Of the reader alone: what came last in each lane.
 	lastInput   <-chan struct{}
@@ -39,31 +46,62 @@ type act struct {
 	do    func(context.Context) error
 	after <-chan struct{} // what came before it in the other lane
 	by    time.Time       // how long that is waited for; zero is for ever
-	bytes int64
+	free  func()          // gives back the room it took
 	done  chan struct{}
 }
 
-func newLanes() *lanes {
+func newLanes(shared *semaphore.Weighted) *lanes {
 	none := make(chan struct{})
 	close(none)
 	return &lanes{
 		inputs: make(chan act, laneLength), controls: make(chan act, laneLength),
-		room: semaphore.NewWeighted(maxWaiting), lastInput: none, lastControl: none,
+		room: semaphore.NewWeighted(maxWaiting), spare: semaphore.NewWeighted(maxSpare), shared: shared,
+		lastInput: none, lastControl: none,
 	}
+}
+
+// close says that nothing more will come. It belongs to the reader.
+func (l *lanes) close() {
+	close(l.inputs)
+	close(l.controls)
+}
+
+// discard gives back what nobody will apply. The lanes are closed.
+func (l *lanes) discard() {
+	for a := range l.inputs {
+		a.free()
+	}
+}
+
+// take waits for room for n bytes and returns how to give it back.
+func (l *lanes) take(ctx context.Context, n int64) (func(), error) {
+	if !l.room.TryAcquire(n) {
+		if l.spare.TryAcquire(n) {
+			if l.shared.TryAcquire(n) {
+				return func() { l.shared.Release(n); l.spare.Release(n) }, nil
+			}
+			l.spare.Release(n)
+		}
+		if err := l.room.Acquire(ctx, n); err != nil {
+			return nil, err
+		}
+	}
+	return func() { l.room.Release(n) }, nil
 }
 
 // pushInput waits for room. It belongs to the reader.
 func (l *lanes) pushInput(ctx context.Context, bytes int, do func(context.Context) error) error {
-	if err := l.room.Acquire(ctx, int64(bytes)); err != nil {
+	free, err := l.take(ctx, int64(bytes))
+	if err != nil {
 		return err
 	}
-	a := act{do: do, after: l.lastControl, bytes: int64(bytes), done: make(chan struct{})}
+	a := act{do: do, after: l.lastControl, free: free, done: make(chan struct{})}
 	select {
 	case l.inputs <- a:
 		l.lastInput = a.done
 		return nil
 	case <-ctx.Done():
-		l.room.Release(int64(bytes))
+		free()
 		return ctx.Err()
 	}
 }
@@ -80,7 +118,7 @@ func (l *lanes) pushControl(ctx context.Context, came time.Time, do func(context
 	}
 }
 
-// input applies what waits in the lane of input until ctx ends. Bytes are never
+// input applies what waits in the lane of input until it is closed. Bytes are never
 // given to a command after a hole: once some were lost, the rest is refused,
 // unless somebody at a terminal can see what happened.
 func (l *lanes) input(ctx context.Context, terminal func() bool, report func(error)) {
@@ -98,11 +136,12 @@ func (l *lanes) input(ctx context.Context, terminal func() bool, report func(err
 			told[errs.As(err).Reason] = true
 			report(err)
 		}
-		l.room.Release(a.bytes)
+		a.free()
 	})
 }
 
-// control applies what waits in the lane of resizes and signals until ctx ends.
+// control applies what waits in the lane of resizes and signals until it is
+// closed.
 func (l *lanes) control(ctx context.Context, report func(error)) {
 	l.apply(ctx, l.controls, func(a act) {
 		if err := a.do(ctx); err != nil && tellable(ctx, err) {
@@ -111,18 +150,16 @@ func (l *lanes) control(ctx context.Context, report func(error)) {
 	})
 }
 
+// apply does what is in a lane until the lane is closed and empty, or ctx ends,
+// and then gives back what waits.
 func (l *lanes) apply(ctx context.Context, lane <-chan act, do func(act)) {
-	for {
-		select {
-		case a := <-lane:
-			if !a.ready(ctx) {
-				return
-			}
+	for a := range lane {
+		if a.ready(ctx) {
 			do(a)
-			close(a.done)
-		case <-ctx.Done():
-			return
+		} else if a.free != nil {
+			a.free()
 		}
+		close(a.done)
 	}
 }
 
@@ -136,12 +173,10 @@ func (a act) ready(ctx context.Context) bool {
 	}
 	select {
 	case <-a.after:
-		return true
 	case <-late:
-		return true
 	case <-ctx.Done():
-		return false
 	}
+	return ctx.Err() == nil
 }
 
 // tellable leaves out what the stream's own end will tell: that the command, the

@@ -3,7 +3,6 @@ package sandboxiohttp
 import (
 	"context"
 	"errors"
-	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -24,6 +23,9 @@ const (
 	maxFrame = 1 << 20 // of a client, in bytes
 	// writeStall is how long a client may take no byte before it counts as gone.
 	writeStall = 5 * time.Minute
+	// lastWill is how long the input of a client that left is still given to its
+	// command.
+	lastWill = 5 * time.Second
 	// statusEnded closes a stream whose sandbox has ended.
 	statusEnded websocket.StatusCode = 4001
 )
@@ -61,6 +63,9 @@ func (h *Handlers) stream(w http.ResponseWriter, r *http.Request, terminal bool)
 		return
 	}
 	defer session.Close()
+	present, leave := context.WithCancel(ctx)
+	defer leave()
+	defer context.AfterFunc(present, session.Interrupt)()
 	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{
 		Subprotocols:       []string{subprotocol},
 		InsecureSkipVerify: true, // admissible looked at the origin
@@ -73,9 +78,9 @@ func (h *Handlers) stream(w http.ResponseWriter, r *http.Request, terminal bool)
 	conn.SetReadLimit(maxFrame)
 	s := &stream{
 		h: h, conn: conn, session: session, terminal: terminal, requestID: by.RequestID,
-		ctx: ctx, cancel: cancel, first: make(chan frame, 1), lanes: newLanes(),
+		ctx: present, cancel: leave, first: make(chan frame, 1), lanes: newLanes(h.spare),
 	}
-	s.run()
+	s.run(ctx)
 }
 
 // admissible refuses what is no WebSocket of ours, and pages of foreign origins:
@@ -116,7 +121,7 @@ type stream struct {
 	session   *sandboxio.Session
 	terminal  bool
 	requestID string
-	ctx       context.Context // ends with the client, the session or the server
+	ctx       context.Context // ends when the client leaves and when the server closes
 	cancel    context.CancelFunc
 	first     chan frame
 	lanes     *lanes
@@ -129,16 +134,21 @@ type stream struct {
 	finished bool       // the last message went out
 }
 
-// run serves the stream to its end and returns when nothing of it is left.
-func (s *stream) run() {
+// run serves the stream to its end and returns when nothing of it is left. What
+// the client said before it left is still done, within bounds.
+func (s *stream) run(ctx context.Context) {
+	acting, stop := context.WithCancel(ctx)
+	var acts sync.WaitGroup
+	defer s.lanes.discard()
+	defer acts.Wait()
+	defer stop()
 	defer s.wg.Wait()
-	defer s.cancel()
 	s.wg.Go(s.read)
 	err := s.begin()
 	fault := websocket.StatusInternalError
 	if err == nil {
-		s.wg.Go(func() { s.lanes.input(s.ctx, s.session.IsTerminal, s.report) })
-		s.wg.Go(func() { s.lanes.control(s.ctx, s.report) })
+		acts.Go(func() { s.lanes.input(acting, s.session.IsTerminal, s.report) })
+		acts.Go(func() { s.lanes.control(acting, s.report) })
 		s.wg.Go(s.ping)
 		err = s.follow()
 	} else if errs.CodeOf(err) == errs.CodeInvalid {
@@ -150,13 +160,19 @@ func (s *stream) run() {
 	case s.h.closing.Err() != nil:
 		status = websocket.StatusServiceRestart
 	case s.ctx.Err() != nil && !errs.Is(err, "sandbox_ended"):
-		return // the client has left
+		_ = s.conn.CloseNow() // the client has left
+		late := time.AfterFunc(lastWill, stop)
+		defer late.Stop()
+		s.wg.Wait()
+		acts.Wait()
+		return
 	default:
 		if status = fault; errs.Is(err, "sandbox_ended") {
 			status = statusEnded
 		}
 		_ = s.write(websocket.MessageText, errorMessage(err, s.requestID), true)
 	}
+	stop()
 	s.cancel()
 	_ = s.conn.Close(status, "")
 }
@@ -252,6 +268,7 @@ func (s *stream) report(err error) {
 // read takes the client's messages in their order. While the command takes no
 // input and the lane is full it reads nothing, which is how the client learns.
 func (s *stream) read() {
+	defer s.lanes.close()
 	defer s.cancel()
 	for n := 0; ; n++ {
 		s.reading.Store(true)
@@ -320,8 +337,8 @@ func (s *stream) ping() {
 		switch {
 		case err == nil:
 			missed = 0
-		case errors.Is(err, net.ErrClosed):
-			missed = 2
+		case !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled):
+			missed = 2 // the connection is broken
 		case s.reading.Load() && !s.writing.Load():
 			missed++
 		}

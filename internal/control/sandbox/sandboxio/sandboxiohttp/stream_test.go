@@ -429,8 +429,8 @@ func TestSX06_AKillOvertakesInputThatNobodyReads(t *testing.T) {
 	c := w.open("/exec/stream", `{"cmd":"echo go; sleep 600","stdin":true}`)
 	c.want("start")
 	c.want("output")
-	for range 3 { // three times what the pipe takes
-		if err := c.input(make([]byte, 600_000)); err != nil {
+	for range 10 { // many times what the pipe takes
+		if err := c.input(make([]byte, 1_000_000)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -621,7 +621,7 @@ func TestSX01_PingsKeepIdleStreamsAndFindDeadClients(t *testing.T) {
 	c := w.open("/exec/stream", `{"cmd":"echo go; read x; sleep 1; echo woke","stdin":true}`)
 	c.want("start")
 	c.want("output")
-	for range 4 { // more than fits: the reader stands still
+	for range 40 { // more than fits: the reader stands still
 		go func() { _ = c.input(bytes.Repeat([]byte("x"), 700_000)) }()
 	}
 	go func() { _ = c.input([]byte("\n")) }()
@@ -636,7 +636,7 @@ func TestSX01_PingsKeepIdleStreamsAndFindDeadClients(t *testing.T) {
 	<-waiting
 	dead := sandboxiotest.NewLink(strings.Split(strings.TrimPrefix(w.url, "http://"), "/")[0])
 	defer dead.Close()
-	testkit.Eventually(t, 5*time.Second, "the place is free", func() bool {
+	testkit.Eventually(t, 15*time.Second, "the place is free", func() bool {
 		conn, _, err := websocket.Dial(t.Context(), w.url+"/exec/stream", &websocket.DialOptions{
 			Subprotocols: []string{"skerry.exec.v1"}, HTTPClient: &http.Client{Transport: dead},
 		})

@@ -58,6 +58,7 @@ func (l *Link) Down(down bool) { l.down.Store(down) }
 
 // CutAfter breaks the next new connection after it delivered n bytes.
 func (l *Link) CutAfter(n int64) {
+	l.Cut()
 	l.http.CloseIdleConnections()
 	l.limit.Store(n)
 }
