@@ -63,6 +63,8 @@ const (
 	reattachFor = 30 * time.Second
 	writeWithin = 30 * time.Second
 
+	endOfTransmission = 4
+
 	frameInput = 0
 	frameErr   = 2
 	frameHead  = 9 // one byte of kind, eight of offset
@@ -381,7 +383,9 @@ func (p *Process) write(kind websocket.MessageType, raw []byte) error {
 // Stdin after the command's end; nothing waits for it.
 func (p *Process) feed() {
 	_, err := io.Copy(struct{ io.Writer }{p}, p.cmd.Stdin)
-	if err == nil {
+	if err == nil && p.cmd.TTY != nil {
+		_, err = p.Write([]byte{endOfTransmission}) // what ends the input of a terminal
+	} else if err == nil {
 		err = p.CloseStdin()
 	}
 	// Nobody can say how much of the input arrived: a command that is given half

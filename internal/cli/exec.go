@@ -97,7 +97,8 @@ func (e *Env) wait(sandbox string, p *sdk.Process) error {
 	if exit.Lost > 0 {
 		fmt.Fprintf(e.Stderr, "skerry: the connection was away for too long: %d bytes of output are lost\n", exit.Lost)
 	}
-	if exit.Error != "" {
+	// An exit code speaks for itself.
+	if exit.Error != "" && !strings.HasPrefix(exit.Error, "exit status ") && !strings.HasPrefix(exit.Error, "signal: ") {
 		fmt.Fprintf(e.Stderr, "skerry: %s\n", clean(exit.Error))
 	}
 	return ended(exit.Code)
@@ -169,7 +170,7 @@ func (e *Env) terminal(c *sdk.Client, id string, command sdk.Command) error {
 	fd := int(e.Stdin.Fd())
 	here := e.stdinIsTerminal()
 	if here {
-		if cols, rows, err := term.GetSize(fd); err == nil {
+		if cols, rows, err := term.GetSize(fd); err == nil && cols > 0 && rows > 0 {
 			command.TTY = &sdk.Size{Cols: cols, Rows: rows}
 		}
 		if name := e.Getenv("TERM"); name != "" && command.Env["TERM"] == "" {
@@ -211,7 +212,7 @@ func (e *Env) followSize(fd int, p *sdk.Process) (stop func()) {
 		for {
 			select {
 			case <-changed:
-				if cols, rows, err := term.GetSize(fd); err == nil {
+				if cols, rows, err := term.GetSize(fd); err == nil && cols > 0 && rows > 0 {
 					_ = p.Resize(sdk.Size{Cols: cols, Rows: rows}) // lost with the connection, if at all
 				}
 			case <-done:
