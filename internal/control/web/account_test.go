@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 
 	"skerry.dev/skerry/internal/control/account"
 	"skerry.dev/skerry/internal/kernel/clock"
+	"skerry.dev/skerry/internal/testkit"
 )
 
 func TestA1_SignupMakesUserTeamAndMembership(t *testing.T) {
@@ -158,6 +160,33 @@ func TestID08_EleventhWrongLoginWaits(t *testing.T) {
 	r.fault(t, 429, "too_many_failures")
 	if r.header.Get("Retry-After") == "" {
 		t.Error("429 without Retry-After")
+	}
+}
+
+func TestID08_KnownAndUnknownTakeTheSameTime(t *testing.T) {
+	if os.Getenv("SKERRY_TEST_SLOW") == "" {
+		testkit.Missing(t, "slow", "set SKERRY_TEST_SLOW=1 on a quiet machine: it compares medians")
+	}
+	later := &laterClock{}
+	s := newStack(t, options{clock: later, cost: account.DefaultCost()})
+	s.signup(t, "ada@example.com")
+	took := map[string][]time.Duration{}
+	for range 150 {
+		for _, email := range []string{"ada@example.com", "eve@example.com"} {
+			later.by += time.Minute // the counters of wrong logins forget
+			start := time.Now()
+			s.call(t, "POST", "/v1/auth/login", map[string]string{"email": email, "password": "wrong wrong"}).fault(t, 401, "invalid_credentials")
+			took[email] = append(took[email], time.Since(start))
+		}
+	}
+	median := func(email string) float64 {
+		slices.Sort(took[email])
+		return took[email][len(took[email])/2].Seconds() * 1000
+	}
+	known, unknown := median("ada@example.com"), median("eve@example.com")
+	t.Logf("known %.2f ms, unknown %.2f ms", known, unknown)
+	if ratio := known / unknown; ratio > 1.05 || ratio < 1/1.05 {
+		t.Errorf("known %.2f ms, unknown %.2f ms", known, unknown)
 	}
 }
 

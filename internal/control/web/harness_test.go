@@ -45,6 +45,7 @@ type stack struct {
 }
 
 type options struct {
+	cost    account.Cost
 	clock   clock.Clock
 	limits  web.Limits
 	policy  *account.SignupPolicy
@@ -79,6 +80,9 @@ func newStack(t *testing.T, o options) *stack {
 	if o.clock == nil {
 		o.clock = clock.System{}
 	}
+	if o.cost == (account.Cost{}) {
+		o.cost = cheap
+	}
 	s := &stack{pool: pgtest.New(t), log: &logBuffer{}}
 	log := slog.New(slog.NewJSONHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	secret, _ := keyring.NewSecret()
@@ -90,7 +94,7 @@ func newStack(t *testing.T, o options) *stack {
 	if o.policy != nil {
 		policy = *o.policy
 	}
-	if s.accounts, err = account.NewService(ctx, accountpg.New(s.pool), s.keys, account.NewHasher(cheap), policy, o.clock); err != nil {
+	if s.accounts, err = account.NewService(ctx, accountpg.New(s.pool), s.keys, account.NewHasher(o.cost), policy, o.clock); err != nil {
 		t.Fatal(err)
 	}
 	s.apiKeys = apikey.NewService(apikeypg.New(s.pool), o.clock, log)
