@@ -85,8 +85,10 @@ type Reconciler struct {
 	hosts map[id.Host]*suspicions
 }
 
-// suspicions of one host; cleared by its new generation.
+// suspicions of one host; cleared by its new generation and by a pass that saw
+// nothing.
 type suspicions struct {
+	pass       sync.Mutex // held for a whole pass: each verdict rests on two looks, one after the other
 	generation int64
 	absent     map[Key]bool
 	orphans    map[Key]time.Time // first seen
@@ -106,9 +108,12 @@ func NewReconciler(store Store, agents Agents, watch *Watch, grace time.Duration
 	return &Reconciler{store: store, agents: agents, watch: watch, log: log, grace: grace, now: time.Now, hosts: map[id.Host]*suspicions{}}
 }
 
-// ReconcileHost is one pass over one host. An error means that nothing was
-// judged.
+// ReconcileHost is one pass over one host; passes over the same host follow one
+// another. What an error leaves unjudged is judged by a later pass.
 func (r *Reconciler) ReconcileHost(ctx context.Context, h host.Ref) error {
+	s := r.suspicions(h.ID)
+	s.pass.Lock()
+	defer s.pass.Unlock()
 	// A row counts as running during the inventory only when it was the same
 	// before and after: clocks of hosts are not compared with the database's.
 	before, err := r.store.OnHost(ctx, h.ID, nil)
@@ -117,7 +122,7 @@ func (r *Reconciler) ReconcileHost(ctx context.Context, h host.Ref) error {
 	}
 	inv, err := r.agents.Inventory(ctx, h)
 	if err != nil {
-		r.forget(h.ID) // the next look is a first one again
+		s.clear(s.generation) // the next look is a first one again
 		return err
 	}
 	named := make([]id.Sandbox, len(inv.Instances))
@@ -128,7 +133,9 @@ func (r *Reconciler) ReconcileHost(ctx context.Context, h host.Ref) error {
 	if err != nil {
 		return err
 	}
-	s := r.suspicions(h.ID, inv.Generation)
+	if s.generation != inv.Generation {
+		s.clear(inv.Generation)
+	}
 	rows := make(map[id.Sandbox]Sandbox, len(after))
 	for _, x := range after {
 		rows[x.ID] = x
@@ -139,21 +146,19 @@ func (r *Reconciler) ReconcileHost(ctx context.Context, h host.Ref) error {
 	return r.judgeInstances(ctx, h, s, rows, inv)
 }
 
-func (r *Reconciler) suspicions(h id.Host, generation int64) *suspicions {
+func (r *Reconciler) suspicions(h id.Host) *suspicions {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.hosts[h]
-	if s == nil || s.generation != generation {
-		s = &suspicions{generation: generation, absent: map[Key]bool{}, orphans: map[Key]time.Time{}}
+	if s == nil {
+		s = &suspicions{}
 		r.hosts[h] = s
 	}
 	return s
 }
 
-func (r *Reconciler) forget(h id.Host) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.hosts, h)
+func (s *suspicions) clear(generation int64) {
+	s.generation, s.absent, s.orphans = generation, nil, nil
 }
 
 // unchanged are the running rows of the host that nothing touched while the
