@@ -19,15 +19,18 @@ const (
 	reserveDefault = 8 // percent of memory
 	// fastest is how quickly a process can fill memory, in bytes a second. The
 	// next look comes before it could get from here to the reserve.
-	fastest   = 1500 << 20
-	lookMin   = 10 * time.Millisecond
+	fastest   = 3000 << 20
+	lookMin   = 5 * time.Millisecond
 	lookMax   = 500 * time.Millisecond
 	lookAlone = 5 * time.Second // nothing runs but the daemon
 	diskEvery = 2 * time.Second
 	diskFloor = 16 << 20
 	// worthKilling is the part of memory, one in so many, that a process must
 	// have for its end to help; memory may also be in files.
-	worthKilling = 100
+	worthKilling = 25
+	// settle is how long the kernel has to give back a dead process's memory
+	// before the next one is blamed.
+	settle = time.Second
 )
 
 // Options of a Guard. Emit, MaxProcesses and Started are required.
@@ -128,15 +131,16 @@ func (g *Guard) memory(ctx context.Context) time.Duration {
 		ahead := time.Duration(float64(m.Available-reserve) / fastest * float64(time.Second))
 		return min(max(ahead, lookMin), lookMax)
 	}
-	if !g.killLargest(ctx, m.Total/worthKilling) {
-		return 10 * lookMin
+	if !g.killLargest(ctx, m, reserve) {
+		return lookMin
 	}
 	return 0
 }
 
-// killLargest ends the process with the most memory and waits a little until
-// it is gone, so that the next look does not find it again.
-func (g *Guard) killLargest(ctx context.Context, floor uint64) bool {
+// killLargest ends the process with the most memory and waits until its memory
+// is back, so that the next look does not blame an innocent one. It waits no
+// longer when memory goes on shrinking all the same.
+func (g *Guard) killLargest(ctx context.Context, m procfs.Memory, reserve uint64) bool {
 	all, err := procfs.All()
 	if err != nil {
 		return false
@@ -147,7 +151,7 @@ func (g *Guard) killLargest(ctx context.Context, floor uint64) bool {
 			victim = p
 		}
 	}
-	if victim.PID == 0 || victim.RSS < floor {
+	if victim.PID == 0 || victim.RSS < m.Total/worthKilling {
 		return false
 	}
 	cmd := procfs.Command(victim.PID, victim.Comm)
@@ -156,9 +160,9 @@ func (g *Guard) killLargest(ctx context.Context, floor uint64) bool {
 	}
 	g.opt.Log.Warn("memory ran out: the largest process was ended", "pid", victim.PID, "rss", victim.RSS)
 	g.opt.Emit(guestapi.Event{Kind: guestapi.EventOOMKill, PID: victim.PID, Cmd: cmd, RSSBytes: victim.RSS})
-	for range 60 {
-		p, ok := procfs.Read(victim.PID)
-		if !ok || p.Start != victim.Start || p.Dead() || !pause(ctx, 5*time.Millisecond) {
+	for until := time.Now().Add(settle); time.Now().Before(until) && pause(ctx, 5*time.Millisecond); {
+		now, err := g.readMem()
+		if err != nil || now.Available >= reserve || now.Available < m.Available/2 {
 			break
 		}
 	}
