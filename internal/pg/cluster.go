@@ -241,6 +241,7 @@ func (c *Cluster) linkData() error {
 	if err := os.MkdirAll(filepath.Dir(c.Dir), 0o755); err != nil {
 		return err
 	}
+	_ = os.Remove(c.Dir) // an empty directory or a link to nowhere; anything else stays and is reported below
 	return os.Symlink(c.data, c.Dir)
 }
 
