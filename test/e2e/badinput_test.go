@@ -42,12 +42,12 @@ func TestC3_BadInputSaysWhatToDo(t *testing.T) {
 		{"unknown user", "POST", "/v1/sandboxes/" + live.ID + "/exec", `{"cmd":"true","user":"nobody-here"}`, in.Key, 400, "invalid_user"},
 		{"missing directory", "POST", "/v1/sandboxes/" + live.ID + "/exec", `{"cmd":"true","cwd":"/nowhere"}`, in.Key, 400, "invalid_cwd"},
 		{"missing file", "GET", "/v1/sandboxes/" + live.ID + "/files?path=/nowhere", "", in.Key, 404, "file_not_found"},
-		{"file without path", "GET", "/v1/sandboxes/" + live.ID + "/files", "", in.Key, 400, "invalid_request"},
+		{"file without path", "GET", "/v1/sandboxes/" + live.ID + "/files", "", in.Key, 400, "invalid_path"},
 		{"limit of zero", "GET", "/v1/sandboxes?limit=0", "", in.Key, 400, "invalid_request"},
 		{"limit of 201", "GET", "/v1/sandboxes?limit=201", "", in.Key, 400, "invalid_request"},
 		{"junk cursor", "GET", "/v1/sandboxes?cursor=junk!", "", in.Key, 400, "invalid_cursor"},
 		{"unknown status", "GET", "/v1/sandboxes?status=asleep", "", in.Key, 400, "invalid_request"},
-		{"unknown path", "GET", "/v1/nothing-here", "", in.Key, 404, "not_found"},
+		{"unknown path", "GET", "/v1/nothing-here", "", in.Key, 404, "route_not_found"},
 		{"wrong method", "PATCH", "/v1/sandboxes", "{}", in.Key, 405, "method_not_allowed"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

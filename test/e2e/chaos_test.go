@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -95,7 +96,7 @@ func TestST08_KillAnyProcessAtAnyMoment(t *testing.T) {
 					})
 				})
 				in.look(t, counters)
-				in.settled(t, known)
+				in.settled(t, known, counters)
 			})
 		}
 	}
@@ -173,8 +174,9 @@ func (in *machine) churn(t *testing.T, disturb func()) map[string]*outcome {
 }
 
 // settled waits until nothing is in transition, then checks each acknowledged
-// outcome, and removes what the churn left alive.
-func (in *machine) settled(t *testing.T, known map[string]*outcome) {
+// outcome, and removes what the churn left alive: also sandboxes whose create
+// succeeded though its answer was lost.
+func (in *machine) settled(t *testing.T, known map[string]*outcome, keep []*counter) {
 	t.Helper()
 	testkit.Eventually(t, 90*time.Second, "no sandbox is in a transition", func() bool {
 		var list struct{ Items []sandbox }
@@ -194,7 +196,7 @@ func (in *machine) settled(t *testing.T, known map[string]*outcome) {
 	var list struct{ Items []sandbox }
 	in.Must(t, "GET", "/v1/sandboxes?limit=200&status=running", nil, &list)
 	for _, box := range list.Items {
-		if _, mine := known[box.ID]; mine {
+		if !slices.ContainsFunc(keep, func(c *counter) bool { return c.id == box.ID }) {
 			in.Must(t, "DELETE", "/v1/sandboxes/"+box.ID, nil, nil)
 		}
 	}

@@ -44,7 +44,7 @@ type Config struct {
 	// Parallel bounds the operations driven at once by this server; default 64.
 	Parallel int
 	// Lease is how long a server that died keeps others from going on; default
-	// 30 s. It is renewed at a third of it.
+	// 10 s. It is renewed at a third of it.
 	Lease time.Duration
 	// Poll is how often the runner looks for operations nobody drives; default 1 s.
 	Poll time.Duration
@@ -63,7 +63,7 @@ func (c Config) withDefaults() Config {
 		c.Parallel = 64
 	}
 	if c.Lease == 0 {
-		c.Lease = 30 * time.Second
+		c.Lease = 10 * time.Second
 	}
 	if c.Poll == 0 {
 		c.Poll = time.Second
