@@ -1,11 +1,10 @@
 package process
 
 import (
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	"syscall"
 )
 
 // BenchmarkSpawn is the price of a start from a confined thread, against one
