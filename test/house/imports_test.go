@@ -116,6 +116,7 @@ func exceptions() []exception {
 	const target = "the room hands sandboxio its way into a guest, which is an http.RoundTripper"
 	return []exception{
 		{"internal/control/hostlink", "internal/guest/guestapi", "the guest's port number, a word shared with its callers"},
+		{"internal/control/app", "internal/guest/guestapi", "through hostlink"},
 		{"internal/control/sandbox", "internal/control/sandbox/sandboxio", target},
 		{"internal/control/sandbox", "net/http", target},
 		{"internal/control/sandbox", "gen/", target},
