@@ -306,6 +306,9 @@ func (s *Store) get(ctx context.Context, db sqlcgen.DBTX, h id.Host) (host.Host,
 	return out, err
 }
 
+// errJunkCursor is a cursor that decodes and names no position.
+var errJunkCursor = errs.Invalid("invalid_cursor", "Use the next_cursor of the previous page as it was given, or leave cursor out.")
+
 type position struct {
 	At time.Time `json:"at"`
 	ID uuid.UUID `json:"id"`
@@ -322,6 +325,9 @@ func (s *Store) List(ctx context.Context, team *id.Team, p page.Request) (page.P
 		var after position
 		if err := page.Decode(p.Cursor, &after); err != nil {
 			return page.Page[host.Host]{}, err
+		}
+		if after.At.IsZero() {
+			return page.Page[host.Host]{}, errJunkCursor
 		}
 		params.AfterAt, params.AfterID = &after.At, &after.ID
 	}

@@ -67,7 +67,7 @@ WITH moved AS (
 SELECT * FROM moved;
 
 -- name: LockSandbox :one
-SELECT sqlc.embed(s), h.address, h.status AS host_status
+SELECT sqlc.embed(s), h.address, h.status AS host_status, coalesce(s.deadline_at < now(), false)::bool AS expired
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id
 WHERE s.id = sqlc.arg(id)
 FOR NO KEY UPDATE OF s;

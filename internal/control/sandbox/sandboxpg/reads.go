@@ -16,6 +16,9 @@ import (
 	"skerry.dev/skerry/internal/pg"
 )
 
+// errJunkCursor is a cursor that decodes and names no position.
+var errJunkCursor = errs.Invalid("invalid_cursor", "Use the next_cursor of the previous page as it was given, or leave cursor out.")
+
 type position struct {
 	At time.Time `json:"at"`
 	ID uuid.UUID `json:"id"`
@@ -41,6 +44,9 @@ func (s *Store) List(ctx context.Context, f sandbox.Filter, p page.Request) (pag
 		if err := page.Decode(p.Cursor, &after); err != nil {
 			return page.Page[sandbox.Sandbox]{}, err
 		}
+		if after.At.IsZero() {
+			return page.Page[sandbox.Sandbox]{}, errJunkCursor
+		}
 		params.AfterAt, params.AfterID = &after.At, &after.ID
 	}
 	rows, err := s.q.ListSandboxes(ctx, s.pool, params)
@@ -64,7 +70,7 @@ func (s *Store) Events(ctx context.Context, x id.Sandbox, p page.Request) (page.
 			return page.Page[sandbox.Event]{}, err
 		}
 		if before <= 0 {
-			return page.Page[sandbox.Event]{}, errs.Invalid("invalid_cursor", "Use the next_cursor of the previous page as it was given, or leave cursor out.")
+			return page.Page[sandbox.Event]{}, errJunkCursor
 		}
 	}
 	rows, err := s.q.ListEvents(ctx, s.pool, sqlcgen.ListEventsParams{SandboxID: x, Before: before, MaxRows: int32(p.Limit + 1)})

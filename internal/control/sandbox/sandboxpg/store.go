@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -181,7 +180,7 @@ func (s *Store) BeginDelete(ctx context.Context, d sandbox.Delete) (sandbox.Sand
 			return err
 		}
 		switch {
-		case d.Expired && (out.Status != sandbox.StatusRunning || out.DeadlineAt == nil || out.DeadlineAt.After(time.Now().Add(time.Minute))):
+		case d.Expired && (out.Status != sandbox.StatusRunning || !locked.Expired):
 			return nil // it ended, or its deadline was moved
 		case out.Status == sandbox.StatusError:
 			return s.endFailed(ctx, tx, &out, d)

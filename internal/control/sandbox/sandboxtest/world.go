@@ -87,7 +87,8 @@ func (w *World) UserOf(team id.Team) principal.Principal {
 type grants struct{}
 
 func (grants) ReadURL(string, id.Team, artifact.Digest, time.Duration) string { return "https://x/m" }
-func (grants) WriteURL(string, id.Team, string, time.Duration) string         { return "https://x/u" }
+
+func (grants) WriteURL(string, id.Team, string, time.Duration) string { return "https://x/u" }
 
 // Server is one control plane on the world's database.
 type Server struct {

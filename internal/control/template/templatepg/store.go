@@ -15,6 +15,7 @@ import (
 	"skerry.dev/skerry/internal/control/audit/auditpg"
 	"skerry.dev/skerry/internal/control/template"
 	"skerry.dev/skerry/internal/control/template/templatepg/sqlcgen"
+	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
 	"skerry.dev/skerry/internal/kernel/page"
 	"skerry.dev/skerry/internal/pg"
@@ -42,6 +43,9 @@ func (s *Store) ByID(ctx context.Context, tpl id.Template) (template.Template, b
 	return t, row.DeletedAt != nil, err
 }
 
+// errJunkCursor is a cursor that decodes and names no position.
+var errJunkCursor = errs.Invalid("invalid_cursor", "Use the next_cursor of the previous page as it was given, or leave cursor out.")
+
 type position struct {
 	At time.Time `json:"at"`
 	ID uuid.UUID `json:"id"`
@@ -54,6 +58,9 @@ func (s *Store) List(ctx context.Context, team id.Team, p page.Request) (page.Pa
 		var after position
 		if err := page.Decode(p.Cursor, &after); err != nil {
 			return page.Page[template.Template]{}, err
+		}
+		if after.At.IsZero() {
+			return page.Page[template.Template]{}, errJunkCursor
 		}
 		params.AfterAt, params.AfterID = &after.At, &after.ID
 	}

@@ -639,7 +639,7 @@ func (q *Queries) LockCandidateHosts(ctx context.Context, db DBTX, teamID id.Tea
 }
 
 const lockSandbox = `-- name: LockSandbox :one
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status, coalesce(s.deadline_at < now(), false)::bool AS expired
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id
 WHERE s.id = $1
 FOR NO KEY UPDATE OF s
@@ -649,6 +649,7 @@ type LockSandboxRow struct {
 	Sandbox    Sandbox
 	Address    string
 	HostStatus string
+	Expired    bool
 }
 
 func (q *Queries) LockSandbox(ctx context.Context, db DBTX, argID id.Sandbox) (LockSandboxRow, error) {
@@ -686,6 +687,7 @@ func (q *Queries) LockSandbox(ctx context.Context, db DBTX, argID id.Sandbox) (L
 		&i.Sandbox.UpdatedAt,
 		&i.Address,
 		&i.HostStatus,
+		&i.Expired,
 	)
 	return i, err
 }

@@ -1,0 +1,91 @@
+package templatepg_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"skerry.dev/skerry/internal/artifact"
+	"skerry.dev/skerry/internal/control/host"
+	"skerry.dev/skerry/internal/control/principal"
+	"skerry.dev/skerry/internal/control/template"
+	"skerry.dev/skerry/internal/control/template/templatepg"
+	"skerry.dev/skerry/internal/kernel/errs"
+	"skerry.dev/skerry/internal/kernel/id"
+	"skerry.dev/skerry/internal/kernel/page"
+	"skerry.dev/skerry/internal/pg/pgtest"
+)
+
+type hosts []host.Ref
+
+func (h hosts) ListActiveHosts(context.Context) ([]host.Ref, error) { return h, nil }
+
+type builder struct{ digest string }
+
+func (b *builder) BuildBase(_ context.Context, _ host.Ref, _ string, log func(string) error) (template.Built, error) {
+	d := artifact.Digest(b.digest)
+	return template.Built{Digest: d, SizeBytes: 7, ManifestDigest: d}, log("a line")
+}
+
+type grants struct{}
+
+func (grants) ReadURL(base string, _ id.Team, d artifact.Digest, _ time.Duration) string {
+	return base + "/" + string(d)
+}
+func (grants) WriteURL(base string, _ id.Team, _ string, _ time.Duration) string { return base }
+
+func TestP2_ANewBaseReplacesTheNameNotTheRow(t *testing.T) {
+	pool := pgtest.New(t)
+	ctx := context.Background()
+	b := &builder{}
+	s := template.NewService(templatepg.New(pool), hosts{{ID: id.NewHost()}}, b, grants{}, "https://x/")
+	admin := principal.Principal{Kind: principal.KindUser, IsAdmin: true, UserID: id.NewUser(), UserName: "root"}
+	team := id.NewTeam()
+	if _, err := pool.Exec(ctx, `INSERT INTO teams (id, name, slug) VALUES ($1, 'x', 'aaaaaa-bbbbbb')`, team); err != nil {
+		t.Fatal(err)
+	}
+	user := principal.Principal{Kind: principal.KindUser, HasTeam: true, TeamID: team}
+	build := func(digest string) template.Template {
+		t.Helper()
+		b.digest = digest
+		got, err := s.BuildBase(ctx, admin, func(string) error { return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	old := build(strings.Repeat("aa", 32))
+	now := build(strings.Repeat("bb", 32))
+	if got, err := s.Resolve(ctx, team, "base"); err != nil || got.ID != now.ID || !got.Platform() {
+		t.Errorf("base is %v (%v)", got.ID, err)
+	}
+	if got, err := s.ByID(ctx, old.ID); err != nil || got.ImageDigest != old.ImageDigest {
+		t.Errorf("the old row: %+v %v", got, err)
+	}
+	if _, err := s.Get(ctx, user, old.ID.String()); !errs.Is(err, "template_not_found") {
+		t.Errorf("the old row by its id: %v", err)
+	}
+	own := id.NewTemplate()
+	if _, err := pool.Exec(ctx, `INSERT INTO templates (id, team_id, name, status, image_digest, manifest_digest) VALUES ($1, $2, 'base', 'ready', 'x', 'x')`, own, team); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.Resolve(ctx, team, "base"); err != nil || got.ID != own {
+		t.Errorf("the team's own does not shadow the platform's: %v (%v)", got.ID, err)
+	}
+	stranger := user
+	stranger.TeamID = id.NewTeam()
+	if _, err := s.Get(ctx, stranger, own.String()); !errs.Is(err, "template_not_found") {
+		t.Errorf("another team's: %v", err)
+	}
+	if list, err := s.List(ctx, user, page.Request{Limit: 50}); err != nil || len(list.Items) != 2 {
+		t.Errorf("%d listed (%v)", len(list.Items), err)
+	}
+	if _, err := s.BuildBase(ctx, user, func(string) error { return nil }); !errs.Is(err, "admin_required") {
+		t.Errorf("a user builds: %v", err)
+	}
+	b.digest = "../../etc/passwd"
+	if _, err := s.BuildBase(ctx, admin, func(string) error { return nil }); errs.CodeOf(err) != errs.CodeInternal {
+		t.Errorf("a broken digest from a host: %v", err)
+	}
+}
