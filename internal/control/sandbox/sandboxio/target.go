@@ -17,7 +17,9 @@ import (
 type Target struct {
 	Sandbox id.Sandbox
 	// Transport carries requests to the guest daemon; the host part of their URL
-	// is of no account.
+	// is of no account. It must not follow redirects, must bound the headers of
+	// an answer (64 KiB), and keeps its connections for the next request. It stays
+	// usable for as long as the incarnation runs, or fails and is asked for anew.
 	Transport http.RoundTripper
 	// AccessToken goes into X-Access-Token.
 	AccessToken string

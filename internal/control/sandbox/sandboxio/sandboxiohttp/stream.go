@@ -73,7 +73,7 @@ func (h *Handlers) stream(w http.ResponseWriter, r *http.Request, terminal bool)
 	if err != nil {
 		return // Accept has answered
 	}
-	defer conn.CloseNow()
+	defer func() { _ = conn.CloseNow() }()
 	defer context.AfterFunc(h.closed, func() { _ = conn.CloseNow() })()
 	conn.SetReadLimit(maxFrame)
 	s := &stream{
