@@ -235,10 +235,10 @@ func TestFromAnEmptyDatabaseToASandbox(t *testing.T) {
 		t.Fatalf("stop: %v", err)
 	}
 	s = start(t, databaseURL, secret, storeDir)
-	s.do(t, http.MethodGet, "/v1/sandboxes/"+accepted.Sandbox.ID, key.Key, nil, http.StatusOK, &x)
-	if x.Status != "running" {
-		t.Errorf("after a restart: %+v", x)
-	}
+	testkit.Eventually(t, 10*time.Second, "the one that nobody waited for runs", func() bool {
+		s.do(t, http.MethodGet, "/v1/sandboxes/"+accepted.Sandbox.ID, key.Key, nil, http.StatusOK, &x)
+		return x.Status == "running"
+	})
 	s.do(t, http.MethodDelete, "/v1/sandboxes/"+x.ID, key.Key, nil, http.StatusNoContent, nil)
 	h.mu.Lock()
 	defer h.mu.Unlock()
