@@ -51,8 +51,6 @@ type Config struct {
 	// Patience is how long a create tries a host that cannot be reached; default
 	// 60 s.
 	Patience time.Duration
-	// MaxProcesses a guest may have; default 1024.
-	MaxProcesses int
 	// OnStep is called after each step; an error abandons the operation there, as
 	// the death of the process would. For tests.
 	OnStep func(Step, Operation) error
@@ -70,9 +68,6 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Patience == 0 {
 		c.Patience = time.Minute
-	}
-	if c.MaxProcesses == 0 {
-		c.MaxProcesses = 1024
 	}
 	if c.OnStep == nil {
 		c.OnStep = func(Step, Operation) error { return nil }

@@ -131,7 +131,7 @@ func (g *Guard) memory(ctx context.Context) time.Duration {
 		ahead := time.Duration(float64(m.Available-reserve) / fastest * float64(time.Second))
 		return min(max(ahead, lookMin), lookMax)
 	}
-	if !g.killLargest(ctx, m, reserve) {
+	if !g.killLargest(ctx, m, reserve) && !g.endCrowd(ctx) {
 		return lookMin
 	}
 	return 0

@@ -22,6 +22,8 @@ const (
 	episode = 5 * time.Second
 	// struggle is how long it is tried to end one family alone.
 	struggle = 300 * time.Millisecond
+	// crowd is how many processes can be blamed together for a lack of memory.
+	crowd = 24
 )
 
 // processes brings the sandbox back within its limit. At first it ends the
@@ -52,6 +54,28 @@ func (g *Guard) processes(ctx context.Context, count, limit int) {
 		Kind: guestapi.EventProcessLimit, PID: example.PID, Cmd: cmd,
 		Processes: count, Limit: limit, Killed: killed,
 	})
+}
+
+// endCrowd ends the largest family when memory is short and no single process
+// is to blame: many small ones took it together.
+func (g *Guard) endCrowd(ctx context.Context) bool {
+	pids, err := procfs.PIDs()
+	if err != nil || len(pids) < crowd {
+		return false
+	}
+	killed, example, cmd, ended := g.endLargest(ctx, len(pids)/2)
+	if !ended && g.opt.Alone {
+		killed += len(pids)
+		g.endAll(ctx, len(pids)/2)
+	}
+	if killed == 0 {
+		return false
+	}
+	g.opt.Log.Warn("memory ran out: the largest family of processes was ended", "processes", len(pids), "killed", killed)
+	g.opt.Emit(guestapi.Event{
+		Kind: guestapi.EventOOMKill, PID: example.PID, Cmd: cmd, RSSBytes: example.RSS, Processes: len(pids), Killed: killed,
+	})
+	return true
 }
 
 // endAll kills everybody, again until nobody is born in between.

@@ -128,7 +128,7 @@ type Metrics struct {
 
 // Kinds of Event.
 const (
-	EventOOMKill      = "oom_kill"       // the guard ended PID, of Cmd, with RSSBytes
+	EventOOMKill      = "oom_kill"       // the guard ended PID, of Cmd, with RSSBytes; or Killed of many small ones
 	EventDiskFull     = "disk_full"      // FreeBytes are left on /; once an episode
 	EventProcessLimit = "process_limit"  // Processes exist, more than Limit; Killed were ended
 	EventRestart      = "daemon_restart" // the serving daemon died and was started again

@@ -110,7 +110,7 @@ func (e *Engine) launch(ctx context.Context, h engine.Handle, command string, ar
 	if err == nil {
 		r.Process = res.Process
 		// The guest was told the limit; now the sentry gets its share on top.
-		err = e.cg.setMemory(string(r.ID), e.hostMemory(r.Resources.MemoryBytes))
+		err = e.cg.setMemory(string(r.ID), e.hostMemory(r.Resources))
 	}
 	if err == nil {
 		err = e.save(r)
@@ -127,8 +127,9 @@ func (e *Engine) launch(ctx context.Context, h engine.Handle, command string, ar
 	return e.handle(r)
 }
 
-func (e *Engine) hostMemory(guest int64) int64 {
-	return guest + e.cfg.HeadroomBytes + guest/100*int64(e.cfg.HeadroomPercent)
+// hostMemory is the cgroup's limit for a guest's.
+func (e *Engine) hostMemory(r engine.Resources) int64 {
+	return r.MemoryBytes + e.cfg.HeadroomBytes + r.MemoryBytes/100*int64(e.cfg.HeadroomPercent) + int64(r.MaxProcesses)*e.cfg.ProcessBytes
 }
 
 // alive tells whether the instance's own sentry runs.
@@ -171,7 +172,7 @@ func (e *Engine) rediscover(ctx context.Context, r *record) error {
 
 // adopted finishes what the interrupted start did not come to.
 func (e *Engine) adopted(r *record) error {
-	if err := e.cg.setMemory(string(r.ID), e.hostMemory(r.Resources.MemoryBytes)); err != nil {
+	if err := e.cg.setMemory(string(r.ID), e.hostMemory(r.Resources)); err != nil {
 		return err
 	}
 	_ = os.Remove(r.path("stdin"))
