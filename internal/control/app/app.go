@@ -196,7 +196,7 @@ func (c *control) openWeb(context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	c.streams = sandboxiohttp.New(sandboxio.New(c.sandboxes, c.log, sandboxio.Options{}), sandboxiohttp.Options{WriteError: web.WriteError, Log: c.log})
+	c.streams = sandboxiohttp.New(sandboxio.New(hostlink.NewTargets(c.sandboxes, c.links), c.log, sandboxio.Options{}), sandboxiohttp.Options{WriteError: web.WriteError, Log: c.log})
 	built := templatehttp.New(c.templates, func(ctx context.Context, err error) restapi.Error { return web.Errors{}.NewError(ctx, err).Response })
 	for _, r := range []web.Route{
 		{Method: http.MethodPost, Path: "/v1/templates/base/build", Operation: "buildBaseTemplate", Handler: built.BuildBase},

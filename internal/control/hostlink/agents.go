@@ -3,7 +3,6 @@ package hostlink
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"time"
 
 	agentv1 "skerry.dev/skerry/gen/agentrpc/agent/v1"
@@ -137,26 +136,6 @@ func phase(p agentv1.SandboxPhase) sandbox.Phase {
 	default:
 		return sandbox.PhaseRunning // what we do not understand is alive
 	}
-}
-
-// Guest implements sandbox.Agents. A host without a client answers every
-// request with why.
-func (a *Agents) Guest(h host.Ref, x id.Sandbox, incarnation int64) http.RoundTripper {
-	c, err := a.pool.Client(h)
-	if err != nil {
-		return refusing{err}
-	}
-	return c.Guest(x, incarnation)
-}
-
-type refusing struct{ err error }
-
-// RoundTrip implements http.RoundTripper.
-func (r refusing) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.Body != nil {
-		_ = req.Body.Close()
-	}
-	return nil, r.err
 }
 
 // Forget implements sandbox.Agents.

@@ -4,5 +4,5 @@
 // in machine.go.
 //
 // It never speaks HTTP, SQL or RPC, and never passes bytes of a command or a
-// file: that is sandboxio, over the Target this room hands out.
+// file: that is sandboxio; this room tells where a Guest is and who may reach it.
 package sandbox

@@ -2,7 +2,6 @@ package sandbox
 
 import (
 	"context"
-	"net/http"
 	"time"
 
 	"github.com/google/uuid"
@@ -136,8 +135,6 @@ type Agents interface {
 	CreateSandbox(ctx context.Context, h host.Ref, l Launch) (Launched, error)
 	DestroySandbox(ctx context.Context, h host.Ref, sandbox id.Sandbox, incarnation int64, reason string) error
 	Inventory(ctx context.Context, h host.Ref) (Inventory, error)
-	// Guest returns the way to the guest daemon of one incarnation.
-	Guest(h host.Ref, sandbox id.Sandbox, incarnation int64) http.RoundTripper
 	// Forget closes idle connections to a sandbox that has ended.
 	Forget(h host.Ref, sandbox id.Sandbox, incarnation int64)
 }

@@ -1,7 +1,6 @@
 // Package sandboxio is what goes in and out of a running sandbox: commands,
-// their streams, terminals and files. It speaks to the guest daemon through the
-// connection that the sandbox room hands out, and knows nothing of hosts,
-// agents or the database.
+// their streams, terminals and files. It speaks to the guest daemon over the
+// connection of a Target, and knows nothing of hosts, agents or the database.
 package sandboxio
 
 import (

@@ -35,11 +35,11 @@ func BenchmarkCreateDelete(b *testing.B) {
 			}
 		}
 	})
-	b.Run("target", func(b *testing.B) {
+	b.Run("guest", func(b *testing.B) {
 		x := create(b, w, s, request())
 		for b.Loop() {
 			call, done := context.WithCancel(ctx)
-			if _, err := s.Service.Target(call, w.User(), x.ID); err != nil {
+			if _, err := s.Service.Guest(call, w.User(), x.ID); err != nil {
 				b.Fatal(err)
 			}
 			done()

@@ -369,7 +369,7 @@ func TestH5_ReportsCountOnceAndOnlyForTheirHost(t *testing.T) {
 	if got := get(t, w, x.ID); got.Status != sandbox.StatusRunning {
 		t.Fatalf("another host's or a stale report ended it: %s", got.Status)
 	}
-	target, err := s.Service.Target(ctx, w.User(), x.ID)
+	guest, err := s.Service.Guest(ctx, w.User(), x.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -379,7 +379,7 @@ func TestH5_ReportsCountOnceAndOnlyForTheirHost(t *testing.T) {
 		t.Fatalf("%s %q", got.Status, got.EndReason)
 	}
 	select {
-	case <-target.Ended:
+	case <-guest.Ended:
 	case <-time.After(time.Second):
 		t.Error("those inside were not told within 1 s")
 	}

@@ -111,8 +111,8 @@ func TestC8_AnotherTeamSeesNothing(t *testing.T) {
 	ctx := context.Background()
 	_, errGet := s.Service.Get(ctx, other, x.ID)
 	_, errEvents := s.Service.Events(ctx, other, x.ID, page.Request{Limit: 1})
-	_, errTarget := s.Service.Target(ctx, other, x.ID)
-	for name, err := range map[string]error{"get": errGet, "events": errEvents, "target": errTarget, "delete": s.Service.Delete(ctx, other, x.ID)} {
+	_, errGuest := s.Service.Guest(ctx, other, x.ID)
+	for name, err := range map[string]error{"get": errGet, "events": errEvents, "target": errGuest, "delete": s.Service.Delete(ctx, other, x.ID)} {
 		if !errs.Is(err, "sandbox_not_found") {
 			t.Errorf("%s by another team: %v", name, err)
 		}
@@ -344,7 +344,7 @@ func TestS2_DeleteAnswersWhenTheHostIsAway(t *testing.T) {
 	if got := get(t, w, x.ID); got.Status != sandbox.StatusStopping {
 		t.Fatalf("status %s", got.Status)
 	}
-	if _, err := s.Service.Target(context.Background(), w.User(), x.ID); !errs.Is(err, "invalid_state") || errs.As(err).Details["status"] != "stopping" {
+	if _, err := s.Service.Guest(context.Background(), w.User(), x.ID); !errs.Is(err, "invalid_state") || errs.As(err).Details["status"] != "stopping" {
 		t.Errorf("target of one being deleted: %v", err)
 	}
 	away.Store(false)

@@ -4,7 +4,6 @@ package sandboxtest
 
 import (
 	"context"
-	"net/http"
 	"sync"
 
 	"skerry.dev/skerry/internal/control/host"
@@ -97,15 +96,6 @@ func (a *Agents) Inventory(ctx context.Context, h host.Ref) (sandbox.Inventory, 
 	}
 	a.mu.Unlock()
 	return out, hook(ctx, a.After, "inventory", id.Sandbox{})
-}
-
-// Guest implements sandbox.Agents; nobody is in there.
-func (a *Agents) Guest(host.Ref, id.Sandbox, int64) http.RoundTripper { return noGuest{} }
-
-type noGuest struct{}
-
-func (noGuest) RoundTrip(*http.Request) (*http.Response, error) {
-	return nil, errs.Unavailable("host_unavailable", "No guest here.")
 }
 
 // Forget implements sandbox.Agents.

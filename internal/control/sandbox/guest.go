@@ -1,0 +1,63 @@
+package sandbox
+
+import (
+	"context"
+
+	"skerry.dev/skerry/internal/control/host"
+	"skerry.dev/skerry/internal/control/principal"
+	"skerry.dev/skerry/internal/kernel/id"
+)
+
+// Guest is one incarnation of a running sandbox as seen by whoever wants to
+// speak to its guest daemon: where it is, and what opens it.
+type Guest struct {
+	Sandbox     id.Sandbox
+	Host        host.Ref
+	Incarnation int64
+	AccessToken string
+	DefaultUser string
+	// Ended is closed when this incarnation has ended, for whatever reason.
+	Ended <-chan struct{}
+}
+
+// Guest finds the guest daemon of a sandbox for a caller. In a transition that
+// leads to running it waits, bounded; Ended is watched until ctx is over. That
+// the caller's key may do more than read is checked for each operation before.
+// Errors: ErrNotFound (also for another team's), InvalidState.
+func (s *Service) Guest(ctx context.Context, by principal.Principal, sandbox id.Sandbox) (Guest, error) {
+	team, err := reader(by)
+	if err != nil {
+		return Guest{}, err
+	}
+	x, user, err := s.store.WithUser(ctx, sandbox)
+	if err != nil {
+		return Guest{}, err
+	}
+	if x.TeamID != team {
+		return Guest{}, ErrNotFound
+	}
+	if comes(x.Status) {
+		wctx, cancel := context.WithTimeout(ctx, s.wait)
+		defer cancel()
+		reached, err := s.until(wctx, sandbox, func(x Sandbox) bool { return !comes(x.Status) })
+		if err != nil {
+			if ctx.Err() == nil && wctx.Err() != nil {
+				return Guest{}, InvalidState(x)
+			}
+			return Guest{}, err
+		}
+		// What the watch tells lacks the host's address.
+		reached.Host = x.Host
+		x = reached
+	}
+	if !usable(x.Status) {
+		return Guest{}, InvalidState(x)
+	}
+	return Guest{
+		Sandbox: x.ID, Host: x.Host, Incarnation: x.Incarnation, AccessToken: AccessToken(s.secret, x.ID),
+		DefaultUser: user, Ended: s.watch.ended(ctx, x.ID, x.Incarnation),
+	}, nil
+}
+
+// comes: a sandbox in s will run by itself, or not at all.
+func comes(s Status) bool { return s == StatusPending || s == StatusStarting || s == StatusResuming }
