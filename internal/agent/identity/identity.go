@@ -70,6 +70,9 @@ type Identity struct {
 	store store
 	key   *ecdsa.PrivateKey
 	http  *http.Client
+	// nameless presents no certificate: for registering, when there is none, and
+	// for renewing, when it may have expired.
+	nameless *http.Client
 	// elsewhere reaches what is not the control plane.
 	elsewhere *http.Transport
 
@@ -130,17 +133,22 @@ func Open(cfg Config) (*Identity, error) {
 		}
 		i.current.Store(m)
 	}
-	i.http = &http.Client{
-		Timeout:       callTimeout,
-		Transport:     i.transport(),
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
+	i.http, i.nameless = i.client(true), i.client(false)
 	return i, nil
 }
 
+func (i *Identity) client(named bool) *http.Client {
+	return &http.Client{
+		Timeout:       callTimeout,
+		Transport:     i.transport(named),
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
 // transport verifies the peer on every new connection with what is known at
-// that moment: the stored CA, or the pin before there is one.
-func (i *Identity) transport() *http.Transport {
+// that moment: the stored CA, or the pin before there is one. Where named it
+// presents the host's certificate.
+func (i *Identity) transport(named bool) *http.Transport {
 	return &http.Transport{
 		TLSClientConfig: &tls.Config{
 			MinVersion: tls.VersionTLS13,
@@ -154,7 +162,7 @@ func (i *Identity) transport() *http.Transport {
 				return pinned(i.cfg.Pin)(s)
 			},
 			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-				if m := i.current.Load(); m != nil {
+				if m := i.current.Load(); m != nil && named {
 					return &m.cert, nil
 				}
 				return &tls.Certificate{}, nil
@@ -170,6 +178,7 @@ func (i *Identity) transport() *http.Transport {
 // Close drops idle connections.
 func (i *Identity) Close() {
 	i.http.CloseIdleConnections()
+	i.nameless.CloseIdleConnections()
 	i.elsewhere.CloseIdleConnections()
 }
 
@@ -318,7 +327,8 @@ func (i *Identity) adopt(got answer, tokenHash, pin string) error {
 	return nil
 }
 
-// call posts in and reads the answer into out, which may be nil.
+// call posts in and reads the answer into out, which may be nil. With bearer it
+// is made as this host; without, what in holds is the proof.
 func (i *Identity) call(ctx context.Context, path string, bearer bool, in, out any) error {
 	body, err := json.Marshal(in)
 	if err != nil {
@@ -329,14 +339,16 @@ func (i *Identity) call(ctx context.Context, path string, bearer bool, in, out a
 		return fmt.Errorf("identity: %w", err)
 	}
 	req.Header.Set("Content-Type", "application/json")
+	client := i.nameless
 	if bearer {
+		client = i.http
 		m := i.current.Load()
 		if m == nil {
 			return errors.New("identity: not registered")
 		}
 		req.Header.Set("Authorization", "Bearer "+m.creds.HostJWT)
 	}
-	resp, err := i.http.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		return fmt.Errorf("identity: %w", err)
 	}

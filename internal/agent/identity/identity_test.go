@@ -302,6 +302,22 @@ func TestH3_RenewalAtHalfLife(t *testing.T) {
 	s.eventually(t, "a renewal before the end", func(c *identitytest.Control) bool { return c.Refreshes >= 1 })
 }
 
+func TestH4_AHostThatWasOffPastTheEndOfItsCertificateRenewsIt(t *testing.T) {
+	s := newSetup(t)
+	s.control.Lifetime = -time.Minute // expired already when the host comes back
+	i := s.registered(t)
+	i.Close()
+	s.control.Lock()
+	s.control.Lifetime = time.Hour
+	s.control.Unlock()
+	cfg := s.config()
+	cfg.Token = ""
+	run(t, open(t, cfg), newBox())
+	s.eventually(t, "a renewal and a heartbeat with the new certificate", func(c *identitytest.Control) bool {
+		return c.Refreshes == 1 && len(c.Heartbeats) > 0
+	})
+}
+
 func TestEventsAreDeliveredAtLeastOnceAndInOrder(t *testing.T) {
 	s := newSetup(t)
 	i := s.registered(t)
