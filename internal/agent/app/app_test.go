@@ -128,7 +128,7 @@ func TestTheAgentFromRegistrationToRestart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if second.Generation != first.Generation+1 || second.HostId != p.control.HostID.UUID().String() || p.control.Registrations != 1 {
+	if second.Generation <= first.Generation || second.HostId != p.control.HostID.UUID().String() || p.control.Registrations != 1 {
 		t.Errorf("hello said %v, then %v, with %d registrations", first, second, p.control.Registrations)
 	}
 	inv, err := b.Inventory(t.Context(), &agentv1.InventoryRequest{})

@@ -110,11 +110,15 @@ func (j *Journal) begin(btx *bolt.Tx) error {
 	if err := meta.Put([]byte("format"), key(format)); err != nil {
 		return err
 	}
-	j.generation = number(meta.Get([]byte("generation"))) + 1
+	// By the clock, so that a journal that begins anew, or came back from a
+	// backup, repeats no generation under which events were stored before; by the
+	// former one, so that a clock set back does not either.
+	j.generation = max(number(meta.Get([]byte("generation")))+1, uint64(max(time.Now().Unix(), 0)))
 	return meta.Put([]byte("generation"), key(j.generation))
 }
 
-// Generation grows with each opening.
+// Generation grows with each opening, also when the file was lost in between.
+// It is at least the time of the opening in Unix seconds.
 func (j *Journal) Generation() uint64 { return j.generation }
 
 // Close writes what was queued and closes the file. Later verbs fail with
