@@ -112,7 +112,7 @@ func fakeServer(data string) {
 		if w := loadWorld(data); c.Email != w.Email || c.Password != w.Password || c.Password == "" {
 			return 401, m{"error": m{"code": "invalid_credentials", "message": "No.", "request_id": "r"}}
 		}
-		return 200, m{"token": "jwt", "expires_at": now, "user": m{"id": "user-1", "email": c.Email, "name": "A", "is_admin": true}, "team": nil}
+		return 200, m{"token": "jwt", "expires_at": now, "user": m{"id": "usr-1", "email": c.Email, "name": "A", "is_admin": true}, "team": nil}
 	})
 	handle("POST /v1/auth/logout", func(*http.Request) (int, any) { return 204, nil })
 	key := func(id, name string) m {

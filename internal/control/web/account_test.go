@@ -27,7 +27,7 @@ func TestA1_SignupMakesUserTeamAndMembership(t *testing.T) {
 	}
 	var a authReply
 	r.json(t, &a)
-	if a.User.Email != "ada@example.com" || a.User.Name != "Ada Lovelace" || a.User.IsAdmin || !strings.HasPrefix(a.User.ID, "user-") {
+	if a.User.Email != "ada@example.com" || a.User.Name != "Ada Lovelace" || a.User.IsAdmin || !strings.HasPrefix(a.User.ID, "usr-") {
 		t.Errorf("user is %+v", a.User)
 	}
 	if a.Team == nil || a.Team.Name != "Ada Lovelace’s Team" || a.Team.Role != "owner" || !regexp.MustCompile(`^[0-9a-f]{6}-[0-9a-f]{6}$`).MatchString(a.Team.Slug) {

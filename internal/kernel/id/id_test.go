@@ -10,7 +10,7 @@ import (
 
 func TestC2_EachKindHasItsOwnPrefix(t *testing.T) {
 	forms := map[string]string{
-		"user": id.NewUser().String(), "team": id.NewTeam().String(), "key": id.NewAPIKey().String(), "host": id.NewHost().String(),
+		"usr": id.NewUser().String(), "team": id.NewTeam().String(), "key": id.NewAPIKey().String(), "host": id.NewHost().String(),
 		"htok": id.NewHostToken().String(), "hrt": id.NewHostRefreshToken().String(), "sb": id.NewSandbox().String(), "tpl": id.NewTemplate().String(),
 		"snap": id.NewSnapshot().String(), "log": id.NewAuditEntry().String(), "op": id.NewOperation().String(), "ses": id.NewSession().String(),
 		"bld": id.NewBuild().String(),
@@ -33,7 +33,7 @@ func TestC2_EachKindHasItsOwnPrefix(t *testing.T) {
 func FuzzC2_ParseIsExactOrInvalid(f *testing.F) {
 	for _, seed := range []string{
 		"", "sb-", "sb", id.NewSandbox().String(), "SB-01936d5a-0000-7000-8000-000000000001", "sb-01936D5A-0000-7000-8000-000000000001",
-		"sb-{01936d5a-0000-7000-8000-00000000000}", "sb-urn:uuid:01936d5a-0000-7000-8000-0001", "user-01936d5a-0000-7000-8000-000000000001",
+		"sb-{01936d5a-0000-7000-8000-00000000000}", "sb-urn:uuid:01936d5a-0000-7000-8000-0001", "usr-01936d5a-0000-7000-8000-000000000001",
 		"sb-01936d5a00007000800000000000000100000", "sb-\x00\xff", strings.Repeat("s", 25), strings.Repeat("-", 39),
 	} {
 		f.Add(seed)

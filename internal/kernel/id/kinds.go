@@ -19,7 +19,7 @@ type (
 	build            struct{}
 )
 
-func (user) prefix() string             { return "user" }
+func (user) prefix() string             { return "usr" }
 func (team) prefix() string             { return "team" }
 func (apiKey) prefix() string           { return "key" }
 func (host) prefix() string             { return "host" }
@@ -52,7 +52,7 @@ type (
 // NewUser makes a time-ordered id.
 func NewUser() User { return newID[user]() }
 
-// FormatUser returns the wire form, "user-…".
+// FormatUser returns the wire form, "usr-…".
 func FormatUser(i User) string { return i.String() }
 
 // ParseUser reads the wire form; anything else is invalid_id.
