@@ -41,7 +41,7 @@ func serve(t *testing.T, scripts ...script) *sdk.Client {
 			t.Error(err)
 			return
 		}
-		defer conn.CloseNow() //nolint:errcheck // it may be closed already
+		defer conn.CloseNow()
 		_, raw, err := conn.Read(r.Context())
 		if err != nil {
 			t.Error(err)

@@ -95,8 +95,10 @@ func wrongContent(t *testing.T, s artifact.Store) {
 		size    int64
 		want    error
 	}{
-		{"wrong", 5, artifact.ErrDigestMismatch}, {"righ", 5, artifact.ErrSizeMismatch},
-		{"right+", 5, artifact.ErrSizeMismatch}, {"right", 6, artifact.ErrSizeMismatch},
+		{"wrong", 5, artifact.ErrDigestMismatch},
+		{"righ", 5, artifact.ErrSizeMismatch},
+		{"right+", 5, artifact.ErrSizeMismatch},
+		{"right", 6, artifact.ErrSizeMismatch},
 	} {
 		if err := s.Put(t.Context(), key, strings.NewReader(c.content), c.size); !errors.Is(err, c.want) {
 			t.Errorf("%q as %d bytes: %v; want %v", c.content, c.size, err, c.want)
@@ -124,7 +126,8 @@ func (errReader) Read([]byte) (int, error) { return 0, errBroken }
 func badKeys(t *testing.T, s artifact.Store) {
 	digest := artifact.DigestOf(nil)
 	for _, key := range []artifact.Key{
-		{}, {Prefix: artifact.Prefix{Kind: "../.."}, Digest: digest},
+		{},
+		{Prefix: artifact.Prefix{Kind: "../.."}, Digest: digest},
 		artifact.ChunkKey(id.NewTeam(), ""), artifact.ChunkKey(id.NewTeam(), "../../../etc/passwd"),
 		artifact.ChunkKey(id.NewTeam(), digest[:63]+"/"), artifact.ChunkKey(id.NewTeam(), artifact.Digest(strings.ToUpper(string(digest)))),
 		artifact.ChunkKey(id.NewTeam(), artifact.Digest(strings.Repeat(".", 64))),

@@ -2,6 +2,7 @@ package filesystem
 
 import (
 	"compress/gzip"
+	"errors"
 	"io"
 	"mime"
 	"net/http"
@@ -52,7 +53,7 @@ func (s *Service) handleDownload(w http.ResponseWriter, r *http.Request) {
 	var first [4096]byte
 	unsized := 0
 	if fi.Size() == 0 {
-		if unsized, err = f.Read(first[:]); err != nil && err != io.EOF {
+		if unsized, err = f.Read(first[:]); err != nil && !errors.Is(err, io.EOF) {
 			s.httpError(w, err, path)
 			return
 		}

@@ -40,7 +40,7 @@ type exit struct {
 
 func exitOf(ws unix.WaitStatus) *exit {
 	if ws.Signaled() {
-		text := "signal: " + syscall.Signal(ws.Signal()).String()
+		text := "signal: " + ws.Signal().String()
 		if ws.CoreDump() {
 			text += " (core dumped)"
 		}
