@@ -4067,14 +4067,14 @@ func (s *HostEngine) UnmarshalJSON(data []byte) error {
 }
 
 // Encode implements json.Marshaler.
-func (s *HostEvent) Encode(e *jx.Encoder) {
+func (s *HostEventRequest) Encode(e *jx.Encoder) {
 	e.ObjStart()
 	s.encodeFields(e)
 	e.ObjEnd()
 }
 
 // encodeFields encodes fields.
-func (s *HostEvent) encodeFields(e *jx.Encoder) {
+func (s *HostEventRequest) encodeFields(e *jx.Encoder) {
 	{
 		e.FieldStart("seq")
 		e.Int64(s.Seq)
@@ -4093,7 +4093,7 @@ func (s *HostEvent) encodeFields(e *jx.Encoder) {
 	}
 	{
 		e.FieldStart("at")
-		json.EncodeTimeFormat(e, s.At, "2006-01-02T15:04:05.000000Z07:00")
+		json.EncodeDateTime(e, s.At)
 	}
 	{
 		if s.Data.Set {
@@ -4103,7 +4103,7 @@ func (s *HostEvent) encodeFields(e *jx.Encoder) {
 	}
 }
 
-var jsonFieldsNameOfHostEvent = [6]string{
+var jsonFieldsNameOfHostEventRequest = [6]string{
 	0: "seq",
 	1: "kind",
 	2: "sandbox_id",
@@ -4112,10 +4112,10 @@ var jsonFieldsNameOfHostEvent = [6]string{
 	5: "data",
 }
 
-// Decode decodes HostEvent from json.
-func (s *HostEvent) Decode(d *jx.Decoder) error {
+// Decode decodes HostEventRequest from json.
+func (s *HostEventRequest) Decode(d *jx.Decoder) error {
 	if s == nil {
-		return errors.New("invalid: unable to decode HostEvent to nil")
+		return errors.New("invalid: unable to decode HostEventRequest to nil")
 	}
 	var requiredBitSet [1]uint8
 
@@ -4172,7 +4172,7 @@ func (s *HostEvent) Decode(d *jx.Decoder) error {
 		case "at":
 			requiredBitSet[0] |= 1 << 4
 			if err := func() error {
-				v, err := json.DecodeTimeFormat(d, "2006-01-02T15:04:05.000000Z07:00")
+				v, err := json.DecodeDateTime(d)
 				s.At = v
 				if err != nil {
 					return err
@@ -4196,7 +4196,7 @@ func (s *HostEvent) Decode(d *jx.Decoder) error {
 		}
 		return nil
 	}); err != nil {
-		return errors.Wrap(err, "decode HostEvent")
+		return errors.Wrap(err, "decode HostEventRequest")
 	}
 	// Validate required fields.
 	var failures []validate.FieldError
@@ -4213,8 +4213,8 @@ func (s *HostEvent) Decode(d *jx.Decoder) error {
 				bitIdx := bits.TrailingZeros8(result)
 				fieldIdx := i*8 + bitIdx
 				var name string
-				if fieldIdx < len(jsonFieldsNameOfHostEvent) {
-					name = jsonFieldsNameOfHostEvent[fieldIdx]
+				if fieldIdx < len(jsonFieldsNameOfHostEventRequest) {
+					name = jsonFieldsNameOfHostEventRequest[fieldIdx]
 				} else {
 					name = strconv.Itoa(fieldIdx)
 				}
@@ -4235,27 +4235,27 @@ func (s *HostEvent) Decode(d *jx.Decoder) error {
 }
 
 // MarshalJSON implements stdjson.Marshaler.
-func (s *HostEvent) MarshalJSON() ([]byte, error) {
+func (s *HostEventRequest) MarshalJSON() ([]byte, error) {
 	e := jx.Encoder{}
 	s.Encode(&e)
 	return e.Bytes(), nil
 }
 
 // UnmarshalJSON implements stdjson.Unmarshaler.
-func (s *HostEvent) UnmarshalJSON(data []byte) error {
+func (s *HostEventRequest) UnmarshalJSON(data []byte) error {
 	d := jx.DecodeBytes(data)
 	return s.Decode(d)
 }
 
 // Encode implements json.Marshaler.
-func (s HostEventData) Encode(e *jx.Encoder) {
+func (s HostEventRequestData) Encode(e *jx.Encoder) {
 	e.ObjStart()
 	s.encodeFields(e)
 	e.ObjEnd()
 }
 
 // encodeFields implements json.Marshaler.
-func (s HostEventData) encodeFields(e *jx.Encoder) {
+func (s HostEventRequestData) encodeFields(e *jx.Encoder) {
 	for k, elem := range s {
 		e.FieldStart(k)
 
@@ -4265,10 +4265,10 @@ func (s HostEventData) encodeFields(e *jx.Encoder) {
 	}
 }
 
-// Decode decodes HostEventData from json.
-func (s *HostEventData) Decode(d *jx.Decoder) error {
+// Decode decodes HostEventRequestData from json.
+func (s *HostEventRequestData) Decode(d *jx.Decoder) error {
 	if s == nil {
-		return errors.New("invalid: unable to decode HostEventData to nil")
+		return errors.New("invalid: unable to decode HostEventRequestData to nil")
 	}
 	m := s.init()
 	if err := d.ObjBytes(func(d *jx.Decoder, k []byte) error {
@@ -4286,21 +4286,21 @@ func (s *HostEventData) Decode(d *jx.Decoder) error {
 		m[string(k)] = elem
 		return nil
 	}); err != nil {
-		return errors.Wrap(err, "decode HostEventData")
+		return errors.Wrap(err, "decode HostEventRequestData")
 	}
 
 	return nil
 }
 
 // MarshalJSON implements stdjson.Marshaler.
-func (s HostEventData) MarshalJSON() ([]byte, error) {
+func (s HostEventRequestData) MarshalJSON() ([]byte, error) {
 	e := jx.Encoder{}
 	s.Encode(&e)
 	return e.Bytes(), nil
 }
 
 // UnmarshalJSON implements stdjson.Unmarshaler.
-func (s *HostEventData) UnmarshalJSON(data []byte) error {
+func (s *HostEventRequestData) UnmarshalJSON(data []byte) error {
 	d := jx.DecodeBytes(data)
 	return s.Decode(d)
 }
@@ -4357,9 +4357,9 @@ func (s *HostEventsRequest) Decode(d *jx.Decoder) error {
 		case "events":
 			requiredBitSet[0] |= 1 << 1
 			if err := func() error {
-				s.Events = make([]HostEvent, 0)
+				s.Events = make([]HostEventRequest, 0)
 				if err := d.Arr(func(d *jx.Decoder) error {
-					var elem HostEvent
+					var elem HostEventRequest
 					if err := elem.Decode(d); err != nil {
 						return err
 					}
@@ -5849,21 +5849,21 @@ func (s *OptFloat64) UnmarshalJSON(data []byte) error {
 	return s.Decode(d)
 }
 
-// Encode encodes HostEventData as json.
-func (o OptHostEventData) Encode(e *jx.Encoder) {
+// Encode encodes HostEventRequestData as json.
+func (o OptHostEventRequestData) Encode(e *jx.Encoder) {
 	if !o.Set {
 		return
 	}
 	o.Value.Encode(e)
 }
 
-// Decode decodes HostEventData from json.
-func (o *OptHostEventData) Decode(d *jx.Decoder) error {
+// Decode decodes HostEventRequestData from json.
+func (o *OptHostEventRequestData) Decode(d *jx.Decoder) error {
 	if o == nil {
-		return errors.New("invalid: unable to decode OptHostEventData to nil")
+		return errors.New("invalid: unable to decode OptHostEventRequestData to nil")
 	}
 	o.Set = true
-	o.Value = make(HostEventData)
+	o.Value = make(HostEventRequestData)
 	if err := o.Value.Decode(d); err != nil {
 		return err
 	}
@@ -5871,14 +5871,14 @@ func (o *OptHostEventData) Decode(d *jx.Decoder) error {
 }
 
 // MarshalJSON implements stdjson.Marshaler.
-func (s OptHostEventData) MarshalJSON() ([]byte, error) {
+func (s OptHostEventRequestData) MarshalJSON() ([]byte, error) {
 	e := jx.Encoder{}
 	s.Encode(&e)
 	return e.Bytes(), nil
 }
 
 // UnmarshalJSON implements stdjson.Unmarshaler.
-func (s *OptHostEventData) UnmarshalJSON(data []byte) error {
+func (s *OptHostEventRequestData) UnmarshalJSON(data []byte) error {
 	d := jx.DecodeBytes(data)
 	return s.Decode(d)
 }

@@ -1762,80 +1762,80 @@ func (s *HostEngine) SetReasons(val []string) {
 	s.Reasons = val
 }
 
-// Ref: #/components/schemas/HostEvent
-type HostEvent struct {
+// Ref: #/components/schemas/HostEventRequest
+type HostEventRequest struct {
 	Seq  int64  `json:"seq"`
 	Kind string `json:"kind"`
 	// A bare UUID.
-	SandboxID   string           `json:"sandbox_id"`
-	Incarnation int64            `json:"incarnation"`
-	At          time.Time        `json:"at"`
-	Data        OptHostEventData `json:"data"`
+	SandboxID   string                  `json:"sandbox_id"`
+	Incarnation int64                   `json:"incarnation"`
+	At          time.Time               `json:"at"`
+	Data        OptHostEventRequestData `json:"data"`
 }
 
 // GetSeq returns the value of Seq.
-func (s *HostEvent) GetSeq() int64 {
+func (s *HostEventRequest) GetSeq() int64 {
 	return s.Seq
 }
 
 // GetKind returns the value of Kind.
-func (s *HostEvent) GetKind() string {
+func (s *HostEventRequest) GetKind() string {
 	return s.Kind
 }
 
 // GetSandboxID returns the value of SandboxID.
-func (s *HostEvent) GetSandboxID() string {
+func (s *HostEventRequest) GetSandboxID() string {
 	return s.SandboxID
 }
 
 // GetIncarnation returns the value of Incarnation.
-func (s *HostEvent) GetIncarnation() int64 {
+func (s *HostEventRequest) GetIncarnation() int64 {
 	return s.Incarnation
 }
 
 // GetAt returns the value of At.
-func (s *HostEvent) GetAt() time.Time {
+func (s *HostEventRequest) GetAt() time.Time {
 	return s.At
 }
 
 // GetData returns the value of Data.
-func (s *HostEvent) GetData() OptHostEventData {
+func (s *HostEventRequest) GetData() OptHostEventRequestData {
 	return s.Data
 }
 
 // SetSeq sets the value of Seq.
-func (s *HostEvent) SetSeq(val int64) {
+func (s *HostEventRequest) SetSeq(val int64) {
 	s.Seq = val
 }
 
 // SetKind sets the value of Kind.
-func (s *HostEvent) SetKind(val string) {
+func (s *HostEventRequest) SetKind(val string) {
 	s.Kind = val
 }
 
 // SetSandboxID sets the value of SandboxID.
-func (s *HostEvent) SetSandboxID(val string) {
+func (s *HostEventRequest) SetSandboxID(val string) {
 	s.SandboxID = val
 }
 
 // SetIncarnation sets the value of Incarnation.
-func (s *HostEvent) SetIncarnation(val int64) {
+func (s *HostEventRequest) SetIncarnation(val int64) {
 	s.Incarnation = val
 }
 
 // SetAt sets the value of At.
-func (s *HostEvent) SetAt(val time.Time) {
+func (s *HostEventRequest) SetAt(val time.Time) {
 	s.At = val
 }
 
 // SetData sets the value of Data.
-func (s *HostEvent) SetData(val OptHostEventData) {
+func (s *HostEventRequest) SetData(val OptHostEventRequestData) {
 	s.Data = val
 }
 
-type HostEventData map[string]jx.Raw
+type HostEventRequestData map[string]jx.Raw
 
-func (s *HostEventData) init() HostEventData {
+func (s *HostEventRequestData) init() HostEventRequestData {
 	m := *s
 	if m == nil {
 		m = map[string]jx.Raw{}
@@ -1846,8 +1846,8 @@ func (s *HostEventData) init() HostEventData {
 
 // Ref: #/components/schemas/HostEventsRequest
 type HostEventsRequest struct {
-	Generation int64       `json:"generation"`
-	Events     []HostEvent `json:"events"`
+	Generation int64              `json:"generation"`
+	Events     []HostEventRequest `json:"events"`
 }
 
 // GetGeneration returns the value of Generation.
@@ -1856,7 +1856,7 @@ func (s *HostEventsRequest) GetGeneration() int64 {
 }
 
 // GetEvents returns the value of Events.
-func (s *HostEventsRequest) GetEvents() []HostEvent {
+func (s *HostEventsRequest) GetEvents() []HostEventRequest {
 	return s.Events
 }
 
@@ -1866,7 +1866,7 @@ func (s *HostEventsRequest) SetGeneration(val int64) {
 }
 
 // SetEvents sets the value of Events.
-func (s *HostEventsRequest) SetEvents(val []HostEvent) {
+func (s *HostEventsRequest) SetEvents(val []HostEventRequest) {
 	s.Events = val
 }
 
@@ -2824,38 +2824,38 @@ func (o OptFloat64) Or(d float64) float64 {
 	return d
 }
 
-// NewOptHostEventData returns new OptHostEventData with value set to v.
-func NewOptHostEventData(v HostEventData) OptHostEventData {
-	return OptHostEventData{
+// NewOptHostEventRequestData returns new OptHostEventRequestData with value set to v.
+func NewOptHostEventRequestData(v HostEventRequestData) OptHostEventRequestData {
+	return OptHostEventRequestData{
 		Value: v,
 		Set:   true,
 	}
 }
 
-// OptHostEventData is optional HostEventData.
-type OptHostEventData struct {
-	Value HostEventData
+// OptHostEventRequestData is optional HostEventRequestData.
+type OptHostEventRequestData struct {
+	Value HostEventRequestData
 	Set   bool
 }
 
-// IsSet returns true if OptHostEventData was set.
-func (o OptHostEventData) IsSet() bool { return o.Set }
+// IsSet returns true if OptHostEventRequestData was set.
+func (o OptHostEventRequestData) IsSet() bool { return o.Set }
 
 // Reset unsets value.
-func (o *OptHostEventData) Reset() {
-	var v HostEventData
+func (o *OptHostEventRequestData) Reset() {
+	var v HostEventRequestData
 	o.Value = v
 	o.Set = false
 }
 
 // SetTo sets value to v.
-func (o *OptHostEventData) SetTo(v HostEventData) {
+func (o *OptHostEventRequestData) SetTo(v HostEventRequestData) {
 	o.Set = true
 	o.Value = v
 }
 
 // Get returns value and boolean that denotes whether value was set.
-func (o OptHostEventData) Get() (v HostEventData, ok bool) {
+func (o OptHostEventRequestData) Get() (v HostEventRequestData, ok bool) {
 	if !o.Set {
 		return v, false
 	}
@@ -2863,7 +2863,7 @@ func (o OptHostEventData) Get() (v HostEventData, ok bool) {
 }
 
 // Or returns value if set, or given parameter if does not.
-func (o OptHostEventData) Or(d HostEventData) HostEventData {
+func (o OptHostEventRequestData) Or(d HostEventRequestData) HostEventRequestData {
 	if v, ok := o.Get(); ok {
 		return v
 	}

@@ -749,7 +749,7 @@ func (s *Host) Validate() error {
 	return nil
 }
 
-func (s *HostEvent) Validate() error {
+func (s *HostEventRequest) Validate() error {
 	if s == nil {
 		return validate.ErrNilPointer
 	}

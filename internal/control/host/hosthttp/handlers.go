@@ -159,7 +159,7 @@ func (h *Handlers) ReportHostEvents(ctx context.Context, req *restapi.HostEvents
 // maxEventData bounds what one event may carry, in bytes.
 const maxEventData = 16 << 10
 
-func toReport(e restapi.HostEvent) (sandbox.Report, error) {
+func toReport(e restapi.HostEventRequest) (sandbox.Report, error) {
 	x, err := id.Sandbox{}.ParseBare(strings.TrimPrefix(e.SandboxID, "sb-"))
 	if err != nil {
 		return sandbox.Report{}, err
