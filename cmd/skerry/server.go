@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -46,18 +45,15 @@ func (cmd *serverCmd) Run(e *cli.Env, p *program) error {
 // parts are what the supervisor is handed of the wings.
 func parts() up.Parts {
 	return up.Parts{
-		Migrate: pg.Migrate,
-		EnsureAdmin: func(ctx context.Context, databaseURL, secret, email, password string) error {
-			_, err := controlapp.EnsureAdmin(ctx, databaseURL, secret, email, password)
-			return err
-		},
-		HostID:     agentapp.HostID,
-		PurgeAgent: purgeAgent,
+		Migrate:     pg.Migrate,
+		EnsureAdmin: controlapp.EnsureAdmin,
+		HostID:      agentapp.HostID,
+		PurgeAgent:  purgeAgent,
 	}
 }
 
 type adminCmd struct {
-	Create adminCreateCmd `cmd:"" help:"Make the first platform admin, unless there is one."`
+	Create adminCreateCmd `cmd:"" help:"Make a platform admin, or give one that exists a new password."`
 }
 
 type adminCreateCmd struct {
@@ -86,12 +82,8 @@ func (cmd *adminCreateCmd) Run(e *cli.Env) error {
 	if err := pg.Migrate(ctx, cmd.DatabaseURL); err != nil {
 		return err
 	}
-	made, err := controlapp.EnsureAdmin(ctx, cmd.DatabaseURL, cmd.Secret, cmd.Email, password)
-	if err != nil {
+	if err := controlapp.EnsureAdmin(ctx, cmd.DatabaseURL, cmd.Secret, cmd.Email, password); err != nil {
 		return err
-	}
-	if !made {
-		return errors.New("there is an admin already; platform admins make others")
 	}
 	fmt.Fprintf(e.Stdout, "%s is a platform admin.\n", cmd.Email)
 	return nil

@@ -40,7 +40,8 @@ type Config struct {
 type Parts struct {
 	// Migrate brings the database's schema up to date.
 	Migrate func(ctx context.Context, databaseURL string) error
-	// EnsureAdmin makes the first platform admin, unless there is one.
+	// EnsureAdmin makes sure that there is a platform admin with this address and
+	// password, on a migrated database, with or without a running server.
 	EnsureAdmin func(ctx context.Context, databaseURL, secret, email, password string) error
 	// HostID returns the id that the agent in this directory is registered
 	// under, or "".

@@ -105,6 +105,9 @@ func fakeServer(data string) {
 	template := m{"id": "tpl-1", "name": "base", "status": "ready", "platform": true, "vcpus": 1, "memory_mb": 1, "disk_mb": 1, "engine": "fake", "created_at": now}
 	missing := m{"error": m{"code": "not_found", "message": "No.", "request_id": "r"}}
 
+	if loadWorld(data).Email == "" { // anybody could sign up under the admin's address
+		_ = writeFile(filepath.Join(data, "opened-too-early"), nil)
+	}
 	handle("GET /readyz", func(*http.Request) (int, any) { return 200, nil })
 	handle("POST /v1/auth/login", func(r *http.Request) (int, any) {
 		var c struct{ Email, Password string }
@@ -281,6 +284,9 @@ func TestO1_KilledAnywhereAndFinishedByTheNext(t *testing.T) {
 			}
 			if known["SKERRY_ADMIN_PASSWORD"] != w.Password || known["SKERRY_ADMIN_EMAIL"] != w.Email || known["SKERRY_URL"] != "http://"+listen {
 				t.Errorf("the file says %v, the server %+v", known, w)
+			}
+			if _, err := os.Stat(filepath.Join(data, "opened-too-early")); err == nil {
+				t.Error("A11: the server was open before there was an admin")
 			}
 			if len(w.Hosts) != 1 || !w.Base {
 				t.Errorf("hosts %v, base %v, want one host and the template", w.Hosts, w.Base)

@@ -29,29 +29,45 @@ type setup struct {
 	Password string `json:"password"`
 }
 
-// ensureCredentials makes the first admin and the team's API key, once, and
-// writes them down.
-func (u *instance) ensureCredentials(ctx context.Context) (credentials, error) {
+// readCredentials tells what a former start wrote down; false when there is
+// nothing yet, or not all of it.
+func (u *instance) readCredentials() (credentials, bool, error) {
 	file := CredentialsFile(u.Data)
 	values, err := godotenv.Read(file)
-	if err == nil && values["SKERRY_API_KEY"] != "" && values["SKERRY_ADMIN_PASSWORD"] != "" {
-		known := credentials{email: values["SKERRY_ADMIN_EMAIL"], password: values["SKERRY_ADMIN_PASSWORD"], key: values["SKERRY_API_KEY"]}
-		if values["SKERRY_URL"] != baseURL(u.Listen) { // another port this time
-			err = u.writeCredentials(known)
-		}
-		return known, errors.Join(err, removeIfThere(u.path("setup.json")))
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return credentials{}, false, nil
+	case err != nil:
+		return credentials{}, false, fmt.Errorf("%s is damaged: %w", file, err)
+	case values["SKERRY_API_KEY"] == "" || values["SKERRY_ADMIN_PASSWORD"] == "":
+		return credentials{}, false, nil
 	}
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return credentials{}, fmt.Errorf("%s is damaged: %w", file, err)
+	known := credentials{email: values["SKERRY_ADMIN_EMAIL"], password: values["SKERRY_ADMIN_PASSWORD"], key: values["SKERRY_API_KEY"]}
+	if values["SKERRY_URL"] != baseURL(u.Listen) { // another port this time
+		err = u.writeCredentials(known)
 	}
-	u.show.start("admin and API key")
+	return known, true, errors.Join(err, removeIfThere(u.path("setup.json")))
+}
+
+// firstAdmin makes the first admin with a login that is on disk before. A start
+// that is killed at any point from here on is followed by one that goes on with
+// the same login; where only the file was lost, the admin gets a new one.
+func (u *instance) firstAdmin(ctx context.Context) (setup, error) {
+	u.show.start("admin")
 	first, err := u.decide()
 	if err != nil {
-		return credentials{}, err
+		return setup{}, err
 	}
 	if err := u.Parts.EnsureAdmin(ctx, u.dbURL, u.key, first.Email, first.Password); err != nil {
-		return credentials{}, fmt.Errorf("make the first admin: %w", err)
+		return setup{}, fmt.Errorf("make the first admin: %w", err)
 	}
+	u.show.done("")
+	return first, nil
+}
+
+// firstKey makes the team's API key and writes everything down.
+func (u *instance) firstKey(ctx context.Context, first setup) (credentials, error) {
+	u.show.start("API key")
 	key, err := u.makeKey(ctx, first)
 	if err != nil {
 		return credentials{}, fmt.Errorf("make the first API key: %w", err)

@@ -89,13 +89,25 @@ func (u *instance) start(ctx context.Context) error {
 	if err := u.database(ctx); err != nil {
 		return err
 	}
+	known, written, err := u.readCredentials()
+	if err != nil {
+		return err
+	}
+	var first setup
+	if !written {
+		// Before anybody can reach the server and sign up under the admin's address.
+		if first, err = u.firstAdmin(ctx); err != nil {
+			return err
+		}
+	}
 	u.starter = newStarter()
 	if err := u.startServer(ctx); err != nil {
 		return err
 	}
-	known, err := u.ensureCredentials(ctx)
-	if err != nil {
-		return err
+	if !written {
+		if known, err = u.firstKey(ctx, first); err != nil {
+			return err
+		}
 	}
 	admin := u.admin(ctx, known)
 	if err := u.startAgent(ctx, admin); err != nil {

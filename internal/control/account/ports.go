@@ -53,9 +53,13 @@ type Store interface {
 	// PrincipalOf reads user, session, membership and team in one query; found
 	// is false when the session has ended or the user is disabled.
 	PrincipalOf(ctx context.Context, session id.Session) (p principal.Principal, found bool, err error)
-	// MakeAdmin makes an existing user an active platform admin; entry is
-	// written only if that changes anything.
-	MakeAdmin(ctx context.Context, user id.User, entry audit.Entry) error
+	// MakeAdmin makes an existing user an active platform admin, with the entry
+	// granted only if that changes anything. A newHash that is not empty becomes
+	// the password's and ends all sessions of the user, with the entry reset.
+	MakeAdmin(ctx context.Context, user id.User, newHash string, granted, reset audit.Entry) error
+	// DeleteOldSessions forgets a bounded number of sessions that ended or
+	// expired before keep and returns how many.
+	DeleteOldSessions(ctx context.Context, keep time.Duration) (int64, error)
 }
 
 // Signer makes the tokens; the keyring does.

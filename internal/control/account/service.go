@@ -212,32 +212,63 @@ func (s *Service) AuthenticateUser(ctx context.Context, claims keyring.UserClaim
 	return p, nil
 }
 
-// EnsureFirstAdmin makes sure that an active platform admin with this address
-// exists, and makes the account with a team when there is none. It is the
-// operator's act, not a sign-up: the policy does not count. Repeating it
-// changes nothing, also not the password of an account that exists.
-func (s *Service) EnsureFirstAdmin(ctx context.Context, email, password string) (made bool, err error) {
-	by := principal.System("operator")
+// EnsureAdmin makes sure that an active platform admin with this address and
+// this password exists; it makes the account with a team when there is none. It
+// is the operator's act, not a sign-up: the policy does not count, and an
+// account that somebody else made under the address is taken from them. A
+// password that is replaced ends the account's sessions. Repeating it changes
+// nothing.
+func (s *Service) EnsureAdmin(ctx context.Context, email, password string) error {
+	by := audit.By(principal.System("operator"))
 	for range 2 { // once more when another process made it meanwhile
 		r, err := SignupRequest{Email: email, Password: password, Name: "Admin"}.normalize()
 		if err != nil {
-			return false, err
+			return err
 		}
 		user, found, err := s.store.UserByEmail(ctx, r.Email)
 		if err != nil {
-			return false, err
+			return err
 		}
 		if found {
-			return false, s.store.MakeAdmin(ctx, user.ID, audit.By(by).AdminGranted(user.ID, user.Email))
+			newHash, err := s.unlessCurrent(ctx, user.PasswordHash, r.Password)
+			if err != nil {
+				return err
+			}
+			return s.store.MakeAdmin(ctx, user.ID, newHash, by.AdminGranted(user.ID, user.Email), by.PasswordReset(user.ID, user.Email))
 		}
-		account, err := s.newAccount(ctx, by, r, true)
+		account, err := s.newAccount(ctx, principal.System("operator"), r, true)
 		if err != nil {
-			return false, err
+			return err
 		}
-		account.Entries = append(account.Entries, audit.By(by).AdminGranted(account.User.ID, account.User.Email))
+		account.Entries = append(account.Entries, by.AdminGranted(account.User.ID, account.User.Email))
 		if err = s.store.CreateAccount(ctx, account); !errs.Is(err, ErrEmailTaken.Reason) {
-			return err == nil, err
+			return err
 		}
 	}
-	return false, ErrEmailTaken
+	return ErrEmailTaken
+}
+
+// unlessCurrent is the hash of a password, or empty when the stored one is of
+// the same password.
+func (s *Service) unlessCurrent(ctx context.Context, stored, password string) (string, error) {
+	if stored != "" {
+		ok, _, err := s.hasher.Verify(ctx, password, stored)
+		if err != nil || ok {
+			return "", err
+		}
+	}
+	return s.hasher.Hash(ctx, password)
+}
+
+// keepSessions is how long a session is remembered after its end.
+const keepSessions = 30 * 24 * time.Hour
+
+// Sweep forgets sessions that ended long ago.
+func (s *Service) Sweep(ctx context.Context) error {
+	for {
+		n, err := s.store.DeleteOldSessions(ctx, keepSessions)
+		if err != nil || n == 0 {
+			return err
+		}
+	}
 }

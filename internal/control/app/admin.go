@@ -11,25 +11,26 @@ import (
 	"skerry.dev/skerry/internal/pg"
 )
 
-// EnsureAdmin makes the first platform admin on a migrated database, beside or
-// without a running server. It tells whether one was made.
-func EnsureAdmin(ctx context.Context, databaseURL, secret, email, password string) (bool, error) {
+// EnsureAdmin makes sure, on a migrated database, that there is a platform admin
+// with this address and password, beside or without a running server. It is
+// also how a lost password is replaced.
+func EnsureAdmin(ctx context.Context, databaseURL, secret, email, password string) error {
 	s, err := keyring.ParseSecret(secret)
 	if err != nil {
-		return false, err
+		return err
 	}
 	pool, err := pg.Open(ctx, databaseURL)
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer pool.Close()
 	keys, err := keyring.Load(ctx, keyringpg.New(pool), s, clock.System{})
 	if err != nil {
-		return false, err
+		return err
 	}
 	accounts, err := account.NewService(ctx, accountpg.New(pool), keys, account.NewHasher(account.DefaultCost()), account.SignupClosed, clock.System{})
 	if err != nil {
-		return false, err
+		return err
 	}
-	return accounts.EnsureFirstAdmin(ctx, email, password)
+	return accounts.EnsureAdmin(ctx, email, password)
 }

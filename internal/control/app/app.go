@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -196,7 +197,10 @@ func (c *control) openWeb(context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	c.streams = sandboxiohttp.New(sandboxio.New(hostlink.NewTargets(c.sandboxes, c.links), c.log, sandboxio.Options{}), sandboxiohttp.Options{WriteError: web.WriteError, Log: c.log})
+	c.streams = sandboxiohttp.New(sandboxio.New(hostlink.NewTargets(c.sandboxes, c.links), c.log, sandboxio.Options{}), sandboxiohttp.Options{
+		WriteError: web.WriteError, Log: c.log,
+		AllowedOrigins: []string{strings.TrimRight(c.cfg.URL, "/")}, // a proxy may send its own Host
+	})
 	built := templatehttp.New(c.templates, func(ctx context.Context, err error) restapi.Error { return web.Errors{}.NewError(ctx, err).Response })
 	for _, r := range []web.Route{
 		{Method: http.MethodPost, Path: "/v1/templates/base/build", Operation: "buildBaseTemplate", Handler: built.BuildBase},
@@ -225,7 +229,7 @@ func (c *control) storeThere(context.Context) error {
 func (c *control) serve(ctx context.Context, public, agents net.Listener) error {
 	loops, _ := lifecycle.NewGroup(context.WithoutCancel(ctx))
 	for _, loop := range []func(context.Context) error{
-		c.runner.Run, c.watch.Run, c.monitor.Run, sandbox.NewSweep(c.sandboxes, c.log).Run, c.apiKeys.Run, c.forgetReplays,
+		c.runner.Run, c.watch.Run, c.monitor.Run, sandbox.NewSweep(c.sandboxes, c.log).Run, c.apiKeys.Run, c.forget,
 	} {
 		loops.Go(loop)
 	}
@@ -245,8 +249,8 @@ func (c *control) serve(ctx context.Context, public, agents net.Listener) error 
 	return errors.Join(err, loops.Wait())
 }
 
-// forgetReplays removes old idempotency keys.
-func (c *control) forgetReplays(ctx context.Context) error {
+// forget removes old idempotency keys and sessions.
+func (c *control) forget(ctx context.Context) error {
 	ticker := time.NewTicker(10 * time.Minute)
 	defer ticker.Stop()
 	for {
@@ -255,8 +259,8 @@ func (c *control) forgetReplays(ctx context.Context) error {
 			return nil
 		case <-ticker.C:
 		}
-		if err := c.replays.Sweep(ctx); err != nil && ctx.Err() == nil {
-			c.log.WarnContext(ctx, "cannot forget old idempotency keys", "error", err)
+		if err := errors.Join(c.replays.Sweep(ctx), c.accounts.Sweep(ctx)); err != nil && ctx.Err() == nil {
+			c.log.WarnContext(ctx, "cannot forget old idempotency keys and sessions", "error", err)
 		}
 	}
 }

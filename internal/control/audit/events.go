@@ -26,6 +26,15 @@ func (l AuditLogger) AdminGranted(user id.User, email string) Entry {
 	return e
 }
 
+// PasswordReset records that an operator gave an account a new password, which
+// ended its sessions.
+func (l AuditLogger) PasswordReset(user id.User, email string) Entry {
+	e := entry(l.by, id.PlatformTeamID, "user", user.String(), "password_reset")
+	e.Scope, e.Status = ScopeAdmin, StatusWarning
+	e.Metadata = map[string]any{"email": email}
+	return e
+}
+
 // LoggedIn records a new session.
 func (l AuditLogger) LoggedIn(team id.Team, session id.Session) Entry {
 	e := entry(l.by, team, "session", session.String(), "login")

@@ -310,7 +310,7 @@ func TestA11_FirstAdminIsMadeOnceAndNeverBySignup(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
-			if _, err := s.accounts.EnsureFirstAdmin(t.Context(), "Root@example.com", password); err != nil {
+			if err := s.accounts.EnsureAdmin(t.Context(), "Root@example.com", password); err != nil {
 				t.Errorf("ensure: %v", err)
 			}
 		})
@@ -329,6 +329,50 @@ func TestA11_FirstAdminIsMadeOnceAndNeverBySignup(t *testing.T) {
 	open := newStack(t, options{})
 	if a := open.signup(t, "first@example.com"); a.User.IsAdmin {
 		t.Error("the first to sign up is an admin")
+	}
+}
+
+func TestA11_TheOperatorsAdminHasTheOperatorsPassword(t *testing.T) {
+	s := newStack(t, options{})
+	squatter := s.signup(t, "root@example.com")
+	for range 2 { // the second changes nothing
+		if err := s.accounts.EnsureAdmin(t.Context(), "root@example.com", "the operator's own"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.call(t, "GET", "/v1/me", nil, bearer(squatter.Token)...).fault(t, 401, "session_ended")
+	s.call(t, "POST", "/v1/auth/login", map[string]string{"email": "root@example.com", "password": password}).fault(t, 401, "invalid_credentials")
+	r := s.call(t, "POST", "/v1/auth/login", map[string]string{"email": "root@example.com", "password": "the operator's own"})
+	if r.status != 200 || !strings.Contains(r.body, `"is_admin":true`) {
+		t.Errorf("admin's login: %d %s", r.status, r.body)
+	}
+	if n := s.count(t, "SELECT count(*) FROM audit_logs WHERE action IN ('admin_grant', 'password_reset') AND actor_type = 'system'"); n != 2 {
+		t.Errorf("%d entries, want one grant and one reset", n)
+	}
+	// A session of the operator's own survives a repetition.
+	if err := s.accounts.EnsureAdmin(t.Context(), "root@example.com", "the operator's own"); err != nil {
+		t.Fatal(err)
+	}
+	if n := s.count(t, "SELECT count(*) FROM sessions WHERE ended_at IS NULL"); n != 1 {
+		t.Errorf("%d living sessions, want the operator's", n)
+	}
+}
+
+func TestOldSessionsAreForgotten(t *testing.T) {
+	s := newStack(t, options{})
+	a := s.signup(t, "ada@example.com")
+	s.exec(t, `INSERT INTO sessions (id, user_id, expires_at, ended_at)
+		SELECT gen_random_uuid(), id, now() - interval '31 days', NULL FROM users
+		UNION ALL SELECT gen_random_uuid(), id, now(), now() - interval '31 days' FROM users
+		UNION ALL SELECT gen_random_uuid(), id, now() - interval '29 days', NULL FROM users`)
+	if err := s.accounts.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := s.count(t, "SELECT count(*) FROM sessions"); n != 2 {
+		t.Errorf("%d sessions are left, want the living and the recent one", n)
+	}
+	if r := s.call(t, "GET", "/v1/me", nil, bearer(a.Token)...); r.status != 200 {
+		t.Errorf("the living one: %d", r.status)
 	}
 }
 

@@ -116,7 +116,7 @@ func TestC8_MatrixOfCallersAndOperations(t *testing.T) {
 	}
 	a := s.signup(t, "ada@example.com")
 	root := func() string {
-		if _, err := s.accounts.EnsureFirstAdmin(t.Context(), "root@example.com", password); err != nil {
+		if err := s.accounts.EnsureAdmin(t.Context(), "root@example.com", password); err != nil {
 			t.Fatal(err)
 		}
 		var in authReply

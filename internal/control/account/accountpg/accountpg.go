@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -167,12 +168,32 @@ func (s *Store) PrincipalOf(ctx context.Context, session id.Session) (principal.
 }
 
 // MakeAdmin implements account.Store.
-func (s *Store) MakeAdmin(ctx context.Context, user id.User, entry audit.Entry) error {
+func (s *Store) MakeAdmin(ctx context.Context, user id.User, newHash string, granted, reset audit.Entry) error {
 	return pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
 		changed, err := s.q.MakeAdmin(ctx, tx, user)
-		if err != nil || changed == 0 {
+		if err != nil {
 			return err
 		}
-		return auditpg.Append(ctx, tx, entry)
+		if changed > 0 {
+			if err := auditpg.Append(ctx, tx, granted); err != nil {
+				return err
+			}
+		}
+		if newHash == "" {
+			return nil
+		}
+		if err := s.q.ReplacePassword(ctx, tx, sqlcgen.ReplacePasswordParams{ID: user, NewHash: newHash}); err != nil {
+			return err
+		}
+		if err := s.q.EndSessionsOf(ctx, tx, user); err != nil {
+			return err
+		}
+		return auditpg.Append(ctx, tx, reset)
 	})
+}
+
+// DeleteOldSessions implements account.Store.
+func (s *Store) DeleteOldSessions(ctx context.Context, keep time.Duration) (int64, error) {
+	n, err := s.q.DeleteOldSessions(ctx, s.pool, keep.Seconds())
+	return n, pg.Map(err)
 }

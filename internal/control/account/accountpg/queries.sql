@@ -21,6 +21,20 @@ UPDATE users SET password_hash = @new_hash, updated_at = now() WHERE id = @id AN
 -- name: MakeAdmin :execrows
 UPDATE users SET is_admin = true, is_active = true, updated_at = now() WHERE id = $1 AND NOT (is_admin AND is_active);
 
+-- name: ReplacePassword :exec
+UPDATE users SET password_hash = sqlc.arg(new_hash)::text, updated_at = now() WHERE id = sqlc.arg(id);
+
+-- name: EndSessionsOf :exec
+UPDATE sessions SET ended_at = now() WHERE user_id = sqlc.arg(user_id) AND ended_at IS NULL;
+
+-- name: DeleteOldSessions :execrows
+-- A bounded number of those that ended or expired long ago.
+DELETE FROM sessions WHERE id IN (
+    SELECT s.id FROM sessions s
+    WHERE coalesce(s.ended_at, s.expires_at) < now() - make_interval(secs => sqlc.arg(keep_secs)::float8)
+    ORDER BY s.id LIMIT 1000
+    FOR UPDATE SKIP LOCKED);
+
 -- name: GetDefaultTeamForUser :one
 -- The default membership whose team is alive, else the earliest-joined living
 -- team.

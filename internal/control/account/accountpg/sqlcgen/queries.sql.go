@@ -13,6 +13,23 @@ import (
 	"skerry.dev/skerry/internal/kernel/id"
 )
 
+const deleteOldSessions = `-- name: DeleteOldSessions :execrows
+DELETE FROM sessions WHERE id IN (
+    SELECT s.id FROM sessions s
+    WHERE coalesce(s.ended_at, s.expires_at) < now() - make_interval(secs => $1::float8)
+    ORDER BY s.id LIMIT 1000
+    FOR UPDATE SKIP LOCKED)
+`
+
+// A bounded number of those that ended or expired long ago.
+func (q *Queries) DeleteOldSessions(ctx context.Context, db DBTX, keepSecs float64) (int64, error) {
+	result, err := db.Exec(ctx, deleteOldSessions, keepSecs)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
 const endSession = `-- name: EndSession :execrows
 UPDATE sessions SET ended_at = now() WHERE id = $1 AND ended_at IS NULL
 `
@@ -23,6 +40,15 @@ func (q *Queries) EndSession(ctx context.Context, db DBTX, argID id.Session) (in
 		return 0, err
 	}
 	return result.RowsAffected(), nil
+}
+
+const endSessionsOf = `-- name: EndSessionsOf :exec
+UPDATE sessions SET ended_at = now() WHERE user_id = $1 AND ended_at IS NULL
+`
+
+func (q *Queries) EndSessionsOf(ctx context.Context, db DBTX, userID id.User) error {
+	_, err := db.Exec(ctx, endSessionsOf, userID)
+	return err
 }
 
 const getDefaultTeamForUser = `-- name: GetDefaultTeamForUser :one
@@ -255,6 +281,20 @@ func (q *Queries) MakeAdmin(ctx context.Context, db DBTX, argID id.User) (int64,
 		return 0, err
 	}
 	return result.RowsAffected(), nil
+}
+
+const replacePassword = `-- name: ReplacePassword :exec
+UPDATE users SET password_hash = $1::text, updated_at = now() WHERE id = $2
+`
+
+type ReplacePasswordParams struct {
+	NewHash string
+	ID      id.User
+}
+
+func (q *Queries) ReplacePassword(ctx context.Context, db DBTX, arg ReplacePasswordParams) error {
+	_, err := db.Exec(ctx, replacePassword, arg.NewHash, arg.ID)
+	return err
 }
 
 const updatePasswordHash = `-- name: UpdatePasswordHash :execrows
