@@ -18,15 +18,15 @@ func capabilities() []string {
 	return []string{"accounts", "artifacts", "audit", "dashboard", "edge", "hosts", "lifecycle", "microvm", "operation", "teams", "templates"}
 }
 
-// requirement is one row of docs/requirements.md.
+// requirement is one row of docs/requirements.md. Its third column is a list,
+// parted by semicolons, of `directory:TestName`, and of "later: capability" when
+// nothing is there yet or "rest later: capability" when the tests prove a part.
 type requirement struct {
 	id    string
-	tests []string // path:TestName
+	tests []string // directory:TestName
 	later []string
-	empty bool
+	fault string // what is wrong with its third column
 }
-
-var cell = regexp.MustCompile("`([^`]+)`")
 
 func requirements(t *testing.T) []requirement {
 	t.Helper()
@@ -34,25 +34,75 @@ func requirements(t *testing.T) []requirement {
 	if err != nil {
 		t.Fatal(err)
 	}
+	row := regexp.MustCompile(`^ [A-Z]+[0-9]+ $`)
 	var all []requirement
 	for line := range strings.Lines(string(raw)) {
-		cells := strings.Split(strings.TrimSpace(line), "|")
-		if len(cells) != 5 || !regexp.MustCompile(`^ [A-Z]+[0-9]+ $`).MatchString(cells[1]) {
-			continue
+		if cells := strings.Split(strings.TrimSpace(line), "|"); len(cells) == 5 && row.MatchString(cells[1]) {
+			all = append(all, parseRequirement(strings.TrimSpace(cells[1]), cells[3]))
 		}
-		r := requirement{id: strings.TrimSpace(cells[1])}
-		for _, m := range cell.FindAllStringSubmatch(cells[3], -1) {
-			r.tests = append(r.tests, m[1])
-		}
-		for _, part := range strings.Split(cells[3], ";") {
-			if word, ok := strings.CutPrefix(strings.TrimSpace(part), "later: "); ok {
-				r.later = append(r.later, word)
-			}
-		}
-		r.empty = len(r.tests) == 0 && len(r.later) == 0
-		all = append(all, r)
 	}
 	return all
+}
+
+func parseRequirement(id, column string) requirement {
+	r := requirement{id: id}
+	whole := 0 // capabilities that bring all of it
+	for part := range strings.SplitSeq(column, ";") {
+		part = strings.TrimSpace(part)
+		if name, ok := strings.CutPrefix(part, "`"); ok && strings.HasSuffix(name, "`") {
+			r.tests = append(r.tests, strings.TrimSuffix(name, "`"))
+		} else if word, ok := strings.CutPrefix(part, "rest later: "); ok {
+			r.later = append(r.later, word)
+		} else if word, ok := strings.CutPrefix(part, "later: "); ok {
+			r.later = append(r.later, word)
+			whole++
+		} else {
+			r.fault = fmt.Sprintf("%q is neither a test nor what it waits for", part)
+		}
+	}
+	switch {
+	case r.fault != "":
+	case len(r.tests) > 0 && whole > 0:
+		r.fault = "has tests, so only the rest comes later"
+	case len(r.tests) == 0 && whole != len(r.later):
+		r.fault = "has no tests, so all of it comes later"
+	case strings.HasPrefix(id, "S") && len(r.later) == 0 && !slices.ContainsFunc(r.tests, onRealEngine):
+		r.fault = "is about sandboxes and has no test on a real engine"
+	}
+	return r
+}
+
+// onRealEngine: a fake engine proves logic, never behaviour.
+func onRealEngine(test string) bool {
+	dir, name, _ := strings.Cut(test, ":")
+	switch dir {
+	case "test/e2e", "test/chaos", "internal/agent/engine/gvisor":
+		return true
+	case "internal/agent/app":
+		return strings.HasSuffix(name, "_OnARealHost") || name == "TestST08_RC03_KillTheAgent"
+	default:
+		return name == "TestGVisor_TheDaemonInARealSandbox"
+	}
+}
+
+func TestRequirementColumnsAreRead(t *testing.T) {
+	for column, ok := range map[string]bool{
+		"`test/e2e:TestA`":                               true,
+		"`a:TestA`; `test/e2e:TestB`":                    true,
+		"`a:TestA`; rest later: edge; rest later: hosts": true,
+		"later: edge":                                    true,
+		"later: edge; later: hosts":                      true,
+		"":                                               false,
+		"soon":                                           false,
+		"`a:TestA`; later: edge":                         false,
+		"rest later: edge":                               false,
+		"`a:TestA`":                                      false,
+		"`test/e2e:TestA`; and more":                     false,
+	} {
+		if r := parseRequirement("S1", column); (r.fault == "") != ok {
+			t.Errorf("%q: %q", column, r.fault)
+		}
+	}
 }
 
 // TestRequirements: every row of the specification has a line, and every line
@@ -67,8 +117,8 @@ func TestRequirements(t *testing.T) {
 	var got []string
 	for _, r := range requirements(t) {
 		got = append(got, r.id)
-		if r.empty {
-			t.Errorf("%s names neither a test nor what it waits for", r.id)
+		if r.fault != "" {
+			t.Errorf("%s %s", r.id, r.fault)
 		}
 		for _, word := range r.later {
 			if !slices.Contains(capabilities(), word) {
