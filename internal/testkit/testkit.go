@@ -4,6 +4,7 @@ package testkit
 
 import (
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -46,5 +47,36 @@ func Eventually(t testing.TB, within time.Duration, what string, ok func() bool)
 		}
 		timer := time.NewTimer(pause)
 		<-timer.C
+	}
+}
+
+// Runsc returns the path of gVisor's runsc: SKERRY_RUNSC, or bin/runsc of the
+// checkout. Without one the test needs "gvisor".
+func Runsc(t testing.TB) string {
+	t.Helper()
+	path := os.Getenv("SKERRY_RUNSC")
+	if path == "" {
+		path = filepath.Join(checkout(t), "bin", "runsc")
+	}
+	if _, err := os.Stat(path); err != nil {
+		Missing(t, "gvisor", "no runsc: run make build, or set SKERRY_RUNSC")
+	}
+	return path
+}
+
+// checkout is the directory of go.mod above the test.
+func checkout(t testing.TB) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ; ; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+		if dir == filepath.Dir(dir) {
+			t.Fatal("the test does not run inside the checkout")
+		}
 	}
 }

@@ -142,7 +142,7 @@ func (p *platform) storedImage(t *testing.T, root tree) *agentv1.Image {
 func realHost(t *testing.T, p *platform) app.Config {
 	t.Helper()
 	testkit.Root(t)
-	runsc := findRunsc(t)
+	runsc := testkit.Runsc(t)
 	dir, err := os.MkdirTemp("", "sk") // short: sockets live below
 	if err != nil {
 		t.Fatal(err)
@@ -185,19 +185,6 @@ func readTag(t *testing.T, cfg app.Config) string {
 		t.Error(err)
 	}
 	return strings.TrimSpace(string(raw))
-}
-
-// findRunsc takes SKERRY_RUNSC or bin/runsc of the repository.
-func findRunsc(t *testing.T) string {
-	t.Helper()
-	path := os.Getenv("SKERRY_RUNSC")
-	if path == "" {
-		path, _ = filepath.Abs("../../../bin/runsc")
-	}
-	if _, err := os.Stat(path); err != nil {
-		testkit.Missing(t, "gvisor", "no runsc: set SKERRY_RUNSC or build bin/runsc")
-	}
-	return path
 }
 
 // tunnel opens CONNECT to a port of a sandbox.

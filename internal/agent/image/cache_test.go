@@ -379,10 +379,7 @@ func TestMountByLoop_ForKernelsThatNeedIt(t *testing.T) {
 // writes and deletes, without anything reaching the tree.
 func TestS14_TreeIsAGvisorRoot(t *testing.T) {
 	s := newShelf(t)
-	runsc, err := exec.LookPath("runsc")
-	if err != nil {
-		testkit.Missing(t, "gvisor", err.Error())
-	}
+	runsc := testkit.Runsc(t)
 	guest := filepath.Join(t.TempDir(), "probe")
 	build := exec.Command("go", "build", "-o", guest, "./testdata/probe")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")

@@ -20,6 +20,7 @@ import (
 
 	"skerry.dev/skerry/gen/guestrpc/filesystem/filesystemconnect"
 	"skerry.dev/skerry/gen/guestrpc/process/processconnect"
+	"skerry.dev/skerry/internal/guest/fence"
 	"skerry.dev/skerry/internal/guest/filesystem"
 	"skerry.dev/skerry/internal/guest/guard"
 	"skerry.dev/skerry/internal/guest/guestapi"
@@ -48,6 +49,8 @@ type Options struct {
 	Machine Machine
 	// Alone says that all processes of this kernel belong to the sandbox.
 	Alone bool
+	// Fence holds all that commands start; nil is none.
+	Fence *fence.Fence
 	// Report is told each configuration before it is answered; nil tells nobody.
 	Report func(guestapi.Init) error
 	// FirstEvent is the number before the first event's; 0 is the time in
@@ -95,8 +98,15 @@ func New(opt Options) (*Daemon, error) {
 		events: guard.NewEvents(opt.FirstEvent), refuse: connect.NewErrorWriter(), closing: make(chan struct{}),
 	}
 	accounts := passwd.New(opt.PasswdPath, opt.GroupPath)
+	var confine func() error
+	if opt.Fence != nil {
+		confine = opt.Fence.Join
+		if err := opt.Fence.Limit(fence.Tasks(opt.Boot.MaxProcesses)); err != nil {
+			return nil, err
+		}
+	}
 	var err error
-	d.processes, err = process.New(process.Options{Accounts: accounts, Settings: d.settings, Log: opt.Log})
+	d.processes, err = process.New(process.Options{Accounts: accounts, Settings: d.settings, Confine: confine, Log: opt.Log})
 	if err != nil {
 		return nil, fmt.Errorf("preparing to start processes: %w", err)
 	}
@@ -126,11 +136,26 @@ func (d *Daemon) Guard(ctx context.Context) {
 	guard.New(guard.Options{
 		ReservePercent: d.opt.Boot.MemoryReservePercent,
 		MaxProcesses:   func() int { return d.settings().MaxProcesses },
+		Tasks:          d.tasks(),
 		Started:        d.processes.Started(),
 		Alone:          d.opt.Alone,
 		Emit:           d.events.Emit,
 		Log:            d.log,
 	}).Run(ctx)
+}
+
+// tasks counts those behind the fence; nil when there is none.
+func (d *Daemon) tasks() func() (used, limit int) {
+	if d.opt.Fence == nil {
+		return nil
+	}
+	return func() (int, int) {
+		used, err := d.opt.Fence.Used()
+		if err != nil {
+			return 0, 0
+		}
+		return used, fence.Tasks(d.settings().MaxProcesses)
+	}
 }
 
 // Close ends all processes, watches and tunnels and waits for them.

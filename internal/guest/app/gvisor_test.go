@@ -34,10 +34,7 @@ const gvisorMemory = 400 << 20
 func sandbox(t *testing.T) *daemon {
 	t.Helper()
 	testkit.Root(t)
-	runsc, err := exec.LookPath("runsc")
-	if err != nil {
-		testkit.Missing(t, "gvisor", err.Error())
-	}
+	runsc := testkit.Runsc(t)
 	if _, err := exec.LookPath("ip"); err != nil {
 		testkit.Missing(t, "gvisor", err.Error())
 	}

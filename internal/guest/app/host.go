@@ -2,6 +2,7 @@ package app
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -9,6 +10,7 @@ import (
 	"strconv"
 	"time"
 
+	"skerry.dev/skerry/internal/guest/fence"
 	"skerry.dev/skerry/internal/guest/filesystem"
 	"skerry.dev/skerry/internal/guest/guestapi"
 )
@@ -57,10 +59,14 @@ func (d *Daemon) apply(in guestapi.Init) error {
 		d.metrics.reset()
 		d.touched.Store(time.Now().UnixNano())
 	}
-	if d.opt.Machine == nil {
-		return nil
+	var fenced, applied error
+	if d.opt.Fence != nil {
+		fenced = d.opt.Fence.Limit(fence.Tasks(in.MaxProcesses))
 	}
-	return d.opt.Machine.Apply(in)
+	if d.opt.Machine != nil {
+		applied = d.opt.Machine.Apply(in)
+	}
+	return errors.Join(fenced, applied)
 }
 
 func (d *Daemon) handleEnvs(w http.ResponseWriter, _ *http.Request) {

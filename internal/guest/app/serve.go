@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"skerry.dev/skerry/internal/guest/fence"
 	"skerry.dev/skerry/internal/guest/guestapi"
 	"skerry.dev/skerry/internal/guest/initd"
 )
@@ -52,6 +53,10 @@ func Serve(ctx context.Context, stdin io.Reader, log *slog.Logger) error {
 		opt.Machine = system{root: "/"}
 		// Signals to everybody are only safe where everybody is ours.
 		opt.Alone = os.Getppid() == 1
+	}
+	if doc.FenceFD > 2 {
+		opt.Fence = fence.FromFD(doc.FenceFD)
+		defer opt.Fence.Close()
 	}
 	if doc.ReportFD > 2 {
 		pipe := os.NewFile(uintptr(doc.ReportFD), "report")

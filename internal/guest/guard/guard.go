@@ -4,9 +4,11 @@
 package guard
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -39,6 +41,9 @@ type Options struct {
 	ReservePercent int
 	// MaxProcesses the sandbox may have at this moment; 0 is no limit.
 	MaxProcesses func() int
+	// Tasks are those the kernel counts and those it allows, threads included; at
+	// its limit every fork fails. nil is no limit.
+	Tasks func() (used, limit int)
 	// Started receives when a process was started, to look again soon.
 	Started <-chan struct{}
 	// Alone says that every process of this kernel belongs to the sandbox, so
@@ -114,6 +119,11 @@ func (g *Guard) look(ctx context.Context) time.Duration {
 		g.count = len(pids)
 		next = min(next, g.calm)
 	}
+	if g.opt.Tasks != nil {
+		if used, limit := g.opt.Tasks(); limit > 0 && used >= limit {
+			g.threads(used, limit)
+		}
+	}
 	return next
 }
 
@@ -145,21 +155,27 @@ func (g *Guard) killLargest(ctx context.Context, m procfs.Memory, reserve uint64
 	if err != nil {
 		return false
 	}
-	var victim procfs.Process
-	for _, p := range all {
-		if p.PID != 1 && p.PID != g.self && !p.Dead() && p.RSS > victim.RSS {
-			victim = p
+	all = slices.DeleteFunc(all, func(p procfs.Process) bool {
+		return p.PID == 1 || p.PID == g.self || p.Dead() || p.RSS < m.Total/worthKilling
+	})
+	slices.SortFunc(all, func(a, b procfs.Process) int { return cmp.Compare(b.RSS, a.RSS) })
+	killed := false
+	// One is enough when it has what is missing; where many grow at once, ending
+	// them one by one is slower than they are.
+	for freed := uint64(0); len(all) > 0 && (!killed || m.Available+freed < reserve); all = all[1:] {
+		victim := all[0]
+		cmd := procfs.Command(victim.PID, victim.Comm)
+		if unix.Kill(victim.PID, unix.SIGKILL) != nil {
+			continue
 		}
+		killed = true
+		freed += victim.RSS / 2 // the rest may be shared
+		g.opt.Log.Warn("memory ran out: the largest process was ended", "pid", victim.PID, "rss", victim.RSS)
+		g.opt.Emit(guestapi.Event{Kind: guestapi.EventOOMKill, PID: victim.PID, Cmd: cmd, RSSBytes: victim.RSS})
 	}
-	if victim.PID == 0 || victim.RSS < m.Total/worthKilling {
+	if !killed {
 		return false
 	}
-	cmd := procfs.Command(victim.PID, victim.Comm)
-	if unix.Kill(victim.PID, unix.SIGKILL) != nil {
-		return false
-	}
-	g.opt.Log.Warn("memory ran out: the largest process was ended", "pid", victim.PID, "rss", victim.RSS)
-	g.opt.Emit(guestapi.Event{Kind: guestapi.EventOOMKill, PID: victim.PID, Cmd: cmd, RSSBytes: victim.RSS})
 	for until := time.Now().Add(settle); time.Now().Before(until) && pause(ctx, 5*time.Millisecond); {
 		now, err := g.readMem()
 		if err != nil || now.Available >= reserve || now.Available < m.Available/2 {

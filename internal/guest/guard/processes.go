@@ -56,6 +56,30 @@ func (g *Guard) processes(ctx context.Context, count, limit int) {
 	})
 }
 
+// threads ends the process with the most threads when the kernel refuses more
+// tasks though there are not too many processes: nothing could be started.
+func (g *Guard) threads(used, limit int) {
+	all, err := procfs.All()
+	if err != nil {
+		return
+	}
+	var victim procfs.Process
+	for _, p := range all {
+		if p.PID != 1 && p.PID != g.self && !p.Dead() && p.Threads > victim.Threads {
+			victim = p
+		}
+	}
+	if victim.Threads < limit/4 {
+		return // many together: their number is for the limit of processes
+	}
+	cmd := procfs.Command(victim.PID, victim.Comm)
+	if unix.Kill(victim.PID, unix.SIGKILL) != nil {
+		return
+	}
+	g.opt.Log.Warn("too many threads: the process with the most was ended", "pid", victim.PID, "threads", victim.Threads, "limit", limit)
+	g.opt.Emit(guestapi.Event{Kind: guestapi.EventProcessLimit, PID: victim.PID, Cmd: cmd, Processes: used, Limit: limit, Killed: 1})
+}
+
 // endCrowd ends the largest family when memory is short and no single process
 // is to blame: many small ones took it together.
 func (g *Guard) endCrowd(ctx context.Context) bool {

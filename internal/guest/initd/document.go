@@ -36,6 +36,8 @@ type Document struct {
 	// and a pipe that takes each new Init as a line of JSON. 0 is none.
 	ListenerFD int `json:"listener_fd,omitempty"`
 	ReportFD   int `json:"report_fd,omitempty"`
+	// FenceFD is the fence all commands run behind; 0 is none.
+	FenceFD int `json:"fence_fd,omitempty"`
 
 	// Passwd and Group name the account files; empty is those in /etc.
 	Passwd string `json:"passwd,omitempty"`

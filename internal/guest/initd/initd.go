@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"skerry.dev/skerry/internal/guest/fence"
 	"skerry.dev/skerry/internal/guest/guestapi"
 )
 
@@ -63,6 +64,12 @@ func Run(log *slog.Logger) error {
 		return fmt.Errorf("listening: %w", err)
 	}
 	k := &keeper{log: log, boot: boot, listener: file, stop: make(chan os.Signal, 1)}
+	if os.Getpid() == 1 {
+		// Without it the guard is alone, and quick in most cases.
+		if k.fence, err = fence.Raise(); err != nil {
+			log.Warn("processes are limited by the guard alone", "error", err)
+		}
+	}
 	signal.Notify(k.stop, syscall.SIGTERM, syscall.SIGINT)
 	return k.run()
 }
@@ -72,6 +79,7 @@ type keeper struct {
 	log      *slog.Logger
 	boot     guestapi.Boot
 	listener *os.File
+	fence    *fence.Fence // nil: none; PID 1's, so that it outlives each daemon
 	stop     chan os.Signal
 
 	mu   sync.Mutex
@@ -203,9 +211,14 @@ func (k *keeper) start(restarts int) (pid int, reports *os.File, err error) {
 	k.mu.Lock()
 	doc := Document{Boot: k.boot, Init: k.last, System: os.Getpid() == 1, Restarts: restarts, ListenerFD: 3, ReportFD: 4}
 	k.mu.Unlock()
+	files := []uintptr{docR.Fd(), 1, 2, k.listener.Fd(), repW.Fd()}
+	if dir := k.fence.File(); dir != nil {
+		doc.FenceFD = len(files)
+		files = append(files, dir.Fd())
+	}
 	pid, err = syscall.ForkExec("/proc/self/exe", []string{"skerry-guest", "serve"}, &syscall.ProcAttr{
 		Dir: "/", Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8"},
-		Files: []uintptr{docR.Fd(), 1, 2, k.listener.Fd(), repW.Fd()},
+		Files: files,
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
 	if err == nil {

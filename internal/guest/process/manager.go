@@ -41,11 +41,13 @@ type Settings struct {
 	MaxProcesses int // in the whole sandbox; 0 is no limit
 }
 
-// Options of a Manager. All but Log are required.
+// Options of a Manager. Accounts and Settings are required.
 type Options struct {
 	Accounts *passwd.Database
 	Settings func() Settings
-	Log      *slog.Logger
+	// Confine is called by each thread that starts programs, before the first.
+	Confine func() error
+	Log     *slog.Logger
 }
 
 // Manager owns the processes.
@@ -74,7 +76,7 @@ func New(opt Options) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the empty input: %w", err)
 	}
-	sp, err := newSpawner()
+	sp, err := newSpawner(opt.Confine)
 	if err != nil {
 		null.Close()
 		return nil, err

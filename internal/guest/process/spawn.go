@@ -42,11 +42,13 @@ type spawned struct {
 	err error
 }
 
-func newSpawner() (*spawner, error) {
+// newSpawner starts the threads; each calls extra, when there is one, to confine
+// itself further.
+func newSpawner(extra func() error) (*spawner, error) {
 	s := &spawner{jobs: make(chan spawnJob)}
 	ready := make(chan error, spawners)
 	for range spawners {
-		s.wg.Go(func() { s.run(ready) })
+		s.wg.Go(func() { s.run(extra, ready) })
 	}
 	var failed error
 	for range spawners {
@@ -63,9 +65,12 @@ func newSpawner() (*spawner, error) {
 
 // run never unlocks its thread: the runtime ends the thread with the
 // goroutine, so a confined thread is never used for anything else.
-func (s *spawner) run(ready chan<- error) {
+func (s *spawner) run(extra func() error, ready chan<- error) {
 	runtime.LockOSThread()
 	err := confine()
+	if err == nil && extra != nil {
+		err = extra()
+	}
 	ready <- err
 	if err != nil {
 		return

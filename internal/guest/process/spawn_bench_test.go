@@ -26,7 +26,7 @@ func BenchmarkSpawn(b *testing.B) {
 		}
 	})
 	b.Run("confined", func(b *testing.B) {
-		s, err := newSpawner()
+		s, err := newSpawner(nil)
 		if err != nil {
 			b.Fatal(err)
 		}

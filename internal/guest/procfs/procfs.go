@@ -24,6 +24,7 @@ type Process struct {
 	Start     uint64 // clock ticks since boot; with PID, who it is
 	CPU       uint64 // clock ticks used, user and system
 	RSS       uint64 // bytes
+	Threads   int
 	State     byte
 	Comm      string
 }
@@ -95,7 +96,7 @@ func parseStat(data []byte) (Process, bool) {
 	return Process{
 		PID: pid, Comm: string(data[open+1 : shut]), State: f[0][0],
 		PPID: int(num(1)), Group: int(num(2)), Session: int(num(3)),
-		CPU: num(11) + num(12), Start: num(19), RSS: num(21) * uint64(os.Getpagesize()),
+		CPU: num(11) + num(12), Threads: int(num(17)), Start: num(19), RSS: num(21) * uint64(os.Getpagesize()),
 	}, true
 }
 

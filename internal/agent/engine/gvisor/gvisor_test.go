@@ -66,7 +66,7 @@ type world struct {
 func newWorld(t testing.TB) *world {
 	t.Helper()
 	testkit.Root(t)
-	runsc := findRunsc(t)
+	runsc := testkit.Runsc(t)
 	b := make([]byte, 4)
 	_, _ = rand.Read(b)
 	tag := "t" + hex.EncodeToString(b)
@@ -269,30 +269,6 @@ func (w *world) slot(t testing.TB) engine.Network {
 	return engine.Network{
 		NamespacePath: "/run/netns/" + name, GuestAddr: net.IP(guest).String(), PrefixLen: 30, Gateway: net.IP(host).String(),
 	}
-}
-
-// findRunsc takes SKERRY_RUNSC or bin/runsc of the repository.
-func findRunsc(t testing.TB) string {
-	t.Helper()
-	if path := os.Getenv("SKERRY_RUNSC"); path != "" {
-		return path
-	}
-	dir, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for ; dir != "/"; dir = filepath.Dir(dir) {
-		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err != nil {
-			continue
-		}
-		path := filepath.Join(dir, "bin", "runsc")
-		if _, err := os.Stat(path); err == nil {
-			return path
-		}
-		break
-	}
-	testkit.Missing(t, "gvisor", "no runsc: set SKERRY_RUNSC or build bin/runsc")
-	return ""
 }
 
 // guestRoot is built once for all tests: the guest program, and what an image

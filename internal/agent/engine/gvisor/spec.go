@@ -20,10 +20,11 @@ func cpuQuota(millis int) int { return millis * cpuPeriod / 1000 }
 // cpuShares are v1's; runsc converts them to a weight on v2.
 func cpuShares(millis int) uint64 { return uint64(max(2, millis*1024/1000)) }
 
-// pidsFuse is the host's limit for a guest's limit of n processes. Each guest
-// process is about two host tasks, and a guest that hits the host's limit dies
-// as a whole, so that it is far above what the guest is allowed.
-func pidsFuse(n int) int64 { return 200 + 3*int64(n) }
+// pidsFuse is the host's limit for a guest's limit of n processes. A guest that
+// hits the host's limit dies as a whole, so that it is far above what the guest
+// can reach: half as many processes again and a few, for which the host has two
+// to three tasks each.
+func pidsFuse(n int) int64 { return 1000 + 6*int64(n) }
 
 // caps of PID 1, in the guest's kernel. The first part is what a container
 // usually has; the daemon hands on no more than these. The second is its own:
@@ -124,6 +125,9 @@ func readSpec(bundle string) (*specs.Spec, error) {
 // shmOptionOf finds the size /dev/shm was given.
 func shmOptionOf(mounts []specs.Mount) string {
 	for _, m := range mounts {
+		if m.Destination != "/dev/shm" {
+			continue
+		}
 		for _, option := range m.Options {
 			if strings.HasPrefix(option, "size=") {
 				return option

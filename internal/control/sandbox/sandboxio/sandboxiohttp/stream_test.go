@@ -205,7 +205,7 @@ func TestSX06_ManyResizesAmidInputEndAtTheLast(t *testing.T) {
 	c := w.open("/pty", `{"cmd":"stty -echo; echo go; read end; stty size"}`)
 	c.want("start")
 	c.want("output")
-	for i := range 1000 {
+	for i := range 200 {
 		c.send(fmt.Sprintf(`{"type":"resize","cols":%d,"rows":%d}`, 1+i%300, 1+i%77))
 		if err := c.input([]byte("x")); err != nil {
 			t.Fatal(err)
@@ -412,7 +412,7 @@ func TestS8_WhatIsNoStreamIsRefusedBeforeIt(t *testing.T) {
 // a word is noticed, while one whose input nobody takes is not gone.
 func TestSX01_PingsKeepIdleStreamsAndFindDeadClients(t *testing.T) {
 	w := newWorld(t, func(o *sandboxiohttp.Options, _ *sandboxio.Options) {
-		o.PingEvery, o.MaxStreams = 50*time.Millisecond, 1
+		o.PingEvery, o.MaxStreams = 300*time.Millisecond, 1
 	})
 	c := w.open("/exec/stream", `{"cmd":"echo go; read x; sleep 1; echo woke","stdin":true}`)
 	c.want("start")
