@@ -36,10 +36,10 @@ generate: ## Run the generators whose inputs changed
 
 bench: build ## Measure against the bare engine
 	@tools/deps.sh test
-	@$(SUDO) env "PATH=$$PATH" SKERRY_BIN=$(CURDIR)/bin go test -count=1 -timeout=30m -run='^$$' -bench=. $(FLAGS) ./test/bench/...
+	@$(SUDO) env "PATH=$$PATH" go test -count=1 -timeout=30m -run='^$$' -bench=. $(FLAGS) ./test/bench/...
 
-chaos: build ## Kill every process at every step, in full
+chaos: build ## The tests of whole sandboxes at their full counts
 	@tools/deps.sh test
-	@$(SUDO) env "PATH=$$PATH" SKERRY_BIN=$(CURDIR)/bin SKERRY_CHAOS=full go test -count=1 -timeout=120m -v $(FLAGS) ./test/chaos/...
+	@$(SUDO) env "PATH=$$PATH" SKERRY_TEST_LONG=1 go test -count=1 -timeout=120m -v $(FLAGS) ./test/e2e/...
 
 .PHONY: help up down build deps test lint generate bench chaos

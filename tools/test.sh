@@ -3,7 +3,7 @@
 # of whole sandboxes against the built binaries. Arguments go to go test.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export SKERRY_BIN="$PWD/bin" PATH="$PATH:/usr/sbin:/sbin"
+export PATH="$PATH:/usr/sbin:/sbin"
 
 mkdir -p .cache
 rm -f .cache/tests.txt
