@@ -52,6 +52,7 @@ const (
 	secretBytes       = 20
 	shownDigits       = 6
 	maxName           = 100
+	maxYear           = 9998 // in UTC; the fifth digit of a year has no form in JSON, wherever one reads it
 )
 
 var allScopes = []principal.Scope{
@@ -79,8 +80,8 @@ func (r CreateRequest) normalize(now time.Time) (CreateRequest, []principal.Scop
 			return r, nil, errs.Field("scopes", "Name at least one scope, or leave scopes out for all.")
 		}
 	}
-	if r.ExpiresAt != nil && !r.ExpiresAt.After(now) {
-		return r, nil, errs.Field("expires_at", "expires_at must be in the future.")
+	if r.ExpiresAt != nil && (!r.ExpiresAt.After(now) || r.ExpiresAt.UTC().Year() > maxYear) {
+		return r, nil, errs.Field("expires_at", fmt.Sprintf("expires_at must be in the future and not after the year %d.", maxYear))
 	}
 	return r, scopes, nil
 }

@@ -16,6 +16,7 @@ import (
 	"skerry.dev/skerry/internal/control/audit/auditpg"
 	"skerry.dev/skerry/internal/control/idempotency/idempotencypg"
 	"skerry.dev/skerry/internal/control/principal"
+	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
 	"skerry.dev/skerry/internal/kernel/page"
 	"skerry.dev/skerry/internal/pg"
@@ -48,6 +49,9 @@ func (s *Store) Create(ctx context.Context, key apikey.Key, hash []byte, secret 
 	return key, err
 }
 
+// errJunkCursor is a cursor that decodes and names no position.
+var errJunkCursor = errs.Invalid("invalid_cursor", "Use the next_cursor of the previous page as it was given, or leave cursor out.")
+
 // position is where a page ends.
 type position struct {
 	At time.Time `json:"at"`
@@ -63,9 +67,14 @@ func first() position {
 func (s *Store) List(ctx context.Context, team id.Team, p page.Request) (page.Page[apikey.Key], error) {
 	from := first()
 	if p.Cursor != "" {
-		if err := page.Decode(p.Cursor, &from); err != nil {
+		var after position
+		if err := page.Decode(p.Cursor, &after); err != nil {
 			return page.Page[apikey.Key]{}, err
 		}
+		if after.At.IsZero() {
+			return page.Page[apikey.Key]{}, errJunkCursor
+		}
+		from = after
 	}
 	rows, err := s.q.ListKeys(ctx, s.pool, sqlcgen.ListKeysParams{
 		TeamID: team, BeforeAt: from.At, BeforeID: from.ID.UUID(), MaxRows: int32(p.Limit + 1),

@@ -87,7 +87,8 @@ func (h *Handlers) BuildBase(w http.ResponseWriter, r *http.Request) {
 	cancel()
 	beat.Wait()
 	if err != nil {
-		_ = out.write(h.failure(r.Context(), err)) // the client is gone otherwise
+		failure := h.failure(r.Context(), err)
+		_ = out.write(&failure) // by address: only then it renders itself; when this fails the client is gone
 		return
 	}
 	made := toTemplate(t)
