@@ -25,8 +25,12 @@ func skerry(t *testing.T) *machine {
 	t.Helper()
 	testkit.Root(t)
 	sharedOnce.Do(func() {
+		var resolver string
+		if resolver, sharedErr = privateResolver(); sharedErr != nil {
+			return
+		}
 		var in *instance.Instance
-		in, sharedErr = instance.New(context.Background())
+		in, sharedErr = instance.New(context.Background(), "SKERRY_DNS="+resolver)
 		if in != nil {
 			shared = &machine{in}
 		}

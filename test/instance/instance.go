@@ -49,8 +49,9 @@ type Instance struct {
 	log  *os.File
 }
 
-// New starts a fresh instance on free ports and a data directory of its own.
-func New(ctx context.Context) (*Instance, error) {
+// New starts a fresh instance on free ports and a data directory of its own,
+// with further settings as NAME=value.
+func New(ctx context.Context, settings ...string) (*Instance, error) {
 	root, err := checkout()
 	if err != nil {
 		return nil, err
@@ -73,6 +74,7 @@ func New(ctx context.Context) (*Instance, error) {
 		"SKERRY_AGENT_LISTEN=127.0.0.1:"+strconv.Itoa(ports[1]),
 		"SKERRY_HOST_LISTEN=127.0.0.1:"+strconv.Itoa(ports[2]),
 	)
+	in.env = append(in.env, settings...)
 	if err := in.Start(ctx); err != nil {
 		return in, err
 	}
