@@ -125,7 +125,7 @@ func (r *Runner) launch(ctx context.Context, x Sandbox) (Launch, error) {
 
 // maxProcesses is how many processes a guest with so much memory may have. Each
 // costs its host memory that the guest does not see.
-func maxProcesses(memoryMB int64) int { return int(min(max(memoryMB/2, 64), 4096)) }
+func maxProcesses(memoryMB int64) int { return int(min(max(memoryMB/4, 64), 1024)) }
 
 // driveDelete ends a sandbox on its host. It is tried until the host confirms
 // or the operation's deadline has passed; then the row ends, and the inventory

@@ -339,6 +339,32 @@ chmod +x /tmp/bomb; /tmp/bomb; sleep 1000`,
 		})
 	})
 
+	t.Run("S14 the kernel refuses what goes beyond the fence", func(t *testing.T) {
+		d.init(guestapi.Init{Timestamp: time.Now(), DefaultUser: "root", MaxProcesses: 60})
+		o := d.run(ctxFor(t), sh(`mkdir -p /tmp/pids && mount -t cgroup -o pids none /tmp/pids && echo mounted; exec python3 -c '
+import threading, time
+n = 0
+try:
+    while n < 2000:
+        threading.Thread(target=time.sleep, args=(30,), daemon=True).start()
+        n += 1
+finally:
+    print("threads", n, flush=True)
+    time.sleep(30)
+'`))
+		var n int
+		if _, err := fmt.Sscanf(o.stdout.String(), "threads %d", &n); err != nil || n < 60 || n > 124 || o.end.GetExited() {
+			t.Errorf("%q %q %+v", o.stdout.String(), o.stderr.String(), o.end)
+		}
+		testkit.Eventually(t, 5*time.Second, "the event", func() bool {
+			e := seen(guestapi.EventProcessLimit)
+			return e != nil && strings.HasPrefix(e.Cmd, "python3") && e.Limit == 124
+		})
+		if o := d.run(ctxFor(t), sh("true")); !o.end.GetExited() {
+			t.Errorf("nothing runs any more: %+v", o)
+		}
+	})
+
 	if t.Failed() {
 		return // a dead sandbox answers nothing, not even a refusal
 	}

@@ -55,7 +55,9 @@ func Serve(ctx context.Context, stdin io.Reader, log *slog.Logger) error {
 		opt.Alone = os.Getppid() == 1
 	}
 	if doc.FenceFD > 2 {
-		opt.Fence = fence.FromFD(doc.FenceFD)
+		if opt.Fence, err = fence.FromFD(doc.FenceFD); err != nil {
+			return err
+		}
 		defer opt.Fence.Close()
 	}
 	if doc.ReportFD > 2 {

@@ -93,6 +93,15 @@ func (g *Guard) Run(ctx context.Context) {
 
 // look does what is needed and returns when to look again.
 func (g *Guard) look(ctx context.Context) time.Duration {
+	limit := g.opt.MaxProcesses()
+	// In a crowd every call of the kernel waits for all the others, so that what
+	// ends a bomb comes first and asks little.
+	if g.opt.Tasks != nil && limit > 0 {
+		if used, most := g.opt.Tasks(); used >= most && !g.threads(used, most) {
+			g.processes(ctx, used, limit, true)
+			return lookMin
+		}
+	}
 	next := g.memory(ctx)
 	if time.Since(g.diskAt) >= diskEvery {
 		g.diskAt = time.Now()
@@ -106,9 +115,9 @@ func (g *Guard) look(ctx context.Context) time.Duration {
 	if len(pids) <= 2 && next >= lookMax {
 		return lookAlone
 	}
-	if limit := g.opt.MaxProcesses(); limit > 0 {
+	if limit > 0 {
 		if len(pids) > limit {
-			g.processes(ctx, len(pids), limit)
+			g.processes(ctx, len(pids), limit, false)
 			return lookMin
 		}
 		// While their number changes it is looked at often: a bomb needs a few
@@ -118,11 +127,6 @@ func (g *Guard) look(ctx context.Context) time.Duration {
 		}
 		g.count = len(pids)
 		next = min(next, g.calm)
-	}
-	if g.opt.Tasks != nil {
-		if used, limit := g.opt.Tasks(); limit > 0 && used >= limit {
-			g.threads(used, limit)
-		}
 	}
 	return next
 }

@@ -32,14 +32,15 @@ const (
 // all processes are the sandbox's own, everybody but PID 1 and the daemon is
 // killed: sandbox and files survive, where the host would end all of it.
 // Processes that wait to be reaped count, since they hold a place in the table.
-func (g *Guard) processes(ctx context.Context, count, limit int) {
+// With outrun it is known already that looking takes too long.
+func (g *Guard) processes(ctx context.Context, count, limit int, outrun bool) {
 	again := time.Since(g.limitAt) < episode
 	g.limitAt = time.Now()
 	var killed int
 	var example procfs.Process
 	var cmd string
 	ended := false
-	if !again || !g.opt.Alone {
+	if !g.opt.Alone || !again && !outrun {
 		killed, example, cmd, ended = g.endLargest(ctx, limit)
 	}
 	if !ended && g.opt.Alone {
@@ -57,11 +58,16 @@ func (g *Guard) processes(ctx context.Context, count, limit int) {
 }
 
 // threads ends the process with the most threads when the kernel refuses more
-// tasks though there are not too many processes: nothing could be started.
-func (g *Guard) threads(used, limit int) {
+// tasks though there are not too many processes: nothing could be started. It
+// reports whether threads it was.
+func (g *Guard) threads(used, limit int) bool {
+	pids, err := procfs.PIDs()
+	if err != nil || len(pids) > limit/2 {
+		return false
+	}
 	all, err := procfs.All()
 	if err != nil {
-		return
+		return false
 	}
 	var victim procfs.Process
 	for _, p := range all {
@@ -69,15 +75,13 @@ func (g *Guard) threads(used, limit int) {
 			victim = p
 		}
 	}
-	if victim.Threads < limit/4 {
-		return // many together: their number is for the limit of processes
-	}
 	cmd := procfs.Command(victim.PID, victim.Comm)
-	if unix.Kill(victim.PID, unix.SIGKILL) != nil {
-		return
+	if victim.PID == 0 || unix.Kill(victim.PID, unix.SIGKILL) != nil {
+		return false
 	}
 	g.opt.Log.Warn("too many threads: the process with the most was ended", "pid", victim.PID, "threads", victim.Threads, "limit", limit)
 	g.opt.Emit(guestapi.Event{Kind: guestapi.EventProcessLimit, PID: victim.PID, Cmd: cmd, Processes: used, Limit: limit, Killed: 1})
+	return true
 }
 
 // endCrowd ends the largest family when memory is short and no single process
@@ -125,13 +129,19 @@ func (g *Guard) endLargest(ctx context.Context, limit int) (killed int, example 
 		if g.opt.Alone {
 			_ = unix.Kill(-1, unix.SIGSTOP)
 		}
-		all, err := procfs.All()
+		pids, err := procfs.PIDs()
 		if err != nil {
 			return killed, example, cmd, false
 		}
-		left, dying := all[:0], 0
-		for _, p := range all {
+		var left []procfs.Process
+		dying := 0
+		for _, pid := range pids {
+			if g.opt.Alone && time.Since(began) > struggle {
+				return killed, example, cmd, false
+			}
+			p, ok := procfs.Read(pid)
 			switch {
+			case !ok:
 			case p.PID == 1 || p.PID == g.self || p.Group <= 1:
 			case !groups[p.Group]:
 				left = append(left, p)

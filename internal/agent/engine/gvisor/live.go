@@ -46,7 +46,7 @@ func (e *Engine) Resize(ctx context.Context, h engine.Handle, res engine.Resourc
 		id, old := string(r.ID), r.Resources
 		err := e.cg.setCPU(id, res.CPUMillis)
 		if err == nil {
-			err = e.cg.setPids(id, pidsFuse(res.MaxProcesses))
+			err = e.cg.setPids(id, pidsFuse(res))
 		}
 		if err == nil {
 			r.Resources = res
@@ -54,7 +54,7 @@ func (e *Engine) Resize(ctx context.Context, h engine.Handle, res engine.Resourc
 		}
 		if err != nil {
 			_ = e.cg.setCPU(id, old.CPUMillis)
-			_ = e.cg.setPids(id, pidsFuse(old.MaxProcesses))
+			_ = e.cg.setPids(id, pidsFuse(old))
 		}
 		return err
 	})

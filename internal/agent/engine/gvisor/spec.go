@@ -20,11 +20,15 @@ func cpuQuota(millis int) int { return millis * cpuPeriod / 1000 }
 // cpuShares are v1's; runsc converts them to a weight on v2.
 func cpuShares(millis int) uint64 { return uint64(max(2, millis*1024/1000)) }
 
-// pidsFuse is the host's limit for a guest's limit of n processes. A guest that
-// hits the host's limit dies as a whole, so that it is far above what the guest
-// can reach: half as many processes again and a few, for which the host has two
-// to three tasks each.
-func pidsFuse(n int) int64 { return 1000 + 6*int64(n) }
+// pidsFuse is the host's limit on tasks. A guest that hits it dies as a whole, so
+// that it lies far above what the guest can reach: each of its address spaces is
+// a process on the host with a thread per CPU and one more, none of them ends
+// before the sandbox does, and a fork has one even when it fails, so that a bomb
+// has several times as many as processes are allowed.
+func pidsFuse(r engine.Resources) int64 {
+	cpus := max(2, (int64(r.CPUMillis)+999)/1000)
+	return 1000 + 4*(int64(r.MaxProcesses)+64)*(cpus+2)
+}
 
 // caps of PID 1, in the guest's kernel. The first part is what a container
 // usually has; the daemon hands on no more than these. The second is its own:
@@ -61,7 +65,7 @@ func shmSize(r engine.Resources) int64 { return r.MemoryBytes / 2 &^ 4095 }
 func (e *Engine) runtimeSpec(s *engine.Spec) *specs.Spec {
 	caps := append(append([]string{}, containerCaps...), daemonCaps...)
 	quota, period, shares := int64(cpuQuota(s.Resources.CPUMillis)), uint64(cpuPeriod), cpuShares(s.Resources.CPUMillis)
-	memory, pids := s.Resources.MemoryBytes, pidsFuse(s.Resources.MaxProcesses)
+	memory, pids := s.Resources.MemoryBytes, pidsFuse(s.Resources)
 	return &specs.Spec{
 		Version:  "1.2.0",
 		Hostname: s.Hostname,
