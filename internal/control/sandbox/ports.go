@@ -89,8 +89,9 @@ type Store interface {
 	Get(ctx context.Context, sandbox id.Sandbox) (Sandbox, error)
 	// WithUser is Get with the user of the template.
 	WithUser(ctx context.Context, sandbox id.Sandbox) (Sandbox, string, error)
-	// Seen reads many at once, for those who wait.
-	Seen(ctx context.Context, sandboxes []id.Sandbox) ([]Sandbox, error)
+	// Seen reads many at once, for those who wait: of the given ones those whose
+	// UpdatedAt is not the given one.
+	Seen(ctx context.Context, seen map[id.Sandbox]time.Time) ([]Sandbox, error)
 	List(ctx context.Context, f Filter, p page.Request) (page.Page[Sandbox], error)
 	Events(ctx context.Context, sandbox id.Sandbox, p page.Request) (page.Page[Event], error)
 

@@ -23,7 +23,15 @@ type Watch struct {
 	log   *slog.Logger
 
 	mu   sync.Mutex
-	subs map[id.Sandbox]map[*subscription]struct{}
+	subs map[id.Sandbox]*watched
+}
+
+// watched is a sandbox that somebody waits for.
+type watched struct {
+	by map[*subscription]struct{}
+	// seen is the UpdatedAt of what Run told all of by; zero when one of them
+	// was not told yet.
+	seen time.Time
 }
 
 type subscription struct {
@@ -37,7 +45,7 @@ type subscription struct {
 
 // NewWatch reads from store.
 func NewWatch(store Store, log *slog.Logger) *Watch {
-	return &Watch{store: store, log: log, subs: map[id.Sandbox]map[*subscription]struct{}{}}
+	return &Watch{store: store, log: log, subs: map[id.Sandbox]*watched{}}
 }
 
 // changes subscribes to a sandbox until stop is called. Subscribe first, then
@@ -61,17 +69,20 @@ func (w *Watch) add(x id.Sandbox, s *subscription) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.subs[x] == nil {
-		w.subs[x] = map[*subscription]struct{}{}
+		w.subs[x] = &watched{by: map[*subscription]struct{}{}}
 	}
-	w.subs[x][s] = struct{}{}
+	w.subs[x].by[s] = struct{}{}
+	w.subs[x].seen = time.Time{}
 }
 
 func (w *Watch) remove(x id.Sandbox, s *subscription) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	delete(w.subs[x], s)
-	if len(w.subs[x]) == 0 {
-		delete(w.subs, x)
+	if on := w.subs[x]; on != nil {
+		delete(on.by, s)
+		if len(on.by) == 0 {
+			delete(w.subs, x)
+		}
 	}
 }
 
@@ -79,11 +90,21 @@ func (w *Watch) remove(x id.Sandbox, s *subscription) {
 func (w *Watch) Publish(x Sandbox) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for s := range w.subs[x.ID] {
+	w.tell(x)
+}
+
+// tell is called with mu held; what it returns is nil when nobody waits any
+// more.
+func (w *Watch) tell(x Sandbox) *watched {
+	on := w.subs[x.ID]
+	if on == nil {
+		return nil
+	}
+	for s := range on.by {
 		if s.ended != nil {
 			if x.Incarnation != s.incarnation || !usable(x.Status) {
 				close(s.ended)
-				delete(w.subs[x.ID], s)
+				delete(on.by, s)
 			}
 			continue
 		}
@@ -93,9 +114,11 @@ func (w *Watch) Publish(x Sandbox) {
 		}
 		s.told <- x
 	}
-	if len(w.subs[x.ID]) == 0 {
+	if len(on.by) == 0 {
 		delete(w.subs, x.ID)
+		return nil
 	}
+	return on
 }
 
 // usable: the guest daemon of a sandbox in s can be spoken to.
@@ -111,7 +134,7 @@ func (w *Watch) Run(ctx context.Context) error {
 			return nil
 		case <-ticker.C:
 		}
-		for batch := range w.batches() {
+		for _, batch := range w.batches() {
 			if err := w.look(ctx, batch); err != nil && ctx.Err() == nil {
 				w.log.WarnContext(ctx, "cannot read watched sandboxes", "error", err)
 			}
@@ -119,33 +142,35 @@ func (w *Watch) Run(ctx context.Context) error {
 	}
 }
 
-func (w *Watch) look(ctx context.Context, batch []id.Sandbox) error {
+func (w *Watch) look(ctx context.Context, batch map[id.Sandbox]time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	seen, err := w.store.Seen(ctx, batch)
 	if err != nil {
 		return err
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	for _, x := range seen {
-		w.Publish(x)
+		// Only what is told here counts as seen: it may be older than what was
+		// published meanwhile, and is then told again.
+		if on := w.tell(x); on != nil {
+			on.seen = x.UpdatedAt
+		}
 	}
 	return nil
 }
 
-func (w *Watch) batches() func(yield func([]id.Sandbox) bool) {
+// batches are all that are waited for, with what was last seen of them.
+func (w *Watch) batches() []map[id.Sandbox]time.Time {
 	w.mu.Lock()
-	all := make([]id.Sandbox, 0, len(w.subs))
-	for x := range w.subs {
-		all = append(all, x)
-	}
-	w.mu.Unlock()
-	return func(yield func([]id.Sandbox) bool) {
-		for len(all) > 0 {
-			n := min(len(all), watchBatch)
-			if !yield(all[:n]) {
-				return
-			}
-			all = all[n:]
+	defer w.mu.Unlock()
+	var all []map[id.Sandbox]time.Time
+	for x, on := range w.subs {
+		if len(all) == 0 || len(all[len(all)-1]) == watchBatch {
+			all = append(all, make(map[id.Sandbox]time.Time, min(len(w.subs), watchBatch)))
 		}
+		all[len(all)-1][x] = on.seen
 	}
+	return all
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"testing"
+	"time"
 
 	"skerry.dev/skerry/internal/control/sandbox"
 	"skerry.dev/skerry/internal/control/sandbox/sandboxtest"
@@ -112,5 +113,30 @@ func TestS1_BadRequestsNameTheField(t *testing.T) {
 		if err := r.Validate(); errs.CodeOf(err) != errs.CodeInvalid || errs.As(err).Details["field"] != field {
 			t.Errorf("%s: %v", field, err)
 		}
+	}
+}
+
+// What stays as it is costs those who wait for it no row, however long they wait.
+func TestSeenTellsOnlyWhatChanged(t *testing.T) {
+	w := sandboxtest.NewWorld(t, pgtest.New(t), 8, 8192)
+	s := w.Serve(sandbox.Config{})
+	ctx := context.Background()
+	still, moved := create(t, w, s, request()), create(t, w, s, request())
+	before := map[id.Sandbox]time.Time{still.ID: {}, moved.ID: {}}
+	got, err := w.Store.Seen(ctx, before)
+	if err != nil || len(got) != 2 {
+		t.Fatalf("the first look sees %d (%v), want both", len(got), err)
+	}
+	for _, x := range got {
+		before[x.ID] = x.UpdatedAt
+	}
+	if got, err := w.Store.Seen(ctx, before); err != nil || len(got) != 0 {
+		t.Errorf("the second look sees %d (%v), want nothing", len(got), err)
+	}
+	if err := s.Service.Delete(ctx, w.User(), moved.ID); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := w.Store.Seen(ctx, before); err != nil || len(got) != 1 || got[0].ID != moved.ID || got[0].Status != sandbox.StatusStopped {
+		t.Errorf("after a delete it sees %v (%v)", got, err)
 	}
 }

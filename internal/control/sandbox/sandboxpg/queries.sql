@@ -106,9 +106,12 @@ FROM sandboxes s JOIN hosts h ON h.id = s.host_id JOIN templates t ON t.id = s.t
 WHERE s.id = sqlc.arg(id);
 
 -- name: SeenSandboxes :many
+-- Those that are not as they were seen.
 SELECT sqlc.embed(s), h.address, h.status AS host_status
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id
-WHERE s.id = ANY(sqlc.arg(ids)::uuid[]);
+WHERE s.id IN (
+    SELECT x.id FROM (SELECT unnest(sqlc.arg(ids)::uuid[]) AS id, unnest(sqlc.arg(seen)::timestamptz[]) AS seen) AS w JOIN sandboxes x ON x.id = w.id
+    WHERE x.updated_at <> w.seen);
 
 -- name: ListSandboxes :many
 SELECT sqlc.embed(s), h.address, h.status AS host_status

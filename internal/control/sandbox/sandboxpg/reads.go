@@ -88,8 +88,12 @@ func (s *Store) Events(ctx context.Context, x id.Sandbox, p page.Request) (page.
 }
 
 // Seen implements sandbox.Store.
-func (s *Store) Seen(ctx context.Context, ids []id.Sandbox) ([]sandbox.Sandbox, error) {
-	rows, err := s.q.SeenSandboxes(ctx, s.pool, bare(ids))
+func (s *Store) Seen(ctx context.Context, seen map[id.Sandbox]time.Time) ([]sandbox.Sandbox, error) {
+	params := sqlcgen.SeenSandboxesParams{Ids: make([]uuid.UUID, 0, len(seen)), Seen: make([]time.Time, 0, len(seen))}
+	for x, at := range seen {
+		params.Ids, params.Seen = append(params.Ids, x.UUID()), append(params.Seen, at)
+	}
+	rows, err := s.q.SeenSandboxes(ctx, s.pool, params)
 	if err != nil {
 		return nil, pg.Map(err)
 	}

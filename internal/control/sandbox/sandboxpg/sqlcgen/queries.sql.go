@@ -878,8 +878,15 @@ func (q *Queries) ReservedByHost(ctx context.Context, db DBTX, arg ReservedByHos
 const seenSandboxes = `-- name: SeenSandboxes :many
 SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id
-WHERE s.id = ANY($1::uuid[])
+WHERE s.id IN (
+    SELECT x.id FROM (SELECT unnest($1::uuid[]) AS id, unnest($2::timestamptz[]) AS seen) AS w JOIN sandboxes x ON x.id = w.id
+    WHERE x.updated_at <> w.seen)
 `
+
+type SeenSandboxesParams struct {
+	Ids  []uuid.UUID
+	Seen []time.Time
+}
 
 type SeenSandboxesRow struct {
 	Sandbox    Sandbox
@@ -887,8 +894,9 @@ type SeenSandboxesRow struct {
 	HostStatus string
 }
 
-func (q *Queries) SeenSandboxes(ctx context.Context, db DBTX, ids []uuid.UUID) ([]SeenSandboxesRow, error) {
-	rows, err := db.Query(ctx, seenSandboxes, ids)
+// Those that are not as they were seen.
+func (q *Queries) SeenSandboxes(ctx context.Context, db DBTX, arg SeenSandboxesParams) ([]SeenSandboxesRow, error) {
+	rows, err := db.Query(ctx, seenSandboxes, arg.Ids, arg.Seen)
 	if err != nil {
 		return nil, err
 	}
