@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -255,6 +257,13 @@ func TestS15_AnExitIsNoticedAndCutsConnections(t *testing.T) {
 		return len(inv) == 1 && inv[0].Phase == journal.PhaseExited && inv[0].EndReason == engine.ExitOutOfMemory
 	})
 	testkit.Eventually(t, 5*time.Second, "cut connections", func() bool { return a.links[0].closed.Load() })
+	// Nobody has to come by: the record alone is left.
+	testkit.Eventually(t, 5*time.Second, "nothing left on the host", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		entries, err := os.ReadDir(filepath.Join(dir, "instances"))
+		return err == nil && len(entries) == 0 && len(w.slots) == 0 && len(w.images) == 0
+	})
 	_, err := a.Dial(t.Context(), s.Sandbox, 1, 80)
 	wantReason(t, err, "sandbox_not_running")
 	if again, err := a.Create(t.Context(), s); err != nil || again.Phase != journal.PhaseExited {

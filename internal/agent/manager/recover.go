@@ -60,14 +60,15 @@ func (m *Manager) recoverOne(ctx context.Context, s *entry, op *operation) {
 		m.finishCleanup(s, op)
 		return
 	}
+	if rec.Phase == journal.PhaseExited {
+		m.bare(rec) // the agent may have died before it came to that
+		m.settle(s, op, rec, nil)
+		return
+	}
 	if rec.Slot >= 0 {
 		if _, err := m.cfg.Networks.Adopt(ctx, rec.Slot, rec.Instance); err != nil {
 			m.log(rec).Error("a sandbox's network slot is lost", "slot", rec.Slot, "err", err)
 		}
-	}
-	if rec.Phase == journal.PhaseExited {
-		m.settle(s, op, rec, nil)
-		return
 	}
 	if !m.tryReadopt(ctx, s, op, rec) {
 		m.settle(s, op, rec, nil)
@@ -184,7 +185,9 @@ func (m *Manager) sweepUnowned(ctx context.Context) error {
 	images := make(map[string]string, len(m.sandboxes))
 	owners := make(map[engine.InstanceID]bool, len(m.sandboxes))
 	for _, s := range m.sandboxes {
-		images[string(s.rec.Instance)] = s.rec.Spec.Image.Digest
+		if s.rec.Phase != journal.PhaseExited {
+			images[string(s.rec.Instance)] = s.rec.Spec.Image.Digest
+		}
 		owners[s.rec.Instance] = true
 	}
 	m.mu.Unlock()

@@ -156,6 +156,7 @@ func (m *Manager) startExit(s *entry, exit engine.Exit) {
 			m.log(rec).Error("an exit could not be recorded", "err", err)
 		} else {
 			m.log(rec).Info("sandbox ended", "end_reason", rec.EndReason, "exit_code", exit.Code)
+			m.bare(rec)
 		}
 		m.mu.Lock()
 		defer m.mu.Unlock()
@@ -163,8 +164,19 @@ func (m *Manager) startExit(s *entry, exit engine.Exit) {
 	})
 }
 
+// bare leaves nothing of an ended sandbox but its record, which tells how it
+// ended until the control plane has it destroyed. What fails is left to that.
+func (m *Manager) bare(rec journal.Record) {
+	if err := m.undo(rec, len(createTable())); err != nil {
+		m.log(rec).Warn("not all of an ended sandbox could be removed yet", "err", err)
+	}
+}
+
+// ended is the record of an exit. The slot is found by its owner from here on,
+// since its number may already be somebody else's.
 func ended(rec journal.Record, exit engine.Exit) journal.Record {
 	rec.Phase = journal.PhaseExited
+	rec.Slot = -1
 	rec.EndReason = exit.Reason
 	rec.EndedAt = exit.At
 	return rec
