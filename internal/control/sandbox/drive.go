@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -45,9 +46,13 @@ func (r *Runner) driveCreate(ctx context.Context, op Operation) error {
 	}
 	callCtx, cancel := context.WithDeadline(ctx, op.DeadlineAt)
 	defer cancel()
-	launched, err := r.agents.CreateSandbox(callCtx, x.Host, launch)
+	var launched Launched
+	err = r.call(x.Host.ID, func() (err error) {
+		launched, err = r.agents.CreateSandbox(callCtx, x.Host, launch)
+		return err
+	})
 	if err != nil {
-		if ctx.Err() != nil || again(err) && time.Since(op.CreatedAt) < r.cfg.Patience && callCtx.Err() == nil {
+		if errors.Is(err, errCrowded) && callCtx.Err() == nil || ctx.Err() != nil || again(err) && time.Since(op.CreatedAt) < r.cfg.Patience && callCtx.Err() == nil {
 			return err
 		}
 		if callCtx.Err() != nil {
@@ -146,7 +151,12 @@ func (r *Runner) driveDelete(ctx context.Context, op Operation) error {
 		Event: "stopped", EventData: map[string]any{"reason": x.EndReason},
 	}
 	if time.Now().Before(op.DeadlineAt) {
-		if err := r.agents.DestroySandbox(ctx, x.Host, x.ID, x.Incarnation, x.EndReason); err != nil {
+		err := r.call(x.Host.ID, func() error {
+			callCtx, cancel := context.WithTimeout(ctx, r.cfg.Destroy)
+			defer cancel()
+			return r.agents.DestroySandbox(callCtx, x.Host, x.ID, x.Incarnation, x.EndReason)
+		})
+		if err != nil {
 			return err
 		}
 		if err := r.step(StepDeleteDestroyed, op); err != nil {

@@ -41,8 +41,14 @@ func Steps() []Step {
 
 // Config of the runner. Zero values take the defaults.
 type Config struct {
-	// Parallel bounds the operations driven at once by this server; default 64.
+	// Parallel bounds the operations driven at once by this server; default 256.
 	Parallel int
+	// PerHost bounds those of them that wait for one host, so that a host that
+	// does not answer holds up its own sandboxes and few others; default 64, as
+	// many creates as a host takes.
+	PerHost int
+	// Destroy bounds one attempt to have a host end a sandbox; default 1 min.
+	Destroy time.Duration
 	// Lease is how long a server that died keeps others from going on; default
 	// 10 s. It is renewed at a third of it.
 	Lease time.Duration
@@ -58,7 +64,13 @@ type Config struct {
 
 func (c Config) withDefaults() Config {
 	if c.Parallel == 0 {
-		c.Parallel = 64
+		c.Parallel = 256
+	}
+	if c.PerHost == 0 {
+		c.PerHost = 64
+	}
+	if c.Destroy == 0 {
+		c.Destroy = time.Minute
 	}
 	if c.Lease == 0 {
 		c.Lease = 10 * time.Second
@@ -94,6 +106,7 @@ type Runner struct {
 	mu      sync.Mutex
 	running context.Context // nil while Run does not run
 	held    map[id.Operation]context.CancelCauseFunc
+	calling map[id.Host]int // operations that wait for a host; no zeros
 	wg      sync.WaitGroup
 }
 
@@ -104,6 +117,7 @@ func NewRunner(store Store, agents Agents, templates Templates, secret keyring.S
 		store: store, agents: agents, templates: templates, secret: secret, watch: watch, cfg: cfg, log: log,
 		lease: Lease{Owner: uuid.New(), For: cfg.Lease},
 		slots: make(chan struct{}, cfg.Parallel), wake: make(chan struct{}, 1), held: map[id.Operation]context.CancelCauseFunc{},
+		calling: map[id.Host]int{},
 	}
 }
 
@@ -266,6 +280,30 @@ func (r *Runner) letGo(op id.Operation) {
 	}
 }
 
+// crowdedPause is when an operation asks again for its turn at a host.
+const crowdedPause = 250 * time.Millisecond
+
+var errCrowded = errors.New("as many operations as may are waiting for this host")
+
+// call makes a call to a host, within the host's share of this server's hands.
+func (r *Runner) call(h id.Host, call func() error) error {
+	r.mu.Lock()
+	if r.calling[h] >= r.cfg.PerHost {
+		r.mu.Unlock()
+		return errCrowded
+	}
+	r.calling[h]++
+	r.mu.Unlock()
+	defer func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.calling[h]--; r.calling[h] == 0 {
+			delete(r.calling, h)
+		}
+	}()
+	return call()
+}
+
 // errAbandoned is OnStep's wish to die here.
 var errAbandoned = errors.New("abandoned at a step")
 
@@ -296,9 +334,12 @@ func (r *Runner) drive(ctx context.Context, op Operation) {
 		return
 	}
 	pause := backoff(op.Attempts)
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		pause = 0 // we leave; another server goes on at once
-	} else {
+	case errors.Is(err, errCrowded):
+		pause = crowdedPause
+	default:
 		log.WarnContext(ctx, "operation will be tried again", "error", err, "attempts", op.Attempts, "pause", pause)
 	}
 	// The lease must be given back also when this server is about to leave.

@@ -354,6 +354,50 @@ func TestS2_DeleteAnswersWhenTheHostIsAway(t *testing.T) {
 	}
 }
 
+// A host that takes calls and never answers keeps no other host's sandboxes
+// waiting, and an end that it swallowed is asked for again.
+func TestS4_AHostThatNeverAnswersHoldsUpOnlyItsOwn(t *testing.T) {
+	w := sandboxtest.NewWorld(t, pgtest.New(t), 64, 65536)
+	var mute sync.Map // sandboxes whose host does not answer
+	var asked atomic.Int64
+	w.Agents.Before = func(ctx context.Context, call string, x id.Sandbox) error {
+		if _, ok := mute.Load(x); ok && call == "destroy" {
+			asked.Add(1)
+			<-ctx.Done()
+		}
+		return ctx.Err()
+	}
+	s := w.Serve(sandbox.Config{Parallel: 4, PerHost: 2, Destroy: 200 * time.Millisecond})
+	var stuck []id.Sandbox
+	for range 6 {
+		x := create(t, w, s, request())
+		mute.Store(x.ID, true)
+		stuck = append(stuck, x.ID)
+	}
+	good := w.AddHost(64, 65536)
+	if _, err := w.Pool.Exec(context.Background(), `UPDATE hosts SET status = 'unreachable' WHERE id <> $1`, good); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	var deletes sync.WaitGroup
+	defer deletes.Wait()
+	defer cancel()
+	for _, x := range stuck {
+		deletes.Go(func() { _ = s.Service.Delete(ctx, w.User(), x) })
+	}
+	testkit.Eventually(t, 10*time.Second, "ends that are asked for more than once", func() bool { return asked.Load() > 4 })
+	for range 3 {
+		if x := create(t, w, s, request()); x.Host.ID != good || x.Status != sandbox.StatusRunning {
+			t.Errorf("created %+v", x)
+		}
+	}
+	mute.Clear()
+	for _, x := range stuck {
+		testkit.Eventually(t, 30*time.Second, "the end", func() bool { return get(t, w, x).Status == sandbox.StatusStopped })
+	}
+}
+
 func TestS7_TheDeadlineKillsOrWaits(t *testing.T) {
 	w := sandboxtest.NewWorld(t, pgtest.New(t), 8, 8192)
 	s := w.Serve(sandbox.Config{})
