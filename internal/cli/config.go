@@ -204,7 +204,7 @@ func (cmd *loginCmd) Run(e *Env, g *Globals) error {
 		return err
 	}
 	if c.KeyID != "" {
-		if err := client.DeleteAPIKey(e.Context, c.KeyID); err != nil && !sdk.Is(err, "not_found") {
+		if err := client.DeleteAPIKey(e.Context, c.KeyID); err != nil && !sdk.Is(err, "api_key_not_found") {
 			fmt.Fprintf(e.Stderr, "skerry: the former key %s could not be revoked: %s\n", c.KeyID, clean(err.Error()))
 		}
 	}
