@@ -275,3 +275,48 @@ func TestBar(t *testing.T) {
 		t.Errorf("line\n%q, want\n%q", got, want)
 	}
 }
+
+func TestLoginAgainAfterTheFormerKeyWasRevoked(t *testing.T) {
+	e, stderr := testEnv(t)
+	type m = map[string]any
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		status, answer := http.StatusOK, m{}
+		user := m{"id": "user-1", "email": "ann@example.org", "name": "Ann", "is_admin": false}
+		switch r.Method + " " + r.URL.Path {
+		case "POST /v1/auth/login":
+			answer = m{"token": "jwt", "expires_at": "2026-01-02T03:04:05.000000Z", "user": user, "team": nil}
+		case "GET /v1/me":
+			answer = m{"user": user, "team": nil}
+		case "POST /v1/api-keys":
+			status = http.StatusCreated
+			answer = m{"key": "skerry_new", "api_key": m{
+				"id": "key-2", "name": "n", "prefix": "skerry_", "scopes": []string{}, "created_by": "Ann", "created_at": "2026-01-02T03:04:05.000000Z",
+			}}
+		case "DELETE /v1/api-keys/key-1":
+			status, answer = http.StatusNotFound, m{"error": m{"code": "api_key_not_found", "message": "There is no such API key in your team.", "request_id": "r"}}
+		default:
+			status = http.StatusNoContent
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		if status != http.StatusNoContent {
+			_ = json.NewEncoder(w).Encode(answer)
+		}
+	}))
+	defer server.Close()
+	e.Getenv = func(name string) string {
+		return map[string]string{"SKERRY_EMAIL": "ann@example.org", "SKERRY_PASSWORD": "a long password"}[name]
+	}
+	if err := e.keep(credentials{URL: server.URL, APIKey: "skerry_old", KeyID: "key-1"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := (&loginCmd{}).Run(e, &Globals{}); err != nil {
+		t.Fatal(err)
+	}
+	if stderr.Len() != 0 {
+		t.Errorf("it complains: %s", stderr)
+	}
+	if kept, err := e.find(&Globals{}); err != nil || kept.APIKey != "skerry_new" || kept.KeyID != "key-2" {
+		t.Errorf("kept %+v (%v)", kept, err)
+	}
+}

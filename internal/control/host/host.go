@@ -140,8 +140,8 @@ func (r CreateRequest) Validate() error {
 	if r.Type != TypeRegular && r.Type != TypeBYOC {
 		return errs.Field("type", "type must be regular or byoc.")
 	}
-	if len(r.Name) > 100 || !text(r.Name, 100) {
-		return errs.Field("name", "name must be 1 to 100 printable characters.")
+	if !text(r.Name, maxName) {
+		return errs.Field("name", fmt.Sprintf("name must be at most %d bytes of printable characters.", maxName))
 	}
 	if !text(r.Provider, 100) {
 		return errs.Field("provider", "provider must be at most 100 printable characters.")
@@ -160,8 +160,20 @@ func (r CreateRequest) Validate() error {
 	return nil
 }
 
+// maxName bounds the name of a host.
+const maxName = 100
+
 // Unnamed is what a host is called until its agent says its machine's name.
 const Unnamed = "(new host)"
+
+// NameOf is what a host is called after its machine, whose name may be missing
+// or longer than a host's.
+func NameOf(hostname string) string {
+	if name := []rune(strings.TrimSpace(hostname)); len(name) > 0 {
+		return string(name[:min(len(name), maxName)])
+	}
+	return Unnamed
+}
 
 // Created is a host waiting for its agent, with the token it joins with. It is
 // kept, sealed, to answer a repeated request.

@@ -7,6 +7,10 @@ RETURNING *;
 -- name: ByocTeam :one
 SELECT id FROM teams WHERE id = sqlc.arg(id) AND is_byoc AND deleted_at IS NULL FOR KEY SHARE;
 
+-- name: LockHost :exec
+-- Of two who issue a token at once one comes second, and voids the other's.
+SELECT id FROM hosts WHERE id = sqlc.arg(id) FOR NO KEY UPDATE;
+
 -- name: RevokeTokens :exec
 UPDATE host_registration_tokens SET revoked_at = now() WHERE host_id = sqlc.arg(host_id) AND revoked_at IS NULL;
 

@@ -325,3 +325,48 @@ func TestH6_OnlineOnlyAfterItWasReached(t *testing.T) {
 		t.Errorf("%d entries of marked_up, want 2", n)
 	}
 }
+
+func TestH1_OfTokensIssuedAtOnceOneWorks(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	admin := w.admin(t)
+	made, err := w.hosts.Create(ctx, admin, host.CreateRequest{Type: host.TypeRegular})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				if _, err := w.hosts.IssueToken(ctx, admin, made.Host.ID); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		var valid int
+		if err := w.pool.QueryRow(ctx, `SELECT count(*) FROM host_registration_tokens WHERE revoked_at IS NULL`).Scan(&valid); err != nil || valid != 1 {
+			t.Fatalf("%d tokens are valid (%v), want the last one", valid, err)
+		}
+	}
+}
+
+func TestH2_AnyMachineNameMayJoin(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	admin := w.admin(t)
+	for hostname, want := range map[string]string{"": host.Unnamed, strings.Repeat("ä", 120): strings.Repeat("ä", 100), "box": "box"} {
+		made, err := w.hosts.Create(ctx, admin, host.CreateRequest{Type: host.TypeRegular})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := facts()
+		f.Hostname = hostname
+		if _, err := w.hosts.Register(ctx, principal.Principal{}, made.Token, newMachine(t).csr, f); err != nil {
+			t.Errorf("a machine called %q: %v", hostname, err)
+		}
+		if got, err := w.hosts.Get(ctx, admin, made.Host.ID); err != nil || got.Name != want {
+			t.Errorf("a machine called %q became %q (%v)", hostname, got.Name, err)
+		}
+	}
+}

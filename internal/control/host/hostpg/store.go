@@ -78,6 +78,9 @@ func (s *Store) NewToken(ctx context.Context, h id.Host, token host.NewToken, en
 	var out host.Created
 	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
 		return idempotencypg.Once(ctx, tx, func() (any, error) {
+			if err := s.q.LockHost(ctx, tx, h); err != nil {
+				return nil, err
+			}
 			known, err := s.get(ctx, tx, h)
 			if err != nil {
 				return nil, err
@@ -147,7 +150,7 @@ func (s *Store) repeat(ctx context.Context, tx pgx.Tx, t sqlcgen.LockTokenRow, r
 func (s *Store) join(ctx context.Context, tx pgx.Tx, h id.Host, r host.Registration) (host.Joined, error) {
 	f := r.Facts
 	row, err := s.q.RegisterHost(ctx, tx, sqlcgen.RegisterHostParams{
-		ID: h, Placeholder: host.Unnamed, Name: f.Hostname, Arch: f.Arch, CpuCount: int32(f.CPUs), MemoryBytes: f.MemoryBytes, DiskBytes: f.DiskBytes,
+		ID: h, Placeholder: host.Unnamed, Name: host.NameOf(f.Hostname), Arch: f.Arch, CpuCount: int32(f.CPUs), MemoryBytes: f.MemoryBytes, DiskBytes: f.DiskBytes,
 		Kernel: f.Kernel, AgentVersion: f.Version, Engines: host.EnginesJSON(f.Engines), Address: f.Address,
 	})
 	if err != nil {

@@ -16,6 +16,10 @@ WHERE deleted_at IS NULL AND team_id IN (sqlc.arg(team_id), '00000000-0000-0000-
 ORDER BY created_at DESC, id DESC
 LIMIT sqlc.arg(max_rows);
 
+-- name: LockTeam :exec
+-- Of two builds that end at once one comes second, and retires the other's.
+SELECT id FROM teams WHERE id = sqlc.arg(id) FOR NO KEY UPDATE;
+
 -- name: RetireByName :exec
 UPDATE templates SET deleted_at = now(), updated_at = now()
 WHERE team_id = sqlc.arg(team_id) AND name = sqlc.arg(name) AND deleted_at IS NULL;

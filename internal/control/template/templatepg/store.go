@@ -79,6 +79,9 @@ func (s *Store) List(ctx context.Context, team id.Team, p page.Request) (page.Pa
 func (s *Store) Publish(ctx context.Context, t template.Template, entry audit.Entry) (template.Template, error) {
 	var out template.Template
 	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
+		if err := s.q.LockTeam(ctx, tx, t.TeamID); err != nil {
+			return err
+		}
 		if err := s.q.RetireByName(ctx, tx, sqlcgen.RetireByNameParams{TeamID: t.TeamID, Name: t.Name}); err != nil {
 			return err
 		}

@@ -3,10 +3,12 @@ package templatepg_test
 import (
 	"context"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"skerry.dev/skerry/internal/artifact"
+	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/host"
 	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/control/template"
@@ -87,5 +89,26 @@ func TestP2_ANewBaseReplacesTheNameNotTheRow(t *testing.T) {
 	b.digest = "../../etc/passwd"
 	if _, err := s.BuildBase(ctx, admin, func(string) error { return nil }); errs.CodeOf(err) != errs.CodeInternal {
 		t.Errorf("a broken digest from a host: %v", err)
+	}
+}
+
+func TestP2_BuildsThatEndAtOnceFollowOneAnother(t *testing.T) {
+	pool := pgtest.New(t)
+	ctx := context.Background()
+	store := templatepg.New(pool)
+	digest := artifact.Digest(strings.Repeat("aa", 32))
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			tpl := template.Template{ID: id.NewTemplate(), TeamID: id.PlatformTeamID, Name: "base", ImageDigest: digest, ManifestDigest: digest}
+			if _, err := store.Publish(ctx, tpl, audit.By(principal.System("test")).TemplateBuilt(tpl.TeamID, tpl.ID, tpl.Name, true)); err != nil {
+				t.Errorf("a whole build was for nothing: %v", err)
+			}
+		})
+	}
+	wg.Wait()
+	var living, all int
+	if err := pool.QueryRow(ctx, `SELECT count(*) FILTER (WHERE deleted_at IS NULL), count(*) FROM templates`).Scan(&living, &all); err != nil || living != 1 || all != 8 {
+		t.Errorf("%d of %d templates live (%v), want 1 of 8", living, all, err)
 	}
 }

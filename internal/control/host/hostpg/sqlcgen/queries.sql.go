@@ -427,6 +427,16 @@ func (q *Queries) LockFamily(ctx context.Context, db DBTX, argID id.HostRefreshT
 	return i, err
 }
 
+const lockHost = `-- name: LockHost :exec
+SELECT id FROM hosts WHERE id = $1 FOR NO KEY UPDATE
+`
+
+// Of two who issue a token at once one comes second, and voids the other's.
+func (q *Queries) LockHost(ctx context.Context, db DBTX, argID id.Host) error {
+	_, err := db.Exec(ctx, lockHost, argID)
+	return err
+}
+
 const lockToken = `-- name: LockToken :one
 SELECT t.id, t.host_id, t.token_hash, t.created_at, t.expires_at, t.used_at, t.used_by, t.revoked_at, (t.expires_at > now() AND t.revoked_at IS NULL)::bool AS valid,
     coalesce(t.used_at > now() - make_interval(secs => $1::float8), false)::bool AS repeatable

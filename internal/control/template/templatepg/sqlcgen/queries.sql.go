@@ -147,6 +147,16 @@ func (q *Queries) List(ctx context.Context, db DBTX, arg ListParams) ([]Template
 	return items, nil
 }
 
+const lockTeam = `-- name: LockTeam :exec
+SELECT id FROM teams WHERE id = $1 FOR NO KEY UPDATE
+`
+
+// Of two builds that end at once one comes second, and retires the other's.
+func (q *Queries) LockTeam(ctx context.Context, db DBTX, argID id.Team) error {
+	_, err := db.Exec(ctx, lockTeam, argID)
+	return err
+}
+
 const resolveByName = `-- name: ResolveByName :one
 SELECT id, team_id, name, status, error, image_digest, image_size_bytes, manifest_digest, engine, cpu_millis, memory_mb, disk_mb, default_user, default_workdir, created_at, updated_at, deleted_at FROM templates
 WHERE name = $1 AND deleted_at IS NULL
