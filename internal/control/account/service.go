@@ -212,6 +212,12 @@ func (s *Service) AuthenticateUser(ctx context.Context, claims keyring.UserClaim
 	return p, nil
 }
 
+// LivingSessions are those of the given ones that still stand for somebody, and
+// whether they have a team.
+func (s *Service) LivingSessions(ctx context.Context, sessions []id.Session) (map[id.Session]bool, error) {
+	return s.store.LivingSessions(ctx, sessions)
+}
+
 // EnsureAdmin makes sure that an active platform admin with this address and
 // this password exists; it makes the account with a team when there is none. It
 // is the operator's act, not a sign-up: the policy does not count, and an

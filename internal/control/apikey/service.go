@@ -28,6 +28,8 @@ type Store interface {
 	// Authenticate finds a living key of a living team by its hash. Stale tells
 	// that its last use should be stored.
 	Authenticate(ctx context.Context, hash []byte) (key Key, stale, found bool, err error)
+	// LivingKeys are those of the given keys that Authenticate would find.
+	LivingKeys(ctx context.Context, keys []id.APIKey) ([]id.APIKey, error)
 	// Touch stores that a key is in use, at most once a minute.
 	Touch(ctx context.Context, key id.APIKey) error
 }
@@ -131,6 +133,11 @@ func (s *Service) AuthenticateKey(ctx context.Context, presented string) (princi
 	return principal.Principal{
 		Kind: principal.KindAPIKey, APIKeyID: key.ID, APIKeyName: key.Name, Scopes: key.Scopes, HasTeam: true, TeamID: key.TeamID,
 	}, nil
+}
+
+// LivingKeys are those of the given keys that still work.
+func (s *Service) LivingKeys(ctx context.Context, keys []id.APIKey) ([]id.APIKey, error) {
+	return s.store.LivingKeys(ctx, keys)
 }
 
 // Run stores last uses, beside the requests, until ctx ends.

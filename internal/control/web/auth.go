@@ -10,6 +10,7 @@ import (
 	"skerry.dev/skerry/internal/control/keyring"
 	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/kernel/errs"
+	"skerry.dev/skerry/internal/kernel/id"
 )
 
 // Tokens checks signatures; the keyring does.
@@ -22,12 +23,17 @@ type Tokens interface {
 // session that ended is errs.CodeUnauthenticated.
 type UserAuthenticator interface {
 	AuthenticateUser(ctx context.Context, claims keyring.UserClaims) (principal.Principal, error)
+	// LivingSessions are those of the given ones that still stand for somebody,
+	// and whether they have a team, in one query.
+	LivingSessions(ctx context.Context, sessions []id.Session) (map[id.Session]bool, error)
 }
 
 // KeyAuthenticator finds the API key, now, in one query. A key that is unknown,
 // revoked or expired is errs.CodeUnauthenticated.
 type KeyAuthenticator interface {
 	AuthenticateKey(ctx context.Context, key string) (principal.Principal, error)
+	// LivingKeys are those of the given keys that still work, in one query.
+	LivingKeys(ctx context.Context, keys []id.APIKey) ([]id.APIKey, error)
 }
 
 // HostAuthenticator checks that the host and the family of its credentials

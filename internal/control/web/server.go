@@ -79,6 +79,7 @@ type Server struct {
 	perIP     *ratelimit.Limiter
 	perCaller *ratelimit.Limiter
 	checks    []Check
+	open      openRequests
 	raw       *http.ServeMux
 	routes    []Route
 }
@@ -103,7 +104,8 @@ type Route struct {
 	// AnyBody lifts the limit of the body's size and time: an upload.
 	AnyBody bool
 	// Handler is called with an authenticated, permitted principal in the
-	// context, which ends when the server stops. Path values are in
+	// context, which ends when the server stops, and when the principal may no
+	// longer call: then its cause is errs.CodeUnauthenticated. Path values are in
 	// r.PathValue. It answers errors with WriteError.
 	Handler http.HandlerFunc
 }
@@ -123,6 +125,7 @@ func (s *Server) Mount(route Route) {
 		}
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
+		defer s.open.enter(principal.From(ctx), cancel)()
 		if stopping, ok := ctx.Value(stoppingKey{}).(context.Context); ok {
 			defer context.AfterFunc(stopping, func() { cancel(errStopping) })()
 		}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -165,6 +166,23 @@ func (s *Store) PrincipalOf(ctx context.Context, session id.Session) (principal.
 		p.HasTeam, p.TeamID, p.Role = true, *row.TeamID, principal.Role(row.Role)
 	}
 	return p, true, nil
+}
+
+// LivingSessions implements account.Store.
+func (s *Store) LivingSessions(ctx context.Context, sessions []id.Session) (map[id.Session]bool, error) {
+	ids := make([]uuid.UUID, len(sessions))
+	for i, session := range sessions {
+		ids[i] = session.UUID()
+	}
+	rows, err := s.q.LivingSessions(ctx, s.pool, ids)
+	if err != nil {
+		return nil, pg.Map(err)
+	}
+	living := make(map[id.Session]bool, len(rows))
+	for _, row := range rows {
+		living[row.ID] = row.HasTeam
+	}
+	return living, nil
 }
 
 // MakeAdmin implements account.Store.

@@ -55,6 +55,15 @@ LEFT JOIN users_teams m ON m.user_id = s.user_id AND m.team_id = s.team_id
 LEFT JOIN teams t ON t.id = m.team_id AND t.deleted_at IS NULL
 WHERE s.id = $1 AND s.ended_at IS NULL AND s.expires_at > now() AND u.is_active;
 
+-- name: LivingSessions :many
+-- GetSessionPrincipal for many at once, as far as it may have changed.
+SELECT s.id, (t.id IS NOT NULL)::boolean AS has_team
+FROM sessions s
+JOIN users u ON u.id = s.user_id
+LEFT JOIN users_teams m ON m.user_id = s.user_id AND m.team_id = s.team_id
+LEFT JOIN teams t ON t.id = m.team_id AND t.deleted_at IS NULL
+WHERE s.id = ANY(sqlc.arg(ids)::uuid[]) AND s.ended_at IS NULL AND s.expires_at > now() AND u.is_active;
+
 -- name: EndSession :execrows
 UPDATE sessions SET ended_at = now() WHERE id = $1 AND ended_at IS NULL;
 

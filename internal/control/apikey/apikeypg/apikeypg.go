@@ -137,6 +137,16 @@ func (s *Store) Authenticate(ctx context.Context, hash []byte) (key apikey.Key, 
 	return apikey.Key{ID: row.ID, TeamID: row.TeamID, Name: row.Name, Scopes: scopes(row.Scopes)}, row.Stale, true, nil
 }
 
+// LivingKeys implements apikey.Store.
+func (s *Store) LivingKeys(ctx context.Context, keys []id.APIKey) ([]id.APIKey, error) {
+	ids := make([]uuid.UUID, len(keys))
+	for i, key := range keys {
+		ids[i] = key.UUID()
+	}
+	living, err := s.q.LivingKeys(ctx, s.pool, ids)
+	return living, pg.Map(err)
+}
+
 // Touch implements apikey.Store.
 func (s *Store) Touch(ctx context.Context, key id.APIKey) error {
 	return pg.Map(s.q.Touch(ctx, s.pool, key))

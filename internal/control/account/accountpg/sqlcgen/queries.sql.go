@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/google/uuid"
 	"skerry.dev/skerry/internal/kernel/id"
 )
 
@@ -269,6 +270,41 @@ func (q *Queries) InsertUser(ctx context.Context, db DBTX, arg InsertUserParams)
 	var created_at time.Time
 	err := row.Scan(&created_at)
 	return created_at, err
+}
+
+const livingSessions = `-- name: LivingSessions :many
+SELECT s.id, (t.id IS NOT NULL)::boolean AS has_team
+FROM sessions s
+JOIN users u ON u.id = s.user_id
+LEFT JOIN users_teams m ON m.user_id = s.user_id AND m.team_id = s.team_id
+LEFT JOIN teams t ON t.id = m.team_id AND t.deleted_at IS NULL
+WHERE s.id = ANY($1::uuid[]) AND s.ended_at IS NULL AND s.expires_at > now() AND u.is_active
+`
+
+type LivingSessionsRow struct {
+	ID      id.Session
+	HasTeam bool
+}
+
+// GetSessionPrincipal for many at once, as far as it may have changed.
+func (q *Queries) LivingSessions(ctx context.Context, db DBTX, ids []uuid.UUID) ([]LivingSessionsRow, error) {
+	rows, err := db.Query(ctx, livingSessions, ids)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []LivingSessionsRow
+	for rows.Next() {
+		var i LivingSessionsRow
+		if err := rows.Scan(&i.ID, &i.HasTeam); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const makeAdmin = `-- name: MakeAdmin :execrows

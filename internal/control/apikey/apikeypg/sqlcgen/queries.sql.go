@@ -161,6 +161,32 @@ func (q *Queries) ListKeys(ctx context.Context, db DBTX, arg ListKeysParams) ([]
 	return items, nil
 }
 
+const livingKeys = `-- name: LivingKeys :many
+SELECT k.id FROM team_api_keys k JOIN teams t ON t.id = k.team_id
+WHERE k.id = ANY($1::uuid[]) AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AND t.deleted_at IS NULL
+`
+
+// Authenticate for many at once.
+func (q *Queries) LivingKeys(ctx context.Context, db DBTX, ids []uuid.UUID) ([]id.APIKey, error) {
+	rows, err := db.Query(ctx, livingKeys, ids)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []id.APIKey
+	for rows.Next() {
+		var id id.APIKey
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const revokeKey = `-- name: RevokeKey :execrows
 UPDATE team_api_keys SET revoked_at = now() WHERE id = $1 AND team_id = $2 AND revoked_at IS NULL
 `

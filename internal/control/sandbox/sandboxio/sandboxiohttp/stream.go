@@ -32,7 +32,7 @@ const (
 
 // StreamExec serves exec/stream. After the exit message the server closes with
 // 1000; after an error message with 1011, with 1008 when the first message was
-// at fault and with 4001 when the sandbox ended. A frame over 1 MiB is answered
+// at fault or the caller's session or key has ended, and with 4001 when the sandbox ended. A frame over 1 MiB is answered
 // with 1009, a restart of this server with 1012: attach again.
 func (h *Handlers) StreamExec(w http.ResponseWriter, r *http.Request) { h.stream(w, r, false) }
 
@@ -57,6 +57,11 @@ func (h *Handlers) stream(w http.ResponseWriter, r *http.Request, terminal bool)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
 	defer cancel()
 	defer context.AfterFunc(h.closing, cancel)()
+	defer context.AfterFunc(r.Context(), func() {
+		if refused(r.Context()) != nil {
+			cancel()
+		}
+	})()
 	session, err := h.io.Open(ctx, by, sandbox)
 	if err != nil {
 		h.opt.WriteError(w, r, err)
@@ -77,10 +82,19 @@ func (h *Handlers) stream(w http.ResponseWriter, r *http.Request, terminal bool)
 	defer context.AfterFunc(h.closed, func() { _ = conn.CloseNow() })()
 	conn.SetReadLimit(maxFrame)
 	s := &stream{
-		h: h, conn: conn, session: session, terminal: terminal, requestID: by.RequestID,
+		h: h, conn: conn, session: session, terminal: terminal, requestID: by.RequestID, request: r.Context(),
 		ctx: present, cancel: leave, first: make(chan frame, 1), lanes: newLanes(h.spare),
 	}
 	s.run(ctx)
+}
+
+// refused is why the caller of a request may no longer call; nil while it may,
+// and when the request ended for another reason.
+func refused(request context.Context) error {
+	if err := context.Cause(request); err != nil && errs.CodeOf(err) == errs.CodeUnauthenticated {
+		return err
+	}
+	return nil
 }
 
 // admissible refuses what is no WebSocket of ours, and pages of foreign origins:
@@ -121,6 +135,7 @@ type stream struct {
 	session   *sandboxio.Session
 	terminal  bool
 	requestID string
+	request   context.Context // tells when the client may no longer call
 	ctx       context.Context // ends when the client leaves and when the server closes
 	cancel    context.CancelFunc
 	first     chan frame
@@ -159,6 +174,9 @@ func (s *stream) run(ctx context.Context) {
 	case err == nil:
 	case s.h.closing.Err() != nil:
 		status = websocket.StatusServiceRestart
+	case refused(s.request) != nil:
+		status = websocket.StatusPolicyViolation
+		_ = s.write(websocket.MessageText, errorMessage(refused(s.request), s.requestID), true)
 	case s.ctx.Err() != nil && !errs.Is(err, "sandbox_ended"):
 		_ = s.conn.CloseNow() // the client has left
 		late := time.AfterFunc(lastWill, stop)

@@ -330,6 +330,21 @@ func TestS8_ASandboxThatEndsClosesItsStreamsWithinASecond(t *testing.T) {
 	}
 }
 
+func TestA9_AStreamEndsWithTheAccessOfItsCaller(t *testing.T) {
+	w := newWorld(t)
+	c := w.open("/exec/stream", `{"cmd":"echo go; sleep 600"}`)
+	c.want("start")
+	c.want("output")
+	at := time.Now()
+	w.refuse(errs.Unauthenticated("access_ended", "Log in again."))
+	if o := c.drain(3); o.exit != nil || len(o.errors) != 1 || o.errors[0] != "access_ended" || o.close != websocket.StatusPolicyViolation {
+		t.Errorf("got %+v %v %d", o.exit, o.errors, o.close)
+	}
+	if d := time.Since(at); d > time.Second {
+		t.Errorf("took %s", d)
+	}
+}
+
 func TestS8_ARestartOfTheServerTellsClientsToAttachAgain(t *testing.T) {
 	w := newWorld(t)
 	c := w.open("/exec/stream", `{"cmd":"echo go; sleep 600"}`)

@@ -43,6 +43,7 @@ type world struct {
 	targets  *sandboxiotest.Targets
 	handlers *sandboxiohttp.Handlers
 	url      string
+	refuse   context.CancelCauseFunc // ends all requests with a cause
 }
 
 func newWorld(t testing.TB, change ...func(*sandboxiohttp.Options, *sandboxio.Options)) *world {
@@ -70,7 +71,15 @@ func newWorld(t testing.TB, change ...func(*sandboxiohttp.Options, *sandboxio.Op
 	mux.HandleFunc("GET /v1/sandboxes/{id}/pty", w.handlers.OpenPTY)
 	mux.HandleFunc("GET /v1/sandboxes/{id}/files", w.handlers.DownloadFile)
 	mux.HandleFunc("PUT /v1/sandboxes/{id}/files", w.handlers.UploadFile)
-	server := httptest.NewServer(mux)
+	refused, refuse := context.WithCancelCause(context.Background())
+	t.Cleanup(func() { refuse(nil) })
+	w.refuse = refuse
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithCancelCause(r.Context())
+		defer cancel(nil)
+		defer context.AfterFunc(refused, func() { cancel(context.Cause(refused)) })()
+		mux.ServeHTTP(rw, r.WithContext(ctx))
+	}))
 	t.Cleanup(server.Close)
 	t.Cleanup(w.handlers.Close)
 	w.url = server.URL + "/v1/sandboxes/" + w.targets.Sandbox.String()
