@@ -206,6 +206,16 @@ func TestGVisor_TheDaemonInARealSandbox(t *testing.T) {
 		t.Logf("from inside: %s%s", o.stdout.String(), o.stderr.String())
 	})
 
+	t.Run("S14 root cannot change the program of PID 1", func(t *testing.T) {
+		o := d.run(ctxFor(t), sh(`exe=$(ls -d /var/tmp/skerry-guest-sandbox-*/skerry-guest)
+chmod 755 $exe; echo x >> $exe; rm -f $exe; mv $exe $exe.old; umount $exe; mount -o remount,rw $exe
+unshare -Urm sh -c "umount $exe; umount -l $exe; chmod 755 $exe; echo x >> $exe"; cmp $exe /proc/self/exe >/dev/null; tail -c 2 $exe | od -c`))
+		if s := o.stdout.String(); strings.Contains(s, "x  \\n") || !strings.Contains(s, "0000002") {
+			t.Errorf("%s", s)
+		}
+		t.Logf("%s", o.stderr.String())
+	})
+
 	t.Run("spawn latency", func(t *testing.T) {
 		d.run(ctxFor(t), &processpb.StartRequest{Process: &processpb.ProcessConfig{Cmd: "/bin/true"}})
 		const n = 50

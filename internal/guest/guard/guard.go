@@ -61,6 +61,8 @@ type Guard struct {
 	diskFull bool
 	limitAt  time.Time
 	count    int           // of processes at the last look
+	tasks    int           // likewise, as the kernel counts them
+	braked   int           // how many were stopped at the last look
 	calm     time.Duration // until the next look as far as their number goes
 	readMem  func() (procfs.Memory, error)
 }
@@ -96,13 +98,31 @@ func (g *Guard) look(ctx context.Context) time.Duration {
 	limit := g.opt.MaxProcesses()
 	// In a crowd every call of the kernel waits for all the others, so that what
 	// ends a bomb comes first and asks little.
+	growing := false
 	if g.opt.Tasks != nil && limit > 0 {
-		if used, most := g.opt.Tasks(); used >= most && !g.threads(used, most) {
+		used, most := g.opt.Tasks()
+		if g.braked > 0 && used < g.braked/2 {
+			// The kernel hangs up on groups whose parents end while they stand still;
+			// that was the end of this crowd.
+			g.opt.Log.Warn("too many processes: they ended when they were stopped", "processes", g.braked, "limit", limit)
+			g.opt.Emit(guestapi.Event{Kind: guestapi.EventProcessLimit, Processes: g.braked, Limit: limit, Killed: g.braked - used})
+		}
+		growing, g.tasks, g.braked = g.opt.Alone && used > g.tasks && used > limit*3/4, used, 0
+		if used >= most && !g.threads(used, most) {
 			g.processes(ctx, used, limit, true)
 			return lookMin
 		}
 	}
+	// A crowd that grows waits while it is looked at, or there would be no end.
+	if growing {
+		g.braked = g.tasks
+		_ = unix.Kill(-1, unix.SIGSTOP)
+		defer func() { _ = unix.Kill(-1, unix.SIGCONT) }()
+	}
 	next := g.memory(ctx)
+	if growing {
+		next = lookMin
+	}
 	if time.Since(g.diskAt) >= diskEvery {
 		g.diskAt = time.Now()
 		g.disk()
@@ -145,10 +165,28 @@ func (g *Guard) memory(ctx context.Context) time.Duration {
 		ahead := time.Duration(float64(m.Available-reserve) / fastest * float64(time.Second))
 		return min(max(ahead, lookMin), lookMax)
 	}
+	// Many take memory faster than one can look, so that they wait meanwhile. A
+	// few are spared that: a shell would see its command stop.
+	if g.crowded() {
+		_ = unix.Kill(-1, unix.SIGSTOP)
+		defer func() { _ = unix.Kill(-1, unix.SIGCONT) }()
+	}
 	if !g.killLargest(ctx, m, reserve) && !g.endCrowd(ctx) {
 		return lookMin
 	}
 	return 0
+}
+
+// crowded reports whether there are many, all of them the sandbox's own.
+func (g *Guard) crowded() bool {
+	if !g.opt.Alone {
+		return false
+	}
+	if g.opt.Tasks != nil {
+		used, _ := g.opt.Tasks()
+		return used >= crowd
+	}
+	return g.count >= crowd
 }
 
 // killLargest ends the process with the most memory and waits until its memory

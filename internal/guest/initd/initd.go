@@ -65,6 +65,9 @@ func Run(log *slog.Logger) error {
 	}
 	k := &keeper{log: log, boot: boot, listener: file, stop: make(chan os.Signal, 1)}
 	if os.Getpid() == 1 {
+		if err := sealProgram(); err != nil {
+			log.Warn("the daemon's program is not protected from root", "error", err)
+		}
 		// Without it the guard is alone, and quick in most cases.
 		if k.fence, err = fence.Raise(); err != nil {
 			log.Warn("processes are limited by the guard alone", "error", err)
@@ -256,6 +259,23 @@ func (k *keeper) listen(reports *os.File) {
 func Undumpable() error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("protecting the daemon's memory: %w", err)
+	}
+	return nil
+}
+
+// sealProgram keeps root inside from writing to the program that runs as PID 1:
+// its pages are the file's, and code put there would have PID 1's rights and
+// secret. Without the right to mount nobody can take that back.
+func sealProgram() error {
+	exe, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if err := unix.Mount(exe, exe, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("binding %s: %w", exe, err)
+	}
+	if err := unix.Mount("", exe, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
+		return fmt.Errorf("making %s read-only: %w", exe, err)
 	}
 	return nil
 }
