@@ -1,9 +1,11 @@
 package gvisor
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -129,7 +131,7 @@ func (e *Engine) launch(ctx context.Context, h engine.Handle, command string, ar
 
 // hostMemory is the cgroup's limit for a guest's.
 func (e *Engine) hostMemory(r engine.Resources) int64 {
-	return r.MemoryBytes + e.cfg.HeadroomBytes + r.MemoryBytes/100*int64(e.cfg.HeadroomPercent) + int64(r.MaxProcesses)*e.cfg.ProcessBytes
+	return r.MemoryBytes + e.cfg.HeadroomBytes + r.MemoryBytes/100*int64(e.cfg.HeadroomPercent) + int64(r.MaxProcesses+64)*e.cfg.ProcessBytes
 }
 
 // alive tells whether the instance's own sentry runs.
@@ -371,10 +373,7 @@ func (e *Engine) Wait(ctx context.Context, h engine.Handle) (engine.Exit, error)
 // PID 1, unless it panicked.
 func (e *Engine) explain(r *record, exit shim.Exit) engine.Exit {
 	out := engine.Exit{Code: -1, At: exit.At}
-	panicked := false
-	if st, err := os.Stat(r.path("panic.log")); err == nil {
-		panicked = st.Size() > 0
-	}
+	panicked := tellsPanic(r.path("panic.log"))
 	switch oom := e.cg.oomKills(string(r.ID)) > 0; {
 	case exit.Known && exit.Signal == 0 && !panicked:
 		out.Reason, out.Code = engine.ExitExited, exit.Code
@@ -388,4 +387,25 @@ func (e *Engine) explain(r *record, exit shim.Exit) engine.Exit {
 		out.Reason = engine.ExitUnknown
 	}
 	return out
+}
+
+// tellsPanic looks for the Go runtime's last words at the beginning of lines. The
+// sentry also writes warnings there that anybody inside can provoke.
+func tellsPanic(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	// Goroutines follow the words; warnings before them are few, since the sentry
+	// limits their rate.
+	lines := bufio.NewScanner(io.LimitReader(f, 4<<20))
+	for lines.Scan() {
+		for _, words := range []string{"panic: ", "fatal error: ", "runtime: ", "SIG"} {
+			if strings.HasPrefix(lines.Text(), words) {
+				return true
+			}
+		}
+	}
+	return false
 }
