@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"skerry.dev/skerry/internal/artifact"
 	"skerry.dev/skerry/internal/control/keyring"
 	"skerry.dev/skerry/internal/pg/pgtest"
@@ -217,8 +219,13 @@ func TestFromAnEmptyDatabaseToASandbox(t *testing.T) {
 		t.Errorf("unknown template: %+v", f)
 	}
 	s.do(t, http.MethodPost, "/v1/sandboxes", key.Key, map[string]any{"template": "base", "vcpus": 64}, http.StatusServiceUnavailable, &f)
-	if f.Error.Code != "no_capacity" || f.Error.Details["hosts"] == nil {
-		t.Errorf("too large: %+v", f)
+	if f.Error.Code != "no_capacity" || !cmp.Equal(f.Error.Details["hosts"], map[string]any{"cpu": 1.0}) {
+		t.Errorf("too large, for a team that must not know the platform's hosts: %+v", f)
+	}
+	var told failure
+	s.do(t, http.MethodPost, "/v1/sandboxes", login.Token, map[string]any{"template": "base", "vcpus": 64}, http.StatusServiceUnavailable, &told)
+	if hosts, _ := told.Error.Details["hosts"].([]any); len(hosts) != 1 || hosts[0].(map[string]any)["host"] != "box" {
+		t.Errorf("too large, for a platform admin: %+v", told)
 	}
 	s.do(t, http.MethodDelete, "/v1/sandboxes/"+x.ID, key.Key, nil, http.StatusNoContent, nil)
 	s.do(t, http.MethodGet, "/v1/sandboxes/"+x.ID, key.Key, nil, http.StatusOK, &x)

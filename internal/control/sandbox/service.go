@@ -95,7 +95,7 @@ func (s *Service) Create(ctx context.Context, by principal.Principal, req Create
 		return Receipt{}, err
 	}
 	lease, reserved := s.runner.reserve()
-	x, err := s.store.CreatePending(ctx, n, lease, s.placer(n.Want), func(h id.Host) audit.Entry {
+	x, err := s.store.CreatePending(ctx, n, lease, s.placer(ctx, by, n.Want), func(h id.Host) audit.Entry {
 		return audit.By(by).SandboxCreated(team, n.Sandbox.ID, tpl.Name, h)
 	})
 	if err != nil {
@@ -154,7 +154,9 @@ func override(to *int64, v *int64) {
 	}
 }
 
-func (s *Service) placer(want scheduler.Request) Placer {
+// placer refuses with the reasons. Which hosts there are, and how full with
+// other teams' work, is for platform admins and the log.
+func (s *Service) placer(ctx context.Context, by principal.Principal, want scheduler.Request) Placer {
 	return func(hosts []scheduler.HostView) (scheduler.Decision, error) {
 		d := s.scheduler.Pick(want, hosts)
 		if d.Placed {
@@ -165,8 +167,22 @@ func (s *Service) placer(want scheduler.Request) Placer {
 			message = "No host is online. Wait for one, or add one with POST /v1/hosts."
 		}
 		why := d.Refusals[:min(len(d.Refusals), maxRefusals)]
-		return d, errs.Unavailable("no_capacity", message).With("hosts", why).After(5 * time.Second)
+		s.log.InfoContext(ctx, "no host has room", "hosts", len(hosts), "refusals", why)
+		refused := errs.Unavailable("no_capacity", message).After(5 * time.Second)
+		if by.IsAdmin {
+			return d, refused.With("hosts", why)
+		}
+		return d, refused.With("hosts", counted(d.Refusals))
 	}
+}
+
+// counted is how many hosts refused for which reason.
+func counted(refusals []scheduler.Refusal) map[string]int {
+	out := map[string]int{}
+	for _, r := range refusals {
+		out[r.Reason]++
+	}
+	return out
 }
 
 // Await waits until an accepted create has come to an end and returns the
