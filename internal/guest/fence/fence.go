@@ -84,7 +84,7 @@ func Tasks(processes int) int {
 	if processes <= 0 {
 		return unlimited
 	}
-	return min(processes+64, unlimited)
+	return min(processes+32, unlimited)
 }
 
 // Limit lets in so many tasks; those inside stay.

@@ -30,6 +30,9 @@ const (
 	// worthKilling is the part of memory, one in so many, that a process must
 	// have for its end to help; memory may also be in files.
 	worthKilling = 25
+	// standsOut is the same in a crowd: what its members have is largely shared,
+	// and ending them one by one gives little back.
+	standsOut = 5
 	// settle is how long the kernel has to give back a dead process's memory
 	// before the next one is blamed.
 	settle = time.Second
@@ -105,9 +108,9 @@ func (g *Guard) look(ctx context.Context) time.Duration {
 			// The kernel hangs up on groups whose parents end while they stand still;
 			// that was the end of this crowd.
 			g.opt.Log.Warn("too many processes: they ended when they were stopped", "processes", g.braked, "limit", limit)
-			g.opt.Emit(guestapi.Event{Kind: guestapi.EventProcessLimit, Processes: g.braked, Limit: limit, Killed: g.braked - used})
+			g.emit(guestapi.Event{Kind: guestapi.EventProcessLimit, Processes: g.braked, Limit: limit, Killed: g.braked - used})
 		}
-		growing, g.tasks, g.braked = g.opt.Alone && used > g.tasks && used > limit*3/4, used, 0
+		growing, g.tasks, g.braked = g.opt.Alone && used > g.tasks && used > limit/2, used, 0
 		if used >= most && !g.threads(used, most) {
 			g.processes(ctx, used, limit, true)
 			return lookMin
@@ -167,14 +170,22 @@ func (g *Guard) memory(ctx context.Context) time.Duration {
 	}
 	// Many take memory faster than one can look, so that they wait meanwhile. A
 	// few are spared that: a shell would see its command stop.
+	least := m.Total / worthKilling
 	if g.crowded() {
+		least = m.Total / standsOut
 		_ = unix.Kill(-1, unix.SIGSTOP)
 		defer func() { _ = unix.Kill(-1, unix.SIGCONT) }()
 	}
-	if !g.killLargest(ctx, m, reserve) && !g.endCrowd(ctx) {
+	if !g.killLargest(ctx, m, reserve, least) && !g.endCrowd(ctx) {
 		return lookMin
 	}
 	return 0
+}
+
+// emit tells of what was ended; it needs no other reason then.
+func (g *Guard) emit(e guestapi.Event) {
+	g.braked = 0
+	g.opt.Emit(e)
 }
 
 // crowded reports whether there are many, all of them the sandbox's own.
@@ -192,13 +203,13 @@ func (g *Guard) crowded() bool {
 // killLargest ends the process with the most memory and waits until its memory
 // is back, so that the next look does not blame an innocent one. It waits no
 // longer when memory goes on shrinking all the same.
-func (g *Guard) killLargest(ctx context.Context, m procfs.Memory, reserve uint64) bool {
+func (g *Guard) killLargest(ctx context.Context, m procfs.Memory, reserve, least uint64) bool {
 	all, err := procfs.All()
 	if err != nil {
 		return false
 	}
 	all = slices.DeleteFunc(all, func(p procfs.Process) bool {
-		return p.PID == 1 || p.PID == g.self || p.Dead() || p.RSS < m.Total/worthKilling
+		return p.PID == 1 || p.PID == g.self || p.Dead() || p.RSS < least
 	})
 	slices.SortFunc(all, func(a, b procfs.Process) int { return cmp.Compare(b.RSS, a.RSS) })
 	killed := false
@@ -213,7 +224,7 @@ func (g *Guard) killLargest(ctx context.Context, m procfs.Memory, reserve uint64
 		killed = true
 		freed += victim.RSS / 2 // the rest may be shared
 		g.opt.Log.Warn("memory ran out: the largest process was ended", "pid", victim.PID, "rss", victim.RSS)
-		g.opt.Emit(guestapi.Event{Kind: guestapi.EventOOMKill, PID: victim.PID, Cmd: cmd, RSSBytes: victim.RSS})
+		g.emit(guestapi.Event{Kind: guestapi.EventOOMKill, PID: victim.PID, Cmd: cmd, RSSBytes: victim.RSS})
 	}
 	if !killed {
 		return false
@@ -239,7 +250,7 @@ func (g *Guard) disk() {
 	switch {
 	case free < floor && !g.diskFull:
 		g.diskFull = true
-		g.opt.Emit(guestapi.Event{Kind: guestapi.EventDiskFull, FreeBytes: free})
+		g.emit(guestapi.Event{Kind: guestapi.EventDiskFull, FreeBytes: free})
 	case free >= 2*floor:
 		g.diskFull = false
 	}

@@ -53,7 +53,7 @@ func TestS15_HowOftenTheGuardLooks(t *testing.T) {
 
 func TestS15_NothingIsKilledThatCouldNotHelp(t *testing.T) {
 	g := New(Options{MaxProcesses: func() int { return 0 }, Emit: func(e guestapi.Event) { t.Errorf("emitted %+v", e) }})
-	if g.killLargest(context.Background(), procfs.Memory{Total: 1 << 62}, 0) {
+	if g.killLargest(context.Background(), procfs.Memory{Total: 1 << 62}, 0, 1<<57) {
 		t.Error("killed something")
 	}
 }

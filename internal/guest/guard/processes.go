@@ -51,7 +51,7 @@ func (g *Guard) processes(ctx context.Context, count, limit int, outrun bool) {
 		return
 	}
 	g.opt.Log.Warn("too many processes: the largest family was ended", "processes", count, "limit", limit, "killed", killed)
-	g.opt.Emit(guestapi.Event{
+	g.emit(guestapi.Event{
 		Kind: guestapi.EventProcessLimit, PID: example.PID, Cmd: cmd,
 		Processes: count, Limit: limit, Killed: killed,
 	})
@@ -80,7 +80,7 @@ func (g *Guard) threads(used, limit int) bool {
 		return false
 	}
 	g.opt.Log.Warn("too many threads: the process with the most was ended", "pid", victim.PID, "threads", victim.Threads, "limit", limit)
-	g.opt.Emit(guestapi.Event{Kind: guestapi.EventProcessLimit, PID: victim.PID, Cmd: cmd, Processes: used, Limit: limit, Killed: 1})
+	g.emit(guestapi.Event{Kind: guestapi.EventProcessLimit, PID: victim.PID, Cmd: cmd, Processes: used, Limit: limit, Killed: 1})
 	return true
 }
 
@@ -100,7 +100,7 @@ func (g *Guard) endCrowd(ctx context.Context) bool {
 		return false
 	}
 	g.opt.Log.Warn("memory ran out: the largest family of processes was ended", "processes", len(pids), "killed", killed)
-	g.opt.Emit(guestapi.Event{
+	g.emit(guestapi.Event{
 		Kind: guestapi.EventOOMKill, PID: example.PID, Cmd: cmd, RSSBytes: example.RSS, Processes: len(pids), Killed: killed,
 	})
 	return true
