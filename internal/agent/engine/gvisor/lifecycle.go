@@ -131,7 +131,7 @@ func (e *Engine) launch(ctx context.Context, h engine.Handle, command string, ar
 
 // hostMemory is the cgroup's limit for a guest's.
 func (e *Engine) hostMemory(r engine.Resources) int64 {
-	return r.MemoryBytes + e.cfg.HeadroomBytes + r.MemoryBytes/100*int64(e.cfg.HeadroomPercent) + int64(r.MaxProcesses+64)*e.cfg.ProcessBytes
+	return r.MemoryBytes + e.cfg.HeadroomBytes + r.MemoryBytes/100*int64(e.cfg.HeadroomPercent) + int64(r.MaxProcesses+32)*e.cfg.ProcessBytes
 }
 
 // alive tells whether the instance's own sentry runs.

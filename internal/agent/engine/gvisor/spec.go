@@ -27,7 +27,7 @@ func cpuShares(millis int) uint64 { return uint64(max(2, millis*1024/1000)) }
 // has several times as many as processes are allowed.
 func pidsFuse(r engine.Resources) int64 {
 	cpus := max(2, (int64(r.CPUMillis)+999)/1000)
-	return 1000 + 4*(int64(r.MaxProcesses)+64)*(cpus+2)
+	return 1000 + 4*(int64(r.MaxProcesses)+32)*(cpus+2)
 }
 
 // caps of PID 1, in the guest's kernel. The first part is what a container
