@@ -337,7 +337,7 @@ func TestSX06_InputIsWholeAndEnds(t *testing.T) {
 		t.Errorf("got %q, %v", o.stdout.String(), s.Err())
 	}
 	// A write that nobody takes ends with the process.
-	pid, _ = d.begin(ctxFor(t), &processpb.StartRequest{Process: &processpb.ProcessConfig{Cmd: "sleep", Args: []string{"1"}}})
+	pid, _ = d.begin(ctxFor(t), &processpb.StartRequest{Process: &processpb.ProcessConfig{Cmd: "sleep", Args: []string{"5"}}})
 	_, err := d.proc.SendInput(ctxFor(t), &processpb.SendInputRequest{Process: byPID(pid), Input: in})
 	wantCode(t, err, connect.CodeFailedPrecondition, "takes no input")
 }
