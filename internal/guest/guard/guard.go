@@ -134,8 +134,9 @@ func (g *Guard) look(ctx context.Context) time.Duration {
 	if err != nil {
 		return lookMax
 	}
-	// PID 1 and the daemon: nobody who could take anything. A start wakes us.
-	if len(pids) <= 2 && next >= lookMax {
+	// PID 1 and the daemon: nobody who could take anything, however little there
+	// is. A start wakes us.
+	if rest(len(pids), next) {
 		return lookAlone
 	}
 	if limit > 0 {
@@ -153,6 +154,10 @@ func (g *Guard) look(ctx context.Context) time.Duration {
 	}
 	return next
 }
+
+// rest reports whether nobody runs who has to be watched, and memory is not
+// short already. In a small sandbox the next look would be soon all the same.
+func rest(processes int, next time.Duration) bool { return processes <= 2 && next > lookMin }
 
 // memory ends the largest process when less than the reserve is available.
 func (g *Guard) memory(ctx context.Context) time.Duration {

@@ -51,6 +51,19 @@ func TestS15_HowOftenTheGuardLooks(t *testing.T) {
 	}
 }
 
+// An idle sandbox costs its host nothing to speak of, also a small one.
+func TestALonelyDaemonRests(t *testing.T) {
+	for _, c := range []struct {
+		processes int
+		next      time.Duration
+		want      bool
+	}{{2, 70 * time.Millisecond, true}, {2, lookMax, true}, {2, lookMin, false}, {2, 0, false}, {3, lookMax, false}} {
+		if got := rest(c.processes, c.next); got != c.want {
+			t.Errorf("%d processes, next look in %s: %v", c.processes, c.next, got)
+		}
+	}
+}
+
 func TestS15_NothingIsKilledThatCouldNotHelp(t *testing.T) {
 	g := New(Options{MaxProcesses: func() int { return 0 }, Emit: func(e guestapi.Event) { t.Errorf("emitted %+v", e) }})
 	if g.killLargest(context.Background(), procfs.Memory{Total: 1 << 62}, 0, 1<<57) {
