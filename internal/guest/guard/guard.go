@@ -65,6 +65,7 @@ type Guard struct {
 	limitAt  time.Time
 	count    int           // of processes at the last look
 	tasks    int           // likewise, as the kernel counts them
+	woken    time.Time     // when a process was started last; it may not be seen at once
 	braked   int           // how many were stopped at the last look
 	calm     time.Duration // until the next look as far as their number goes
 	readMem  func() (procfs.Memory, error)
@@ -90,6 +91,7 @@ func (g *Guard) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-g.opt.Started:
+			g.woken = time.Now()
 		case <-timer.C:
 		}
 		timer.Reset(g.look(ctx))
@@ -136,7 +138,7 @@ func (g *Guard) look(ctx context.Context) time.Duration {
 	}
 	// PID 1 and the daemon: nobody who could take anything, however little there
 	// is. A start wakes us.
-	if rest(len(pids), next) {
+	if time.Since(g.woken) > settle && rest(len(pids), next) {
 		return lookAlone
 	}
 	if limit > 0 {
