@@ -70,6 +70,12 @@ func newBare(b *testing.B) *bare {
 		if err := slots.Close(); err != nil {
 			b.Error(err)
 		}
+		parents, _ := filepath.Glob("/sys/fs/cgroup/*/skerry-bare")
+		for _, parent := range parents {
+			if err := os.Remove(parent); err != nil {
+				b.Error(err)
+			}
+		}
 	})
 	return r
 }
