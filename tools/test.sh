@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Runs every test: first all packages under the race detector, then the tests
-# of whole sandboxes against the built binaries. Arguments go to go test.
+# Runs every test under the race detector: first the packages that can share the
+# machine, then, one after the other, those with real sandboxes, whose limits and
+# times mean something only on a machine that is not busy with others. Arguments
+# go to go test.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH="$PATH:/usr/sbin:/sbin"
@@ -12,10 +14,11 @@ root=()
 if ((EUID != 0)); then
 	root=(sudo -E env "PATH=$PATH")
 fi
-mapfile -t inside < <(go list ./... | grep -Ev '/test/(e2e|chaos|bench|multihost|browser)(/|$)|/gen/')
-mapfile -t outside < <(go list ./test/... | grep -E '/test/(e2e|multihost|browser|chaos)(/|$)')
+real='/internal/(agent/(app|engine/gvisor|image|network|shim)|guest/app)$'
+whole='/test/(e2e|multihost|browser)(/|$)'
+mapfile -t shared < <(go list ./... | grep -Ev "$real|$whole|/test/bench(/|\$)|/gen/")
+mapfile -t alone < <(go list ./... | grep -E "$real|$whole")
 
-CGO_ENABLED=1 "${root[@]}" .cache/testsum -name packages -last .cache/tests.txt -- -race -timeout=10m "$@" "${inside[@]}"
-if ((${#outside[@]})); then
-	"${root[@]}" .cache/testsum -name sandboxes -last .cache/tests.txt -- -count=1 -p=1 -timeout=15m "$@" "${outside[@]}"
-fi
+export CGO_ENABLED=1
+"${root[@]}" .cache/testsum -name packages -last .cache/tests.txt -- -race -timeout=10m "$@" "${shared[@]}"
+"${root[@]}" .cache/testsum -name sandboxes -last .cache/tests.txt -- -race -count=1 -p=1 -timeout=15m "$@" "${alone[@]}"

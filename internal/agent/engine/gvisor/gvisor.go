@@ -43,7 +43,7 @@ type Config struct {
 	// guest's own guard acts before the kernel does; ProcessBytes comes on top
 	// for each process the guest may have, since its address space costs the host
 	// memory that the guest cannot see (measured: 0.4 MiB). Whoever places
-	// instances must count them. 0 is 64 MiB, 6 % and 512 KiB.
+	// instances must count them. 0 is 128 MiB, 6 % and 512 KiB.
 	HeadroomBytes   int64
 	HeadroomPercent int
 	ProcessBytes    int64
@@ -89,7 +89,7 @@ func New(cfg Config, sh *shim.Client) (*Engine, error) {
 		cfg.Parallel = runtime.NumCPU()
 	}
 	if cfg.HeadroomBytes <= 0 {
-		cfg.HeadroomBytes = 64 << 20
+		cfg.HeadroomBytes = 128 << 20
 	}
 	if cfg.HeadroomPercent <= 0 {
 		cfg.HeadroomPercent = 6
