@@ -193,7 +193,9 @@ func TestLL01_ManyCreatesAndDeletes(t *testing.T) {
 		go func() {
 			defer func() { <-gate; wg.Done() }()
 			var made sandbox
-			if _, err := in.Try(t.Context(), "POST", "/v1/sandboxes", map[string]any{"template": "base"}, &made); err != nil {
+			// Disk is never promised twice: a hundred of the default size do not fit on
+			// every machine.
+			if _, err := in.Try(t.Context(), "POST", "/v1/sandboxes", map[string]any{"template": "base", "disk_mb": 256}, &made); err != nil {
 				failures <- err
 				return
 			}
