@@ -193,9 +193,9 @@ func TestLL01_ManyCreatesAndDeletes(t *testing.T) {
 		go func() {
 			defer func() { <-gate; wg.Done() }()
 			var made sandbox
-			// Disk is never promised twice: a hundred of the default size do not fit on
-			// every machine.
-			if _, err := in.Try(t.Context(), "POST", "/v1/sandboxes", map[string]any{"template": "base", "disk_mb": 256}, &made); err != nil {
+			// A hundred of the default size do not fit on two cores and a small disk.
+			small := map[string]any{"template": "base", "vcpus": 0.5, "disk_mb": 256}
+			if _, err := in.Try(t.Context(), "POST", "/v1/sandboxes", small, &made); err != nil {
 				failures <- err
 				return
 			}
