@@ -377,8 +377,8 @@ finally:
     print("threads", n, flush=True)
     time.sleep(30)
 '`))
-		// Of the 2000 it wants it gets about the fence's 92: gVisor's controller has
-		// let up to 105 in while threads start on several processors at once.
+		// Of the 2000 it wants it should get the fence's 92. 105 were seen once, and
+		// why is not known yet; the bound lies above that.
 		var n int
 		if _, err := fmt.Sscanf(o.stdout.String(), "threads %d", &n); err != nil || n < 60 || n > 128 || o.end.GetExited() {
 			t.Errorf("%q %q %+v", o.stdout.String(), o.stderr.String(), o.end)
