@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"net/http"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -206,11 +205,7 @@ func TestSX06_ManyResizesAmidInputEndAtTheLast(t *testing.T) {
 	c := w.open("/pty", `{"cmd":"stty -echo; echo go; read end; stty size"}`)
 	c.want("start")
 	c.want("output")
-	resizes := 200
-	if os.Getenv("SKERRY_TEST_LONG") == "1" {
-		resizes = 1000
-	}
-	for i := range resizes {
+	for i := range 1000 {
 		c.send(fmt.Sprintf(`{"type":"resize","cols":%d,"rows":%d}`, 1+i%300, 1+i%77))
 		if err := c.input([]byte("x")); err != nil {
 			t.Fatal(err)
