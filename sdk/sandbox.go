@@ -30,7 +30,7 @@ type CreateSandbox struct {
 }
 
 func (o CreateSandbox) request() *restapi.CreateSandboxRequest {
-	r := &restapi.CreateSandboxRequest{Template: o.Template}
+	r := &restapi.CreateSandboxRequest{Template: restapi.NewOptString(o.Template)}
 	if o.VCPUs != 0 {
 		r.Vcpus.SetTo(o.VCPUs)
 	}

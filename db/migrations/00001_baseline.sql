@@ -10,6 +10,8 @@ CREATE TABLE users (
     password_hash text, -- argon2id in PHC form; NULL for accounts that log in by OAuth only
     is_admin      boolean     NOT NULL DEFAULT false,
     is_active     boolean     NOT NULL DEFAULT true,
+    -- When the address was proven to be the user's own, by a mailed link or a provider; NULL for never.
+    email_proven_at timestamptz,
     created_at    timestamptz NOT NULL DEFAULT now(),
     updated_at    timestamptz NOT NULL DEFAULT now()
 );
@@ -37,6 +39,30 @@ CREATE TABLE users_teams (
 );
 CREATE INDEX users_teams_team ON users_teams (team_id, created_at);
 CREATE UNIQUE INDEX users_teams_one_owner ON users_teams (team_id) WHERE role = 'owner';
+-- The index allows one owner at most; at the end of each transaction a living
+-- team must also have one at least.
+-- +goose StatementBegin
+CREATE FUNCTION check_team_has_owner() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    team uuid;
+BEGIN
+    IF TG_TABLE_NAME = 'teams' THEN
+        team := NEW.id;
+    ELSE
+        team := OLD.team_id;
+    END IF;
+    IF team <> '00000000-0000-0000-0000-000000000000'
+        AND EXISTS (SELECT 1 FROM teams t WHERE t.id = team AND t.deleted_at IS NULL)
+        AND NOT EXISTS (SELECT 1 FROM users_teams m WHERE m.team_id = team AND m.role = 'owner') THEN
+        RAISE EXCEPTION 'team % has no owner', team USING ERRCODE = 'integrity_constraint_violation', CONSTRAINT = 'team_has_owner';
+    END IF;
+    RETURN NULL;
+END $$;
+-- +goose StatementEnd
+CREATE CONSTRAINT TRIGGER team_has_owner AFTER INSERT OR UPDATE OF deleted_at ON teams
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION check_team_has_owner();
+CREATE CONSTRAINT TRIGGER team_keeps_owner AFTER UPDATE OR DELETE ON users_teams
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION check_team_has_owner();
 CREATE UNIQUE INDEX users_teams_one_default ON users_teams (user_id) WHERE is_default;
 
 CREATE TABLE sessions (
@@ -47,9 +73,121 @@ CREATE TABLE sessions (
     ip         inet,
     created_at timestamptz NOT NULL DEFAULT now(),
     expires_at timestamptz NOT NULL,
-    ended_at   timestamptz
+    ended_at   timestamptz,
+    end_reason text        NOT NULL DEFAULT '', -- logout, ended, password_changed, token_reused, …
+    -- Refresh tokens are derived from the session and this counter under a server
+    -- key. The token before stays valid until the current one was used.
+    refresh_counter bigint NOT NULL DEFAULT 1,
+    refresh_hash    bytea CHECK (length(refresh_hash) = 32), -- SHA-256 of the current one; NULL for sessions without
+    refreshed_at    timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX sessions_user ON sessions (user_id, created_at DESC);
+
+-- A person as an OAuth or OIDC provider knows them.
+CREATE TABLE user_identities (
+    provider   text        NOT NULL CHECK (length(provider) BETWEEN 1 AND 64),
+    subject    text        NOT NULL CHECK (length(subject) BETWEEN 1 AND 255),
+    user_id    uuid        NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    email      text        NOT NULL, -- as the provider said at the last login
+    created_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (provider, subject)
+);
+CREATE UNIQUE INDEX user_identities_user ON user_identities (user_id, provider);
+
+-- A login at a provider that has begun; spent by its callback.
+CREATE TABLE oauth_logins (
+    state_hash bytea PRIMARY KEY CHECK (length(state_hash) = 32),
+    provider   text        NOT NULL,
+    sealed     bytea       NOT NULL, -- nonce and PKCE verifier, sealed under the state
+    link_user  uuid REFERENCES users (id) ON DELETE CASCADE, -- set when a logged-in user links
+    device_id  uuid, -- set when it is to approve a device login
+    created_at timestamptz NOT NULL DEFAULT now(),
+    expires_at timestamptz NOT NULL
+);
+
+-- One-time links: to reset a password, to prove an address.
+CREATE TABLE account_tokens (
+    token_hash bytea PRIMARY KEY CHECK (length(token_hash) = 32),
+    kind       text        NOT NULL CHECK (kind IN ('password_reset', 'email_proof')),
+    user_id    uuid        NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    email      text        NOT NULL, -- the address it was made for
+    created_at timestamptz NOT NULL DEFAULT now(),
+    expires_at timestamptz NOT NULL,
+    used_at    timestamptz
+);
+CREATE INDEX account_tokens_user ON account_tokens (user_id, kind);
+
+-- A program that waits for a person to approve it in the browser.
+CREATE TABLE device_logins (
+    id          uuid PRIMARY KEY,
+    device_hash bytea       NOT NULL UNIQUE CHECK (length(device_hash) = 32),
+    user_code   text        NOT NULL UNIQUE,
+    client_name text        NOT NULL DEFAULT '',
+    ip          inet,
+    user_id     uuid REFERENCES users (id) ON DELETE CASCADE, -- who approved
+    approved_at timestamptz,
+    denied_at   timestamptz,
+    session_id  uuid, -- what it was exchanged for
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    expires_at  timestamptz NOT NULL
+);
+
+-- An invitation into a team, by link; works without mail.
+CREATE TABLE team_invitations (
+    id          uuid PRIMARY KEY,
+    team_id     uuid        NOT NULL REFERENCES teams (id),
+    email       text        NOT NULL DEFAULT '', -- only this account may accept; empty: whoever has the link
+    role        text        NOT NULL CHECK (role IN ('admin', 'member')),
+    token_hash  bytea       NOT NULL UNIQUE CHECK (length(token_hash) = 32),
+    created_by  uuid REFERENCES users (id) ON DELETE SET NULL,
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    expires_at  timestamptz NOT NULL,
+    accepted_by uuid REFERENCES users (id) ON DELETE SET NULL,
+    accepted_at timestamptz,
+    revoked_at  timestamptz
+);
+CREATE INDEX team_invitations_team ON team_invitations (team_id, created_at DESC, id DESC);
+
+-- What a team may have where it is not the default; NULL is the default.
+CREATE TABLE team_limits (
+    team_id    uuid PRIMARY KEY REFERENCES teams (id),
+    sandboxes  integer CHECK (sandboxes >= 0),
+    cpu_millis bigint CHECK (cpu_millis >= 0),
+    memory_mb  bigint CHECK (memory_mb >= 0),
+    disk_mb    bigint CHECK (disk_mb >= 0),
+    stored_mb  bigint CHECK (stored_mb >= 0),
+    api_keys   integer CHECK (api_keys >= 0),
+    hosts      integer CHECK (hosts >= 0),
+    templates  integer CHECK (templates >= 0),
+    updated_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- For a browser's stream that cannot send headers: 30 s, single use, bound to
+-- one operation on one thing.
+CREATE TABLE stream_tickets (
+    ticket_hash  bytea PRIMARY KEY CHECK (length(ticket_hash) = 32),
+    operation    text        NOT NULL,
+    resource     text        NOT NULL DEFAULT '',
+    session_id   uuid, -- whose it is: one of the two
+    api_key_id   uuid,
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    expires_at   timestamptz NOT NULL,
+    CHECK ((session_id IS NULL) <> (api_key_id IS NULL))
+);
+
+-- What changed, for those who watch: ids and kinds only. A row is visible to
+-- readers once no older transaction can still add one before it.
+CREATE TABLE outbox (
+    id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    tx       xid8        NOT NULL DEFAULT pg_current_xact_id(),
+    team_id  uuid        NOT NULL,
+    kind     text        NOT NULL, -- as sandbox.paused
+    resource text        NOT NULL, -- an id in its wire form
+    scope    text        NOT NULL CHECK (scope IN ('team', 'admin')),
+    at       timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX outbox_order ON outbox (tx, id);
+CREATE INDEX outbox_age ON outbox (at);
 
 CREATE TABLE team_api_keys (
     id           uuid PRIMARY KEY,
@@ -159,6 +297,47 @@ CREATE TABLE templates (
 );
 CREATE UNIQUE INDEX templates_name ON templates (team_id, name) WHERE deleted_at IS NULL;
 
+-- A saved state of a sandbox: named ones are the team's snapshots, the others
+-- are what paused sandboxes, checkpoints and forks live from.
+CREATE TABLE snapshots (
+    id              uuid PRIMARY KEY,
+    team_id         uuid        NOT NULL REFERENCES teams (id),
+    kind            text        NOT NULL CHECK (kind IN ('snapshot', 'pause', 'checkpoint', 'fork')),
+    name            text CHECK (name ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$'),
+    status          text        NOT NULL CHECK (status IN ('creating', 'ready', 'failed', 'deleting', 'deleted')),
+    error           text        NOT NULL DEFAULT '',
+    sandbox_id      uuid        NOT NULL, -- where it was taken; the row may be gone
+    incarnation     bigint      NOT NULL,
+    host_id         uuid        NOT NULL REFERENCES hosts (id), -- which holds the only copy
+    template_id     uuid        NOT NULL REFERENCES templates (id),
+    template_name   text        NOT NULL,
+    image_digest    text        NOT NULL,
+    engine          text        NOT NULL,
+    engine_version  text        NOT NULL DEFAULT '',
+    cpu_features    text[]      NOT NULL DEFAULT '{}',
+    memory          boolean     NOT NULL, -- false: the disk only
+    cpu_millis      integer     NOT NULL,
+    memory_mb       integer     NOT NULL,
+    disk_mb         integer     NOT NULL,
+    internet        boolean     NOT NULL,
+    env_sealed      bytea,
+    size_bytes      bigint      NOT NULL DEFAULT 0,
+    digest          text        NOT NULL DEFAULT '',
+    created_by_type text        NOT NULL,
+    created_by_id   text        NOT NULL,
+    created_by_name text        NOT NULL,
+    created_at      timestamptz NOT NULL DEFAULT now(),
+    ready_at        timestamptz,
+    deleted_at      timestamptz,
+    CHECK ((kind = 'snapshot') = (name IS NOT NULL)),
+    CHECK (status <> 'ready' OR (digest <> '' AND ready_at IS NOT NULL)),
+    CHECK ((status = 'deleted') = (deleted_at IS NOT NULL))
+);
+CREATE UNIQUE INDEX snapshots_name ON snapshots (team_id, name) WHERE status IN ('creating', 'ready');
+CREATE INDEX snapshots_team ON snapshots (team_id, created_at DESC, id DESC) WHERE deleted_at IS NULL;
+CREATE INDEX snapshots_sandbox ON snapshots (sandbox_id) WHERE deleted_at IS NULL;
+CREATE INDEX snapshots_deleting ON snapshots (host_id) WHERE status = 'deleting';
+
 CREATE TABLE sandboxes (
     id               uuid PRIMARY KEY,
     team_id          uuid        NOT NULL REFERENCES teams (id),
@@ -181,6 +360,17 @@ CREATE TABLE sandboxes (
     on_timeout       text        NOT NULL CHECK (on_timeout IN ('pause', 'kill')),
     idle_timeout_sec integer,
     deadline_at      timestamptz,
+    idle_check_at    timestamptz, -- before then it cannot have been idle for long enough
+    checkpoint_interval_sec integer,
+    checkpoint_due_at timestamptz,
+    -- What it was or is being started from; NULL for its template's image.
+    from_snapshot_id uuid REFERENCES snapshots (id),
+    -- Its newest complete saved state: what a paused one resumes from, what is
+    -- left of one that ended by itself.
+    state_id         uuid REFERENCES snapshots (id),
+    state_at         timestamptz,
+    paused_at        timestamptz,
+    paused_reason    text        NOT NULL DEFAULT '', -- requested, deadline, idle, lost_contact, host_shutdown, …
     end_reason       text        NOT NULL DEFAULT '',
     error            text        NOT NULL DEFAULT '',
     created_by_type  text        NOT NULL,
@@ -196,14 +386,20 @@ CREATE INDEX sandboxes_team ON sandboxes (team_id, created_at DESC, id DESC);
 CREATE INDEX sandboxes_team_live ON sandboxes (team_id, created_at DESC, id DESC) WHERE ended_at IS NULL;
 CREATE INDEX sandboxes_host_live ON sandboxes (host_id) WHERE ended_at IS NULL;
 CREATE INDEX sandboxes_metadata ON sandboxes USING gin (metadata jsonb_path_ops) WHERE ended_at IS NULL;
+CREATE INDEX sandboxes_idle ON sandboxes (idle_check_at) WHERE status = 'running' AND idle_check_at IS NOT NULL;
+CREATE INDEX sandboxes_checkpoint ON sandboxes (checkpoint_due_at) WHERE status = 'running' AND checkpoint_due_at IS NOT NULL;
+CREATE INDEX sandboxes_state ON sandboxes (state_id) WHERE state_id IS NOT NULL;
+CREATE INDEX sandboxes_from ON sandboxes (from_snapshot_id) WHERE ended_at IS NULL AND from_snapshot_id IS NOT NULL;
 CREATE INDEX sandboxes_deadline ON sandboxes (deadline_at) WHERE ended_at IS NULL AND deadline_at IS NOT NULL;
 
 CREATE TABLE operations (
     id          uuid PRIMARY KEY,
     sandbox_id  uuid        NOT NULL REFERENCES sandboxes (id),
     team_id     uuid        NOT NULL REFERENCES teams (id),
-    kind        text        NOT NULL CHECK (kind IN ('create', 'delete', 'pause', 'resume', 'snapshot', 'fork')),
+    kind        text        NOT NULL CHECK (kind IN ('create', 'delete', 'pause', 'resume', 'snapshot', 'fork', 'checkpoint')),
     incarnation bigint      NOT NULL,
+    -- What it works on: {snapshot_id, memory, if_idle_sec, reason, …}.
+    params      jsonb       NOT NULL DEFAULT '{}',
     status      text        NOT NULL CHECK (status IN ('open', 'succeeded', 'failed', 'superseded')),
     reason      text        NOT NULL DEFAULT '', -- stable word, for failed and superseded
     message     text        NOT NULL DEFAULT '',
@@ -235,6 +431,18 @@ CREATE TABLE sandbox_events (
 );
 CREATE INDEX sandbox_events_sandbox ON sandbox_events (sandbox_id, id DESC);
 
+-- Figures of running sandboxes, kept for a day.
+CREATE TABLE sandbox_samples (
+    sandbox_id   uuid        NOT NULL,
+    at           timestamptz NOT NULL,
+    cpu_millis   integer     NOT NULL, -- used on average since the sample before
+    memory_bytes bigint      NOT NULL,
+    disk_bytes   bigint      NOT NULL,
+    processes    integer     NOT NULL,
+    PRIMARY KEY (sandbox_id, at)
+);
+CREATE INDEX sandbox_samples_age ON sandbox_samples (at);
+
 CREATE TABLE idempotency_keys (
     caller       text        NOT NULL, -- kind and id of who called
     key_hash     bytea       NOT NULL CHECK (length(key_hash) = 32),
@@ -245,9 +453,14 @@ CREATE TABLE idempotency_keys (
 );
 CREATE INDEX idempotency_keys_age ON idempotency_keys (created_at);
 
+-- Append-only: the application's role may not change it, and a trigger refuses
+-- whoever may. Each team's entries form a chain: seq has no gaps, hash is the
+-- SHA-256 over the entry and the hash before.
 CREATE TABLE audit_logs (
     id            uuid PRIMARY KEY,
     team_id       uuid        NOT NULL REFERENCES teams (id),
+    seq           bigint      NOT NULL CHECK (seq > 0),
+    hash          bytea       NOT NULL CHECK (length(hash) = 32),
     actor_type    text        NOT NULL CHECK (actor_type IN ('user', 'api_key', 'host', 'system', 'anonymous')),
     actor_id      text        NOT NULL,
     actor_name    text        NOT NULL,
@@ -256,13 +469,36 @@ CREATE TABLE audit_logs (
     action        text        NOT NULL,
     scope         text        NOT NULL CHECK (scope IN ('team', 'admin')),
     status        text        NOT NULL CHECK (status IN ('success', 'info', 'warning', 'error')),
-    metadata      jsonb       NOT NULL DEFAULT '{}',
+    metadata      json        NOT NULL DEFAULT '{}', -- its very text is hashed
     request_id    text        NOT NULL DEFAULT '',
     ip            inet,
-    created_at    timestamptz NOT NULL DEFAULT now()
+    created_at    timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (team_id, seq)
 );
-CREATE INDEX audit_logs_team ON audit_logs (team_id, created_at DESC, id DESC);
+CREATE INDEX audit_logs_all ON audit_logs (created_at DESC, id DESC);
+
+-- Where each team's chain stands. Locked last in a transaction, several in the
+-- order of team ids.
+CREATE TABLE audit_heads (
+    team_id     uuid PRIMARY KEY REFERENCES teams (id),
+    seq         bigint NOT NULL,
+    hash        bytea  NOT NULL CHECK (length(hash) = 32),
+    -- The entry that retention removed last; what is left begins after it.
+    anchor_seq  bigint NOT NULL DEFAULT 0,
+    anchor_hash bytea  NOT NULL DEFAULT '\x0000000000000000000000000000000000000000000000000000000000000000'
+);
+
+-- Refusals of callers nobody knows, counted instead of recorded one by one.
+CREATE TABLE refusal_counts (
+    ip     inet        NOT NULL,
+    minute timestamptz NOT NULL,
+    reason text        NOT NULL,
+    count  bigint      NOT NULL DEFAULT 1,
+    PRIMARY KEY (minute, ip, reason)
+);
 
 -- +goose Down
-DROP TABLE audit_logs, idempotency_keys, sandbox_events, operations, sandboxes, templates, host_refresh_tokens,
-    host_registration_tokens, hosts, platform_keys, team_api_keys, sessions, users_teams, teams, users;
+DROP TABLE refusal_counts, audit_heads, audit_logs, idempotency_keys, sandbox_samples, sandbox_events, operations, sandboxes, snapshots, templates,
+    host_refresh_tokens, host_registration_tokens, hosts, platform_keys, team_api_keys, outbox, stream_tickets, team_limits, team_invitations,
+    device_logins, account_tokens, oauth_logins, user_identities, sessions, users_teams, teams, users;
+DROP FUNCTION check_team_has_owner;

@@ -4,3 +4,19 @@ package restapi
 type CreateSandboxRes interface {
 	createSandboxRes()
 }
+
+type CreateSnapshotRes interface {
+	createSnapshotRes()
+}
+
+type ForkSandboxRes interface {
+	forkSandboxRes()
+}
+
+type PauseSandboxRes interface {
+	pauseSandboxRes()
+}
+
+type ResumeSandboxRes interface {
+	resumeSandboxRes()
+}

@@ -162,6 +162,322 @@ func (s *AcceptedSandbox) SetSandbox(val Sandbox) {
 
 func (*AcceptedSandbox) createSandboxRes() {}
 
+// Ref: #/components/schemas/AddMemberRequest
+type AddMemberRequest struct {
+	Email string                  `json:"email"`
+	Role  OptAddMemberRequestRole `json:"role"`
+}
+
+// GetEmail returns the value of Email.
+func (s *AddMemberRequest) GetEmail() string {
+	return s.Email
+}
+
+// GetRole returns the value of Role.
+func (s *AddMemberRequest) GetRole() OptAddMemberRequestRole {
+	return s.Role
+}
+
+// SetEmail sets the value of Email.
+func (s *AddMemberRequest) SetEmail(val string) {
+	s.Email = val
+}
+
+// SetRole sets the value of Role.
+func (s *AddMemberRequest) SetRole(val OptAddMemberRequestRole) {
+	s.Role = val
+}
+
+type AddMemberRequestRole string
+
+const (
+	AddMemberRequestRoleAdmin  AddMemberRequestRole = "admin"
+	AddMemberRequestRoleMember AddMemberRequestRole = "member"
+)
+
+// AllValues returns all AddMemberRequestRole values.
+func (AddMemberRequestRole) AllValues() []AddMemberRequestRole {
+	return []AddMemberRequestRole{
+		AddMemberRequestRoleAdmin,
+		AddMemberRequestRoleMember,
+	}
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s AddMemberRequestRole) MarshalText() ([]byte, error) {
+	switch s {
+	case AddMemberRequestRoleAdmin:
+		return []byte(s), nil
+	case AddMemberRequestRoleMember:
+		return []byte(s), nil
+	default:
+		return nil, errors.Errorf("invalid value: %q", s)
+	}
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *AddMemberRequestRole) UnmarshalText(data []byte) error {
+	switch AddMemberRequestRole(data) {
+	case AddMemberRequestRoleAdmin:
+		*s = AddMemberRequestRoleAdmin
+		return nil
+	case AddMemberRequestRoleMember:
+		*s = AddMemberRequestRoleMember
+		return nil
+	default:
+		return errors.Errorf("invalid value: %q", data)
+	}
+}
+
+// Ref: #/components/schemas/AdminTeam
+type AdminTeam struct {
+	ID     string `json:"id"`
+	Name   string `json:"name"`
+	Slug   string `json:"slug"`
+	IsByoc bool   `json:"is_byoc"`
+	// The owner's email.
+	Owner   string `json:"owner"`
+	Members int    `json:"members"`
+	// Those that have not ended.
+	Sandboxes int         `json:"sandboxes"`
+	CreatedAt time.Time   `json:"created_at"`
+	DeletedAt OptDateTime `json:"deleted_at"`
+}
+
+// GetID returns the value of ID.
+func (s *AdminTeam) GetID() string {
+	return s.ID
+}
+
+// GetName returns the value of Name.
+func (s *AdminTeam) GetName() string {
+	return s.Name
+}
+
+// GetSlug returns the value of Slug.
+func (s *AdminTeam) GetSlug() string {
+	return s.Slug
+}
+
+// GetIsByoc returns the value of IsByoc.
+func (s *AdminTeam) GetIsByoc() bool {
+	return s.IsByoc
+}
+
+// GetOwner returns the value of Owner.
+func (s *AdminTeam) GetOwner() string {
+	return s.Owner
+}
+
+// GetMembers returns the value of Members.
+func (s *AdminTeam) GetMembers() int {
+	return s.Members
+}
+
+// GetSandboxes returns the value of Sandboxes.
+func (s *AdminTeam) GetSandboxes() int {
+	return s.Sandboxes
+}
+
+// GetCreatedAt returns the value of CreatedAt.
+func (s *AdminTeam) GetCreatedAt() time.Time {
+	return s.CreatedAt
+}
+
+// GetDeletedAt returns the value of DeletedAt.
+func (s *AdminTeam) GetDeletedAt() OptDateTime {
+	return s.DeletedAt
+}
+
+// SetID sets the value of ID.
+func (s *AdminTeam) SetID(val string) {
+	s.ID = val
+}
+
+// SetName sets the value of Name.
+func (s *AdminTeam) SetName(val string) {
+	s.Name = val
+}
+
+// SetSlug sets the value of Slug.
+func (s *AdminTeam) SetSlug(val string) {
+	s.Slug = val
+}
+
+// SetIsByoc sets the value of IsByoc.
+func (s *AdminTeam) SetIsByoc(val bool) {
+	s.IsByoc = val
+}
+
+// SetOwner sets the value of Owner.
+func (s *AdminTeam) SetOwner(val string) {
+	s.Owner = val
+}
+
+// SetMembers sets the value of Members.
+func (s *AdminTeam) SetMembers(val int) {
+	s.Members = val
+}
+
+// SetSandboxes sets the value of Sandboxes.
+func (s *AdminTeam) SetSandboxes(val int) {
+	s.Sandboxes = val
+}
+
+// SetCreatedAt sets the value of CreatedAt.
+func (s *AdminTeam) SetCreatedAt(val time.Time) {
+	s.CreatedAt = val
+}
+
+// SetDeletedAt sets the value of DeletedAt.
+func (s *AdminTeam) SetDeletedAt(val OptDateTime) {
+	s.DeletedAt = val
+}
+
+// Ref: #/components/schemas/AdminTeamList
+type AdminTeamList struct {
+	Items      []AdminTeam `json:"items"`
+	NextCursor OptString   `json:"next_cursor"`
+}
+
+// GetItems returns the value of Items.
+func (s *AdminTeamList) GetItems() []AdminTeam {
+	return s.Items
+}
+
+// GetNextCursor returns the value of NextCursor.
+func (s *AdminTeamList) GetNextCursor() OptString {
+	return s.NextCursor
+}
+
+// SetItems sets the value of Items.
+func (s *AdminTeamList) SetItems(val []AdminTeam) {
+	s.Items = val
+}
+
+// SetNextCursor sets the value of NextCursor.
+func (s *AdminTeamList) SetNextCursor(val OptString) {
+	s.NextCursor = val
+}
+
+// Ref: #/components/schemas/AdminUser
+type AdminUser struct {
+	ID          string      `json:"id"`
+	Email       string      `json:"email"`
+	Name        string      `json:"name"`
+	IsAdmin     bool        `json:"is_admin"`
+	IsActive    bool        `json:"is_active"`
+	EmailProven bool        `json:"email_proven"`
+	CreatedAt   time.Time   `json:"created_at"`
+	LastLoginAt OptDateTime `json:"last_login_at"`
+}
+
+// GetID returns the value of ID.
+func (s *AdminUser) GetID() string {
+	return s.ID
+}
+
+// GetEmail returns the value of Email.
+func (s *AdminUser) GetEmail() string {
+	return s.Email
+}
+
+// GetName returns the value of Name.
+func (s *AdminUser) GetName() string {
+	return s.Name
+}
+
+// GetIsAdmin returns the value of IsAdmin.
+func (s *AdminUser) GetIsAdmin() bool {
+	return s.IsAdmin
+}
+
+// GetIsActive returns the value of IsActive.
+func (s *AdminUser) GetIsActive() bool {
+	return s.IsActive
+}
+
+// GetEmailProven returns the value of EmailProven.
+func (s *AdminUser) GetEmailProven() bool {
+	return s.EmailProven
+}
+
+// GetCreatedAt returns the value of CreatedAt.
+func (s *AdminUser) GetCreatedAt() time.Time {
+	return s.CreatedAt
+}
+
+// GetLastLoginAt returns the value of LastLoginAt.
+func (s *AdminUser) GetLastLoginAt() OptDateTime {
+	return s.LastLoginAt
+}
+
+// SetID sets the value of ID.
+func (s *AdminUser) SetID(val string) {
+	s.ID = val
+}
+
+// SetEmail sets the value of Email.
+func (s *AdminUser) SetEmail(val string) {
+	s.Email = val
+}
+
+// SetName sets the value of Name.
+func (s *AdminUser) SetName(val string) {
+	s.Name = val
+}
+
+// SetIsAdmin sets the value of IsAdmin.
+func (s *AdminUser) SetIsAdmin(val bool) {
+	s.IsAdmin = val
+}
+
+// SetIsActive sets the value of IsActive.
+func (s *AdminUser) SetIsActive(val bool) {
+	s.IsActive = val
+}
+
+// SetEmailProven sets the value of EmailProven.
+func (s *AdminUser) SetEmailProven(val bool) {
+	s.EmailProven = val
+}
+
+// SetCreatedAt sets the value of CreatedAt.
+func (s *AdminUser) SetCreatedAt(val time.Time) {
+	s.CreatedAt = val
+}
+
+// SetLastLoginAt sets the value of LastLoginAt.
+func (s *AdminUser) SetLastLoginAt(val OptDateTime) {
+	s.LastLoginAt = val
+}
+
+// Ref: #/components/schemas/AdminUserList
+type AdminUserList struct {
+	Items      []AdminUser `json:"items"`
+	NextCursor OptString   `json:"next_cursor"`
+}
+
+// GetItems returns the value of Items.
+func (s *AdminUserList) GetItems() []AdminUser {
+	return s.Items
+}
+
+// GetNextCursor returns the value of NextCursor.
+func (s *AdminUserList) GetNextCursor() OptString {
+	return s.NextCursor
+}
+
+// SetItems sets the value of Items.
+func (s *AdminUserList) SetItems(val []AdminUser) {
+	s.Items = val
+}
+
+// SetNextCursor sets the value of NextCursor.
+func (s *AdminUserList) SetNextCursor(val OptString) {
+	s.NextCursor = val
+}
+
 type ApiKey struct {
 	APIKey string
 	Roles  []string
@@ -185,6 +501,575 @@ func (s *ApiKey) SetAPIKey(val string) {
 // SetRoles sets the value of Roles.
 func (s *ApiKey) SetRoles(val []string) {
 	s.Roles = val
+}
+
+// Ref: #/components/schemas/AuditActor
+type AuditActor struct {
+	Type AuditActorType `json:"type"`
+	ID   string         `json:"id"`
+	Name string         `json:"name"`
+}
+
+// GetType returns the value of Type.
+func (s *AuditActor) GetType() AuditActorType {
+	return s.Type
+}
+
+// GetID returns the value of ID.
+func (s *AuditActor) GetID() string {
+	return s.ID
+}
+
+// GetName returns the value of Name.
+func (s *AuditActor) GetName() string {
+	return s.Name
+}
+
+// SetType sets the value of Type.
+func (s *AuditActor) SetType(val AuditActorType) {
+	s.Type = val
+}
+
+// SetID sets the value of ID.
+func (s *AuditActor) SetID(val string) {
+	s.ID = val
+}
+
+// SetName sets the value of Name.
+func (s *AuditActor) SetName(val string) {
+	s.Name = val
+}
+
+type AuditActorType string
+
+const (
+	AuditActorTypeUser      AuditActorType = "user"
+	AuditActorTypeAPIKey    AuditActorType = "api_key"
+	AuditActorTypeHost      AuditActorType = "host"
+	AuditActorTypeSystem    AuditActorType = "system"
+	AuditActorTypeAnonymous AuditActorType = "anonymous"
+)
+
+// AllValues returns all AuditActorType values.
+func (AuditActorType) AllValues() []AuditActorType {
+	return []AuditActorType{
+		AuditActorTypeUser,
+		AuditActorTypeAPIKey,
+		AuditActorTypeHost,
+		AuditActorTypeSystem,
+		AuditActorTypeAnonymous,
+	}
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s AuditActorType) MarshalText() ([]byte, error) {
+	switch s {
+	case AuditActorTypeUser:
+		return []byte(s), nil
+	case AuditActorTypeAPIKey:
+		return []byte(s), nil
+	case AuditActorTypeHost:
+		return []byte(s), nil
+	case AuditActorTypeSystem:
+		return []byte(s), nil
+	case AuditActorTypeAnonymous:
+		return []byte(s), nil
+	default:
+		return nil, errors.Errorf("invalid value: %q", s)
+	}
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *AuditActorType) UnmarshalText(data []byte) error {
+	switch AuditActorType(data) {
+	case AuditActorTypeUser:
+		*s = AuditActorTypeUser
+		return nil
+	case AuditActorTypeAPIKey:
+		*s = AuditActorTypeAPIKey
+		return nil
+	case AuditActorTypeHost:
+		*s = AuditActorTypeHost
+		return nil
+	case AuditActorTypeSystem:
+		*s = AuditActorTypeSystem
+		return nil
+	case AuditActorTypeAnonymous:
+		*s = AuditActorTypeAnonymous
+		return nil
+	default:
+		return errors.Errorf("invalid value: %q", data)
+	}
+}
+
+// Ref: #/components/schemas/AuditKey
+type AuditKey struct {
+	Kid string `json:"kid"`
+	// Ed25519, base64.
+	PublicKey string `json:"public_key"`
+}
+
+// GetKid returns the value of Kid.
+func (s *AuditKey) GetKid() string {
+	return s.Kid
+}
+
+// GetPublicKey returns the value of PublicKey.
+func (s *AuditKey) GetPublicKey() string {
+	return s.PublicKey
+}
+
+// SetKid sets the value of Kid.
+func (s *AuditKey) SetKid(val string) {
+	s.Kid = val
+}
+
+// SetPublicKey sets the value of PublicKey.
+func (s *AuditKey) SetPublicKey(val string) {
+	s.PublicKey = val
+}
+
+// Ref: #/components/schemas/AuditKeyList
+type AuditKeyList struct {
+	Items []AuditKey `json:"items"`
+}
+
+// GetItems returns the value of Items.
+func (s *AuditKeyList) GetItems() []AuditKey {
+	return s.Items
+}
+
+// SetItems sets the value of Items.
+func (s *AuditKeyList) SetItems(val []AuditKey) {
+	s.Items = val
+}
+
+// Ref: #/components/schemas/AuditLog
+type AuditLog struct {
+	ID           string           `json:"id"`
+	Seq          int64            `json:"seq"`
+	TeamID       string           `json:"team_id"`
+	Actor        AuditActor       `json:"actor"`
+	ResourceType string           `json:"resource_type"`
+	ResourceID   string           `json:"resource_id"`
+	Action       string           `json:"action"`
+	Scope        AuditLogScope    `json:"scope"`
+	Status       AuditLogStatus   `json:"status"`
+	Metadata     AuditLogMetadata `json:"metadata"`
+	RequestID    string           `json:"request_id"`
+	IP           string           `json:"ip"`
+	CreatedAt    time.Time        `json:"created_at"`
+	// SHA-256 over the entry and the one before, hex.
+	Hash string `json:"hash"`
+}
+
+// GetID returns the value of ID.
+func (s *AuditLog) GetID() string {
+	return s.ID
+}
+
+// GetSeq returns the value of Seq.
+func (s *AuditLog) GetSeq() int64 {
+	return s.Seq
+}
+
+// GetTeamID returns the value of TeamID.
+func (s *AuditLog) GetTeamID() string {
+	return s.TeamID
+}
+
+// GetActor returns the value of Actor.
+func (s *AuditLog) GetActor() AuditActor {
+	return s.Actor
+}
+
+// GetResourceType returns the value of ResourceType.
+func (s *AuditLog) GetResourceType() string {
+	return s.ResourceType
+}
+
+// GetResourceID returns the value of ResourceID.
+func (s *AuditLog) GetResourceID() string {
+	return s.ResourceID
+}
+
+// GetAction returns the value of Action.
+func (s *AuditLog) GetAction() string {
+	return s.Action
+}
+
+// GetScope returns the value of Scope.
+func (s *AuditLog) GetScope() AuditLogScope {
+	return s.Scope
+}
+
+// GetStatus returns the value of Status.
+func (s *AuditLog) GetStatus() AuditLogStatus {
+	return s.Status
+}
+
+// GetMetadata returns the value of Metadata.
+func (s *AuditLog) GetMetadata() AuditLogMetadata {
+	return s.Metadata
+}
+
+// GetRequestID returns the value of RequestID.
+func (s *AuditLog) GetRequestID() string {
+	return s.RequestID
+}
+
+// GetIP returns the value of IP.
+func (s *AuditLog) GetIP() string {
+	return s.IP
+}
+
+// GetCreatedAt returns the value of CreatedAt.
+func (s *AuditLog) GetCreatedAt() time.Time {
+	return s.CreatedAt
+}
+
+// GetHash returns the value of Hash.
+func (s *AuditLog) GetHash() string {
+	return s.Hash
+}
+
+// SetID sets the value of ID.
+func (s *AuditLog) SetID(val string) {
+	s.ID = val
+}
+
+// SetSeq sets the value of Seq.
+func (s *AuditLog) SetSeq(val int64) {
+	s.Seq = val
+}
+
+// SetTeamID sets the value of TeamID.
+func (s *AuditLog) SetTeamID(val string) {
+	s.TeamID = val
+}
+
+// SetActor sets the value of Actor.
+func (s *AuditLog) SetActor(val AuditActor) {
+	s.Actor = val
+}
+
+// SetResourceType sets the value of ResourceType.
+func (s *AuditLog) SetResourceType(val string) {
+	s.ResourceType = val
+}
+
+// SetResourceID sets the value of ResourceID.
+func (s *AuditLog) SetResourceID(val string) {
+	s.ResourceID = val
+}
+
+// SetAction sets the value of Action.
+func (s *AuditLog) SetAction(val string) {
+	s.Action = val
+}
+
+// SetScope sets the value of Scope.
+func (s *AuditLog) SetScope(val AuditLogScope) {
+	s.Scope = val
+}
+
+// SetStatus sets the value of Status.
+func (s *AuditLog) SetStatus(val AuditLogStatus) {
+	s.Status = val
+}
+
+// SetMetadata sets the value of Metadata.
+func (s *AuditLog) SetMetadata(val AuditLogMetadata) {
+	s.Metadata = val
+}
+
+// SetRequestID sets the value of RequestID.
+func (s *AuditLog) SetRequestID(val string) {
+	s.RequestID = val
+}
+
+// SetIP sets the value of IP.
+func (s *AuditLog) SetIP(val string) {
+	s.IP = val
+}
+
+// SetCreatedAt sets the value of CreatedAt.
+func (s *AuditLog) SetCreatedAt(val time.Time) {
+	s.CreatedAt = val
+}
+
+// SetHash sets the value of Hash.
+func (s *AuditLog) SetHash(val string) {
+	s.Hash = val
+}
+
+// Ref: #/components/schemas/AuditLogList
+type AuditLogList struct {
+	Items      []AuditLog `json:"items"`
+	NextCursor OptString  `json:"next_cursor"`
+}
+
+// GetItems returns the value of Items.
+func (s *AuditLogList) GetItems() []AuditLog {
+	return s.Items
+}
+
+// GetNextCursor returns the value of NextCursor.
+func (s *AuditLogList) GetNextCursor() OptString {
+	return s.NextCursor
+}
+
+// SetItems sets the value of Items.
+func (s *AuditLogList) SetItems(val []AuditLog) {
+	s.Items = val
+}
+
+// SetNextCursor sets the value of NextCursor.
+func (s *AuditLogList) SetNextCursor(val OptString) {
+	s.NextCursor = val
+}
+
+type AuditLogMetadata map[string]jx.Raw
+
+func (s *AuditLogMetadata) init() AuditLogMetadata {
+	m := *s
+	if m == nil {
+		m = map[string]jx.Raw{}
+		*s = m
+	}
+	return m
+}
+
+type AuditLogScope string
+
+const (
+	AuditLogScopeTeam  AuditLogScope = "team"
+	AuditLogScopeAdmin AuditLogScope = "admin"
+)
+
+// AllValues returns all AuditLogScope values.
+func (AuditLogScope) AllValues() []AuditLogScope {
+	return []AuditLogScope{
+		AuditLogScopeTeam,
+		AuditLogScopeAdmin,
+	}
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s AuditLogScope) MarshalText() ([]byte, error) {
+	switch s {
+	case AuditLogScopeTeam:
+		return []byte(s), nil
+	case AuditLogScopeAdmin:
+		return []byte(s), nil
+	default:
+		return nil, errors.Errorf("invalid value: %q", s)
+	}
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *AuditLogScope) UnmarshalText(data []byte) error {
+	switch AuditLogScope(data) {
+	case AuditLogScopeTeam:
+		*s = AuditLogScopeTeam
+		return nil
+	case AuditLogScopeAdmin:
+		*s = AuditLogScopeAdmin
+		return nil
+	default:
+		return errors.Errorf("invalid value: %q", data)
+	}
+}
+
+type AuditLogStatus string
+
+const (
+	AuditLogStatusSuccess AuditLogStatus = "success"
+	AuditLogStatusInfo    AuditLogStatus = "info"
+	AuditLogStatusWarning AuditLogStatus = "warning"
+	AuditLogStatusError   AuditLogStatus = "error"
+)
+
+// AllValues returns all AuditLogStatus values.
+func (AuditLogStatus) AllValues() []AuditLogStatus {
+	return []AuditLogStatus{
+		AuditLogStatusSuccess,
+		AuditLogStatusInfo,
+		AuditLogStatusWarning,
+		AuditLogStatusError,
+	}
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s AuditLogStatus) MarshalText() ([]byte, error) {
+	switch s {
+	case AuditLogStatusSuccess:
+		return []byte(s), nil
+	case AuditLogStatusInfo:
+		return []byte(s), nil
+	case AuditLogStatusWarning:
+		return []byte(s), nil
+	case AuditLogStatusError:
+		return []byte(s), nil
+	default:
+		return nil, errors.Errorf("invalid value: %q", s)
+	}
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *AuditLogStatus) UnmarshalText(data []byte) error {
+	switch AuditLogStatus(data) {
+	case AuditLogStatusSuccess:
+		*s = AuditLogStatusSuccess
+		return nil
+	case AuditLogStatusInfo:
+		*s = AuditLogStatusInfo
+		return nil
+	case AuditLogStatusWarning:
+		*s = AuditLogStatusWarning
+		return nil
+	case AuditLogStatusError:
+		*s = AuditLogStatusError
+		return nil
+	default:
+		return errors.Errorf("invalid value: %q", data)
+	}
+}
+
+// Ref: #/components/schemas/AuthProvider
+type AuthProvider struct {
+	ID   string `json:"id"`
+	Name string `json:"name"`
+	URL  string `json:"url"`
+}
+
+// GetID returns the value of ID.
+func (s *AuthProvider) GetID() string {
+	return s.ID
+}
+
+// GetName returns the value of Name.
+func (s *AuthProvider) GetName() string {
+	return s.Name
+}
+
+// GetURL returns the value of URL.
+func (s *AuthProvider) GetURL() string {
+	return s.URL
+}
+
+// SetID sets the value of ID.
+func (s *AuthProvider) SetID(val string) {
+	s.ID = val
+}
+
+// SetName sets the value of Name.
+func (s *AuthProvider) SetName(val string) {
+	s.Name = val
+}
+
+// SetURL sets the value of URL.
+func (s *AuthProvider) SetURL(val string) {
+	s.URL = val
+}
+
+// Ref: #/components/schemas/AuthProviders
+type AuthProviders struct {
+	// Email and password work.
+	Password bool `json:"password"`
+	// Who may sign up.
+	Signup    AuthProvidersSignup `json:"signup"`
+	Domains   []string            `json:"domains"`
+	Providers []AuthProvider      `json:"providers"`
+}
+
+// GetPassword returns the value of Password.
+func (s *AuthProviders) GetPassword() bool {
+	return s.Password
+}
+
+// GetSignup returns the value of Signup.
+func (s *AuthProviders) GetSignup() AuthProvidersSignup {
+	return s.Signup
+}
+
+// GetDomains returns the value of Domains.
+func (s *AuthProviders) GetDomains() []string {
+	return s.Domains
+}
+
+// GetProviders returns the value of Providers.
+func (s *AuthProviders) GetProviders() []AuthProvider {
+	return s.Providers
+}
+
+// SetPassword sets the value of Password.
+func (s *AuthProviders) SetPassword(val bool) {
+	s.Password = val
+}
+
+// SetSignup sets the value of Signup.
+func (s *AuthProviders) SetSignup(val AuthProvidersSignup) {
+	s.Signup = val
+}
+
+// SetDomains sets the value of Domains.
+func (s *AuthProviders) SetDomains(val []string) {
+	s.Domains = val
+}
+
+// SetProviders sets the value of Providers.
+func (s *AuthProviders) SetProviders(val []AuthProvider) {
+	s.Providers = val
+}
+
+// Who may sign up.
+type AuthProvidersSignup string
+
+const (
+	AuthProvidersSignupOpen    AuthProvidersSignup = "open"
+	AuthProvidersSignupClosed  AuthProvidersSignup = "closed"
+	AuthProvidersSignupDomains AuthProvidersSignup = "domains"
+)
+
+// AllValues returns all AuthProvidersSignup values.
+func (AuthProvidersSignup) AllValues() []AuthProvidersSignup {
+	return []AuthProvidersSignup{
+		AuthProvidersSignupOpen,
+		AuthProvidersSignupClosed,
+		AuthProvidersSignupDomains,
+	}
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s AuthProvidersSignup) MarshalText() ([]byte, error) {
+	switch s {
+	case AuthProvidersSignupOpen:
+		return []byte(s), nil
+	case AuthProvidersSignupClosed:
+		return []byte(s), nil
+	case AuthProvidersSignupDomains:
+		return []byte(s), nil
+	default:
+		return nil, errors.Errorf("invalid value: %q", s)
+	}
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *AuthProvidersSignup) UnmarshalText(data []byte) error {
+	switch AuthProvidersSignup(data) {
+	case AuthProvidersSignupOpen:
+		*s = AuthProvidersSignupOpen
+		return nil
+	case AuthProvidersSignupClosed:
+		*s = AuthProvidersSignupClosed
+		return nil
+	case AuthProvidersSignupDomains:
+		*s = AuthProvidersSignupDomains
+		return nil
+	default:
+		return errors.Errorf("invalid value: %q", data)
+	}
 }
 
 // Ref: #/components/schemas/AuthResponse
@@ -259,6 +1144,43 @@ func (s *Bearer) SetToken(val string) {
 func (s *Bearer) SetRoles(val []string) {
 	s.Roles = val
 }
+
+// ChangePasswordNoContent is response for ChangePassword operation.
+type ChangePasswordNoContent struct{}
+
+// Ref: #/components/schemas/ChangePasswordRequest
+type ChangePasswordRequest struct {
+	// Left out only by an account that has none.
+	CurrentPassword OptString `json:"current_password"`
+	// 8 to 128 characters.
+	NewPassword string `json:"new_password"`
+}
+
+// GetCurrentPassword returns the value of CurrentPassword.
+func (s *ChangePasswordRequest) GetCurrentPassword() OptString {
+	return s.CurrentPassword
+}
+
+// GetNewPassword returns the value of NewPassword.
+func (s *ChangePasswordRequest) GetNewPassword() string {
+	return s.NewPassword
+}
+
+// SetCurrentPassword sets the value of CurrentPassword.
+func (s *ChangePasswordRequest) SetCurrentPassword(val OptString) {
+	s.CurrentPassword = val
+}
+
+// SetNewPassword sets the value of NewPassword.
+func (s *ChangePasswordRequest) SetNewPassword(val string) {
+	s.NewPassword = val
+}
+
+// ConfirmEmailNoContent is response for ConfirmEmail operation.
+type ConfirmEmailNoContent struct{}
+
+// ConfirmPasswordResetNoContent is response for ConfirmPasswordReset operation.
+type ConfirmPasswordResetNoContent struct{}
 
 // Ref: #/components/schemas/CreateAPIKeyRequest
 type CreateAPIKeyRequest struct {
@@ -411,18 +1333,101 @@ func (s *CreateHostRequestType) UnmarshalText(data []byte) error {
 	}
 }
 
+// Ref: #/components/schemas/CreateInvitationRequest
+type CreateInvitationRequest struct {
+	Email OptString                      `json:"email"`
+	Role  OptCreateInvitationRequestRole `json:"role"`
+	// 3600 to 2592000, default 7 days.
+	ExpiresInSec OptInt `json:"expires_in_sec"`
+}
+
+// GetEmail returns the value of Email.
+func (s *CreateInvitationRequest) GetEmail() OptString {
+	return s.Email
+}
+
+// GetRole returns the value of Role.
+func (s *CreateInvitationRequest) GetRole() OptCreateInvitationRequestRole {
+	return s.Role
+}
+
+// GetExpiresInSec returns the value of ExpiresInSec.
+func (s *CreateInvitationRequest) GetExpiresInSec() OptInt {
+	return s.ExpiresInSec
+}
+
+// SetEmail sets the value of Email.
+func (s *CreateInvitationRequest) SetEmail(val OptString) {
+	s.Email = val
+}
+
+// SetRole sets the value of Role.
+func (s *CreateInvitationRequest) SetRole(val OptCreateInvitationRequestRole) {
+	s.Role = val
+}
+
+// SetExpiresInSec sets the value of ExpiresInSec.
+func (s *CreateInvitationRequest) SetExpiresInSec(val OptInt) {
+	s.ExpiresInSec = val
+}
+
+type CreateInvitationRequestRole string
+
+const (
+	CreateInvitationRequestRoleAdmin  CreateInvitationRequestRole = "admin"
+	CreateInvitationRequestRoleMember CreateInvitationRequestRole = "member"
+)
+
+// AllValues returns all CreateInvitationRequestRole values.
+func (CreateInvitationRequestRole) AllValues() []CreateInvitationRequestRole {
+	return []CreateInvitationRequestRole{
+		CreateInvitationRequestRoleAdmin,
+		CreateInvitationRequestRoleMember,
+	}
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s CreateInvitationRequestRole) MarshalText() ([]byte, error) {
+	switch s {
+	case CreateInvitationRequestRoleAdmin:
+		return []byte(s), nil
+	case CreateInvitationRequestRoleMember:
+		return []byte(s), nil
+	default:
+		return nil, errors.Errorf("invalid value: %q", s)
+	}
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *CreateInvitationRequestRole) UnmarshalText(data []byte) error {
+	switch CreateInvitationRequestRole(data) {
+	case CreateInvitationRequestRoleAdmin:
+		*s = CreateInvitationRequestRoleAdmin
+		return nil
+	case CreateInvitationRequestRoleMember:
+		*s = CreateInvitationRequestRoleMember
+		return nil
+	default:
+		return errors.Errorf("invalid value: %q", data)
+	}
+}
+
 // Ref: #/components/schemas/CreateSandboxRequest
 type CreateSandboxRequest struct {
-	// Name or id; `base` comes with Skerry.
-	Template string `json:"template"`
+	// Name or id; `base` comes with Skerry. Either this or snapshot.
+	Template OptString `json:"template"`
+	// Name or id of a snapshot to start from; sizes default to what it was saved with, the disk's stays.
+	Snapshot OptString `json:"snapshot"`
+	// Save the state this often while it runs, 60 to 86400; bounds what a crash of the engine or host can
+	// lose.
+	CheckpointIntervalSec OptInt `json:"checkpoint_interval_sec"`
 	// 0.1 to the host's; default the template's.
 	Vcpus    OptFloat64 `json:"vcpus"`
 	MemoryMB OptInt     `json:"memory_mb"`
 	DiskMB   OptInt     `json:"disk_mb"`
 	// 1 to 2592000, default 300: when the deadline is.
 	TimeoutSec OptInt `json:"timeout_sec"`
-	// What happens at the deadline; default pause. Until pausing exists, a sandbox that is to be paused is
-	// left running.
+	// What happens at the deadline; default pause.
 	OnTimeout      OptCreateSandboxRequestOnTimeout `json:"on_timeout"`
 	IdleTimeoutSec OptInt                           `json:"idle_timeout_sec"`
 	Metadata       OptCreateSandboxRequestMetadata  `json:"metadata"`
@@ -432,8 +1437,18 @@ type CreateSandboxRequest struct {
 }
 
 // GetTemplate returns the value of Template.
-func (s *CreateSandboxRequest) GetTemplate() string {
+func (s *CreateSandboxRequest) GetTemplate() OptString {
 	return s.Template
+}
+
+// GetSnapshot returns the value of Snapshot.
+func (s *CreateSandboxRequest) GetSnapshot() OptString {
+	return s.Snapshot
+}
+
+// GetCheckpointIntervalSec returns the value of CheckpointIntervalSec.
+func (s *CreateSandboxRequest) GetCheckpointIntervalSec() OptInt {
+	return s.CheckpointIntervalSec
 }
 
 // GetVcpus returns the value of Vcpus.
@@ -487,8 +1502,18 @@ func (s *CreateSandboxRequest) GetNetwork() OptNetworkRequest {
 }
 
 // SetTemplate sets the value of Template.
-func (s *CreateSandboxRequest) SetTemplate(val string) {
+func (s *CreateSandboxRequest) SetTemplate(val OptString) {
 	s.Template = val
+}
+
+// SetSnapshot sets the value of Snapshot.
+func (s *CreateSandboxRequest) SetSnapshot(val OptString) {
+	s.Snapshot = val
+}
+
+// SetCheckpointIntervalSec sets the value of CheckpointIntervalSec.
+func (s *CreateSandboxRequest) SetCheckpointIntervalSec(val OptInt) {
+	s.CheckpointIntervalSec = val
 }
 
 // SetVcpus sets the value of Vcpus.
@@ -611,8 +1636,7 @@ func (s *CreateSandboxRequestMetadata) init() CreateSandboxRequestMetadata {
 	return m
 }
 
-// What happens at the deadline; default pause. Until pausing exists, a sandbox that is to be paused is
-// left running.
+// What happens at the deadline; default pause.
 type CreateSandboxRequestOnTimeout string
 
 const (
@@ -693,6 +1717,122 @@ func (s *CreateSandboxWait) UnmarshalText(data []byte) error {
 	default:
 		return errors.Errorf("invalid value: %q", data)
 	}
+}
+
+type CreateSnapshotAccepted Snapshot
+
+func (*CreateSnapshotAccepted) createSnapshotRes() {}
+
+type CreateSnapshotCreated Snapshot
+
+func (*CreateSnapshotCreated) createSnapshotRes() {}
+
+// Ref: #/components/schemas/CreateSnapshotRequest
+type CreateSnapshotRequest struct {
+	SandboxID string `json:"sandbox_id"`
+	// A letter or digit, then up to 63 of letters, digits, . _ -.
+	Name string `json:"name"`
+	// Default true. False keeps the disk only.
+	Memory OptBool `json:"memory"`
+	// Replace one of this name, once the new one is complete.
+	Overwrite OptBool `json:"overwrite"`
+}
+
+// GetSandboxID returns the value of SandboxID.
+func (s *CreateSnapshotRequest) GetSandboxID() string {
+	return s.SandboxID
+}
+
+// GetName returns the value of Name.
+func (s *CreateSnapshotRequest) GetName() string {
+	return s.Name
+}
+
+// GetMemory returns the value of Memory.
+func (s *CreateSnapshotRequest) GetMemory() OptBool {
+	return s.Memory
+}
+
+// GetOverwrite returns the value of Overwrite.
+func (s *CreateSnapshotRequest) GetOverwrite() OptBool {
+	return s.Overwrite
+}
+
+// SetSandboxID sets the value of SandboxID.
+func (s *CreateSnapshotRequest) SetSandboxID(val string) {
+	s.SandboxID = val
+}
+
+// SetName sets the value of Name.
+func (s *CreateSnapshotRequest) SetName(val string) {
+	s.Name = val
+}
+
+// SetMemory sets the value of Memory.
+func (s *CreateSnapshotRequest) SetMemory(val OptBool) {
+	s.Memory = val
+}
+
+// SetOverwrite sets the value of Overwrite.
+func (s *CreateSnapshotRequest) SetOverwrite(val OptBool) {
+	s.Overwrite = val
+}
+
+type CreateSnapshotWait string
+
+const (
+	CreateSnapshotWait0 CreateSnapshotWait = "0"
+	CreateSnapshotWait1 CreateSnapshotWait = "1"
+)
+
+// AllValues returns all CreateSnapshotWait values.
+func (CreateSnapshotWait) AllValues() []CreateSnapshotWait {
+	return []CreateSnapshotWait{
+		CreateSnapshotWait0,
+		CreateSnapshotWait1,
+	}
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s CreateSnapshotWait) MarshalText() ([]byte, error) {
+	switch s {
+	case CreateSnapshotWait0:
+		return []byte(s), nil
+	case CreateSnapshotWait1:
+		return []byte(s), nil
+	default:
+		return nil, errors.Errorf("invalid value: %q", s)
+	}
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *CreateSnapshotWait) UnmarshalText(data []byte) error {
+	switch CreateSnapshotWait(data) {
+	case CreateSnapshotWait0:
+		*s = CreateSnapshotWait0
+		return nil
+	case CreateSnapshotWait1:
+		*s = CreateSnapshotWait1
+		return nil
+	default:
+		return errors.Errorf("invalid value: %q", data)
+	}
+}
+
+// Ref: #/components/schemas/CreateTeamRequest
+type CreateTeamRequest struct {
+	// 1 to 128 printable characters.
+	Name string `json:"name"`
+}
+
+// GetName returns the value of Name.
+func (s *CreateTeamRequest) GetName() string {
+	return s.Name
+}
+
+// SetName sets the value of Name.
+func (s *CreateTeamRequest) SetName(val string) {
+	s.Name = val
 }
 
 // Ref: #/components/schemas/CreatedAPIKey
@@ -783,11 +1923,262 @@ func (s *CreatedHost) SetInstallCommand(val string) {
 	s.InstallCommand = val
 }
 
+// Ref: #/components/schemas/CreatedInvitation
+type CreatedInvitation struct {
+	Invitation Invitation `json:"invitation"`
+	URL        string     `json:"url"`
+}
+
+// GetInvitation returns the value of Invitation.
+func (s *CreatedInvitation) GetInvitation() Invitation {
+	return s.Invitation
+}
+
+// GetURL returns the value of URL.
+func (s *CreatedInvitation) GetURL() string {
+	return s.URL
+}
+
+// SetInvitation sets the value of Invitation.
+func (s *CreatedInvitation) SetInvitation(val Invitation) {
+	s.Invitation = val
+}
+
+// SetURL sets the value of URL.
+func (s *CreatedInvitation) SetURL(val string) {
+	s.URL = val
+}
+
+// DecideDeviceLoginNoContent is response for DecideDeviceLogin operation.
+type DecideDeviceLoginNoContent struct{}
+
+// Ref: #/components/schemas/DecideDeviceLoginRequest
+type DecideDeviceLoginRequest struct {
+	Approve bool `json:"approve"`
+}
+
+// GetApprove returns the value of Approve.
+func (s *DecideDeviceLoginRequest) GetApprove() bool {
+	return s.Approve
+}
+
+// SetApprove sets the value of Approve.
+func (s *DecideDeviceLoginRequest) SetApprove(val bool) {
+	s.Approve = val
+}
+
 // DeleteAPIKeyNoContent is response for DeleteAPIKey operation.
 type DeleteAPIKeyNoContent struct{}
 
+// DeleteMeNoContent is response for DeleteMe operation.
+type DeleteMeNoContent struct{}
+
+// Ref: #/components/schemas/DeleteMeRequest
+type DeleteMeRequest struct {
+	// Needed by an account that has one.
+	Password OptString `json:"password"`
+}
+
+// GetPassword returns the value of Password.
+func (s *DeleteMeRequest) GetPassword() OptString {
+	return s.Password
+}
+
+// SetPassword sets the value of Password.
+func (s *DeleteMeRequest) SetPassword(val OptString) {
+	s.Password = val
+}
+
 // DeleteSandboxNoContent is response for DeleteSandbox operation.
 type DeleteSandboxNoContent struct{}
+
+// DeleteSnapshotNoContent is response for DeleteSnapshot operation.
+type DeleteSnapshotNoContent struct{}
+
+// DeleteTeamNoContent is response for DeleteTeam operation.
+type DeleteTeamNoContent struct{}
+
+// Ref: #/components/schemas/DeviceLogin
+type DeviceLogin struct {
+	DeviceCode      string    `json:"device_code"`
+	UserCode        string    `json:"user_code"`
+	VerificationURL string    `json:"verification_url"`
+	ExpiresAt       time.Time `json:"expires_at"`
+	IntervalSec     int       `json:"interval_sec"`
+}
+
+// GetDeviceCode returns the value of DeviceCode.
+func (s *DeviceLogin) GetDeviceCode() string {
+	return s.DeviceCode
+}
+
+// GetUserCode returns the value of UserCode.
+func (s *DeviceLogin) GetUserCode() string {
+	return s.UserCode
+}
+
+// GetVerificationURL returns the value of VerificationURL.
+func (s *DeviceLogin) GetVerificationURL() string {
+	return s.VerificationURL
+}
+
+// GetExpiresAt returns the value of ExpiresAt.
+func (s *DeviceLogin) GetExpiresAt() time.Time {
+	return s.ExpiresAt
+}
+
+// GetIntervalSec returns the value of IntervalSec.
+func (s *DeviceLogin) GetIntervalSec() int {
+	return s.IntervalSec
+}
+
+// SetDeviceCode sets the value of DeviceCode.
+func (s *DeviceLogin) SetDeviceCode(val string) {
+	s.DeviceCode = val
+}
+
+// SetUserCode sets the value of UserCode.
+func (s *DeviceLogin) SetUserCode(val string) {
+	s.UserCode = val
+}
+
+// SetVerificationURL sets the value of VerificationURL.
+func (s *DeviceLogin) SetVerificationURL(val string) {
+	s.VerificationURL = val
+}
+
+// SetExpiresAt sets the value of ExpiresAt.
+func (s *DeviceLogin) SetExpiresAt(val time.Time) {
+	s.ExpiresAt = val
+}
+
+// SetIntervalSec sets the value of IntervalSec.
+func (s *DeviceLogin) SetIntervalSec(val int) {
+	s.IntervalSec = val
+}
+
+// Ref: #/components/schemas/DeviceLoginInfo
+type DeviceLoginInfo struct {
+	UserCode   string    `json:"user_code"`
+	ClientName string    `json:"client_name"`
+	IP         string    `json:"ip"`
+	CreatedAt  time.Time `json:"created_at"`
+	ExpiresAt  time.Time `json:"expires_at"`
+}
+
+// GetUserCode returns the value of UserCode.
+func (s *DeviceLoginInfo) GetUserCode() string {
+	return s.UserCode
+}
+
+// GetClientName returns the value of ClientName.
+func (s *DeviceLoginInfo) GetClientName() string {
+	return s.ClientName
+}
+
+// GetIP returns the value of IP.
+func (s *DeviceLoginInfo) GetIP() string {
+	return s.IP
+}
+
+// GetCreatedAt returns the value of CreatedAt.
+func (s *DeviceLoginInfo) GetCreatedAt() time.Time {
+	return s.CreatedAt
+}
+
+// GetExpiresAt returns the value of ExpiresAt.
+func (s *DeviceLoginInfo) GetExpiresAt() time.Time {
+	return s.ExpiresAt
+}
+
+// SetUserCode sets the value of UserCode.
+func (s *DeviceLoginInfo) SetUserCode(val string) {
+	s.UserCode = val
+}
+
+// SetClientName sets the value of ClientName.
+func (s *DeviceLoginInfo) SetClientName(val string) {
+	s.ClientName = val
+}
+
+// SetIP sets the value of IP.
+func (s *DeviceLoginInfo) SetIP(val string) {
+	s.IP = val
+}
+
+// SetCreatedAt sets the value of CreatedAt.
+func (s *DeviceLoginInfo) SetCreatedAt(val time.Time) {
+	s.CreatedAt = val
+}
+
+// SetExpiresAt sets the value of ExpiresAt.
+func (s *DeviceLoginInfo) SetExpiresAt(val time.Time) {
+	s.ExpiresAt = val
+}
+
+// Ref: #/components/schemas/DeviceLoginRequest
+type DeviceLoginRequest struct {
+	// What asks, and where; shown before approval.
+	ClientName OptString `json:"client_name"`
+}
+
+// GetClientName returns the value of ClientName.
+func (s *DeviceLoginRequest) GetClientName() OptString {
+	return s.ClientName
+}
+
+// SetClientName sets the value of ClientName.
+func (s *DeviceLoginRequest) SetClientName(val OptString) {
+	s.ClientName = val
+}
+
+// Ref: #/components/schemas/DeviceTokenRequest
+type DeviceTokenRequest struct {
+	DeviceCode string `json:"device_code"`
+}
+
+// GetDeviceCode returns the value of DeviceCode.
+func (s *DeviceTokenRequest) GetDeviceCode() string {
+	return s.DeviceCode
+}
+
+// SetDeviceCode sets the value of DeviceCode.
+func (s *DeviceTokenRequest) SetDeviceCode(val string) {
+	s.DeviceCode = val
+}
+
+// Ref: #/components/schemas/EmailRequest
+type EmailRequest struct {
+	Email string `json:"email"`
+}
+
+// GetEmail returns the value of Email.
+func (s *EmailRequest) GetEmail() string {
+	return s.Email
+}
+
+// SetEmail sets the value of Email.
+func (s *EmailRequest) SetEmail(val string) {
+	s.Email = val
+}
+
+// Ref: #/components/schemas/EnabledRequest
+type EnabledRequest struct {
+	Enabled bool `json:"enabled"`
+}
+
+// GetEnabled returns the value of Enabled.
+func (s *EnabledRequest) GetEnabled() bool {
+	return s.Enabled
+}
+
+// SetEnabled sets the value of Enabled.
+func (s *EnabledRequest) SetEnabled(val bool) {
+	s.Enabled = val
+}
+
+// EndSessionNoContent is response for EndSession operation.
+type EndSessionNoContent struct{}
 
 // Ref: #/components/schemas/Error
 type Error struct {
@@ -1294,6 +2685,119 @@ func (s *FileEntryType) UnmarshalText(data []byte) error {
 	default:
 		return errors.Errorf("invalid value: %q", data)
 	}
+}
+
+type ForkSandboxAccepted ForkedSandboxes
+
+func (*ForkSandboxAccepted) forkSandboxRes() {}
+
+type ForkSandboxCreated ForkedSandboxes
+
+func (*ForkSandboxCreated) forkSandboxRes() {}
+
+// Ref: #/components/schemas/ForkSandboxRequest
+type ForkSandboxRequest struct {
+	// 1 to 64, default 1. All or none.
+	Count      OptInt                        `json:"count"`
+	TimeoutSec OptInt                        `json:"timeout_sec"`
+	Metadata   OptForkSandboxRequestMetadata `json:"metadata"`
+}
+
+// GetCount returns the value of Count.
+func (s *ForkSandboxRequest) GetCount() OptInt {
+	return s.Count
+}
+
+// GetTimeoutSec returns the value of TimeoutSec.
+func (s *ForkSandboxRequest) GetTimeoutSec() OptInt {
+	return s.TimeoutSec
+}
+
+// GetMetadata returns the value of Metadata.
+func (s *ForkSandboxRequest) GetMetadata() OptForkSandboxRequestMetadata {
+	return s.Metadata
+}
+
+// SetCount sets the value of Count.
+func (s *ForkSandboxRequest) SetCount(val OptInt) {
+	s.Count = val
+}
+
+// SetTimeoutSec sets the value of TimeoutSec.
+func (s *ForkSandboxRequest) SetTimeoutSec(val OptInt) {
+	s.TimeoutSec = val
+}
+
+// SetMetadata sets the value of Metadata.
+func (s *ForkSandboxRequest) SetMetadata(val OptForkSandboxRequestMetadata) {
+	s.Metadata = val
+}
+
+type ForkSandboxRequestMetadata map[string]string
+
+func (s *ForkSandboxRequestMetadata) init() ForkSandboxRequestMetadata {
+	m := *s
+	if m == nil {
+		m = map[string]string{}
+		*s = m
+	}
+	return m
+}
+
+type ForkSandboxWait string
+
+const (
+	ForkSandboxWait0 ForkSandboxWait = "0"
+	ForkSandboxWait1 ForkSandboxWait = "1"
+)
+
+// AllValues returns all ForkSandboxWait values.
+func (ForkSandboxWait) AllValues() []ForkSandboxWait {
+	return []ForkSandboxWait{
+		ForkSandboxWait0,
+		ForkSandboxWait1,
+	}
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s ForkSandboxWait) MarshalText() ([]byte, error) {
+	switch s {
+	case ForkSandboxWait0:
+		return []byte(s), nil
+	case ForkSandboxWait1:
+		return []byte(s), nil
+	default:
+		return nil, errors.Errorf("invalid value: %q", s)
+	}
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *ForkSandboxWait) UnmarshalText(data []byte) error {
+	switch ForkSandboxWait(data) {
+	case ForkSandboxWait0:
+		*s = ForkSandboxWait0
+		return nil
+	case ForkSandboxWait1:
+		*s = ForkSandboxWait1
+		return nil
+	default:
+		return errors.Errorf("invalid value: %q", data)
+	}
+}
+
+// Ref: #/components/schemas/ForkedSandboxes
+type ForkedSandboxes struct {
+	Items []Sandbox `json:"items"`
+}
+
+// GetItems returns the value of Items.
+func (s *ForkedSandboxes) GetItems() []Sandbox {
+	return s.Items
+}
+
+// SetItems sets the value of Items.
+func (s *ForkedSandboxes) SetItems(val []Sandbox) {
+	s.Items = val
 }
 
 // HeartbeatNoContent is response for Heartbeat operation.
@@ -2011,6 +3515,103 @@ func (s *HostList) SetNextCursor(val OptString) {
 	s.NextCursor = val
 }
 
+// Ref: #/components/schemas/HostSample
+type HostSample struct {
+	// A bare UUID.
+	SandboxID   string    `json:"sandbox_id"`
+	Incarnation int64     `json:"incarnation"`
+	At          time.Time `json:"at"`
+	CPUMillis   int       `json:"cpu_millis"`
+	MemoryBytes int64     `json:"memory_bytes"`
+	DiskBytes   int64     `json:"disk_bytes"`
+	Processes   int       `json:"processes"`
+}
+
+// GetSandboxID returns the value of SandboxID.
+func (s *HostSample) GetSandboxID() string {
+	return s.SandboxID
+}
+
+// GetIncarnation returns the value of Incarnation.
+func (s *HostSample) GetIncarnation() int64 {
+	return s.Incarnation
+}
+
+// GetAt returns the value of At.
+func (s *HostSample) GetAt() time.Time {
+	return s.At
+}
+
+// GetCPUMillis returns the value of CPUMillis.
+func (s *HostSample) GetCPUMillis() int {
+	return s.CPUMillis
+}
+
+// GetMemoryBytes returns the value of MemoryBytes.
+func (s *HostSample) GetMemoryBytes() int64 {
+	return s.MemoryBytes
+}
+
+// GetDiskBytes returns the value of DiskBytes.
+func (s *HostSample) GetDiskBytes() int64 {
+	return s.DiskBytes
+}
+
+// GetProcesses returns the value of Processes.
+func (s *HostSample) GetProcesses() int {
+	return s.Processes
+}
+
+// SetSandboxID sets the value of SandboxID.
+func (s *HostSample) SetSandboxID(val string) {
+	s.SandboxID = val
+}
+
+// SetIncarnation sets the value of Incarnation.
+func (s *HostSample) SetIncarnation(val int64) {
+	s.Incarnation = val
+}
+
+// SetAt sets the value of At.
+func (s *HostSample) SetAt(val time.Time) {
+	s.At = val
+}
+
+// SetCPUMillis sets the value of CPUMillis.
+func (s *HostSample) SetCPUMillis(val int) {
+	s.CPUMillis = val
+}
+
+// SetMemoryBytes sets the value of MemoryBytes.
+func (s *HostSample) SetMemoryBytes(val int64) {
+	s.MemoryBytes = val
+}
+
+// SetDiskBytes sets the value of DiskBytes.
+func (s *HostSample) SetDiskBytes(val int64) {
+	s.DiskBytes = val
+}
+
+// SetProcesses sets the value of Processes.
+func (s *HostSample) SetProcesses(val int) {
+	s.Processes = val
+}
+
+// Ref: #/components/schemas/HostSamplesRequest
+type HostSamplesRequest struct {
+	Samples []HostSample `json:"samples"`
+}
+
+// GetSamples returns the value of Samples.
+func (s *HostSamplesRequest) GetSamples() []HostSample {
+	return s.Samples
+}
+
+// SetSamples sets the value of Samples.
+func (s *HostSamplesRequest) SetSamples(val []HostSample) {
+	s.Samples = val
+}
+
 type HostStatus string
 
 const (
@@ -2139,6 +3740,494 @@ func (s *HostType) UnmarshalText(data []byte) error {
 	}
 }
 
+// Ref: #/components/schemas/Identity
+type Identity struct {
+	Provider  string    `json:"provider"`
+	Email     string    `json:"email"`
+	CreatedAt time.Time `json:"created_at"`
+}
+
+// GetProvider returns the value of Provider.
+func (s *Identity) GetProvider() string {
+	return s.Provider
+}
+
+// GetEmail returns the value of Email.
+func (s *Identity) GetEmail() string {
+	return s.Email
+}
+
+// GetCreatedAt returns the value of CreatedAt.
+func (s *Identity) GetCreatedAt() time.Time {
+	return s.CreatedAt
+}
+
+// SetProvider sets the value of Provider.
+func (s *Identity) SetProvider(val string) {
+	s.Provider = val
+}
+
+// SetEmail sets the value of Email.
+func (s *Identity) SetEmail(val string) {
+	s.Email = val
+}
+
+// SetCreatedAt sets the value of CreatedAt.
+func (s *Identity) SetCreatedAt(val time.Time) {
+	s.CreatedAt = val
+}
+
+// Ref: #/components/schemas/IdentityList
+type IdentityList struct {
+	Items []Identity `json:"items"`
+}
+
+// GetItems returns the value of Items.
+func (s *IdentityList) GetItems() []Identity {
+	return s.Items
+}
+
+// SetItems sets the value of Items.
+func (s *IdentityList) SetItems(val []Identity) {
+	s.Items = val
+}
+
+// Ref: #/components/schemas/Invitation
+type Invitation struct {
+	ID string `json:"id"`
+	// Only this account may accept; empty: whoever has the link.
+	Email     string         `json:"email"`
+	Role      InvitationRole `json:"role"`
+	CreatedBy string         `json:"created_by"`
+	CreatedAt time.Time      `json:"created_at"`
+	ExpiresAt time.Time      `json:"expires_at"`
+}
+
+// GetID returns the value of ID.
+func (s *Invitation) GetID() string {
+	return s.ID
+}
+
+// GetEmail returns the value of Email.
+func (s *Invitation) GetEmail() string {
+	return s.Email
+}
+
+// GetRole returns the value of Role.
+func (s *Invitation) GetRole() InvitationRole {
+	return s.Role
+}
+
+// GetCreatedBy returns the value of CreatedBy.
+func (s *Invitation) GetCreatedBy() string {
+	return s.CreatedBy
+}
+
+// GetCreatedAt returns the value of CreatedAt.
+func (s *Invitation) GetCreatedAt() time.Time {
+	return s.CreatedAt
+}
+
+// GetExpiresAt returns the value of ExpiresAt.
+func (s *Invitation) GetExpiresAt() time.Time {
+	return s.ExpiresAt
+}
+
+// SetID sets the value of ID.
+func (s *Invitation) SetID(val string) {
+	s.ID = val
+}
+
+// SetEmail sets the value of Email.
+func (s *Invitation) SetEmail(val string) {
+	s.Email = val
+}
+
+// SetRole sets the value of Role.
+func (s *Invitation) SetRole(val InvitationRole) {
+	s.Role = val
+}
+
+// SetCreatedBy sets the value of CreatedBy.
+func (s *Invitation) SetCreatedBy(val string) {
+	s.CreatedBy = val
+}
+
+// SetCreatedAt sets the value of CreatedAt.
+func (s *Invitation) SetCreatedAt(val time.Time) {
+	s.CreatedAt = val
+}
+
+// SetExpiresAt sets the value of ExpiresAt.
+func (s *Invitation) SetExpiresAt(val time.Time) {
+	s.ExpiresAt = val
+}
+
+// Ref: #/components/schemas/InvitationList
+type InvitationList struct {
+	Items      []Invitation `json:"items"`
+	NextCursor OptString    `json:"next_cursor"`
+}
+
+// GetItems returns the value of Items.
+func (s *InvitationList) GetItems() []Invitation {
+	return s.Items
+}
+
+// GetNextCursor returns the value of NextCursor.
+func (s *InvitationList) GetNextCursor() OptString {
+	return s.NextCursor
+}
+
+// SetItems sets the value of Items.
+func (s *InvitationList) SetItems(val []Invitation) {
+	s.Items = val
+}
+
+// SetNextCursor sets the value of NextCursor.
+func (s *InvitationList) SetNextCursor(val OptString) {
+	s.NextCursor = val
+}
+
+// Ref: #/components/schemas/InvitationPreview
+type InvitationPreview struct {
+	TeamName  string                `json:"team_name"`
+	Role      InvitationPreviewRole `json:"role"`
+	Email     string                `json:"email"`
+	ExpiresAt time.Time             `json:"expires_at"`
+}
+
+// GetTeamName returns the value of TeamName.
+func (s *InvitationPreview) GetTeamName() string {
+	return s.TeamName
+}
+
+// GetRole returns the value of Role.
+func (s *InvitationPreview) GetRole() InvitationPreviewRole {
+	return s.Role
+}
+
+// GetEmail returns the value of Email.
+func (s *InvitationPreview) GetEmail() string {
+	return s.Email
+}
+
+// GetExpiresAt returns the value of ExpiresAt.
+func (s *InvitationPreview) GetExpiresAt() time.Time {
+	return s.ExpiresAt
+}
+
+// SetTeamName sets the value of TeamName.
+func (s *InvitationPreview) SetTeamName(val string) {
+	s.TeamName = val
+}
+
+// SetRole sets the value of Role.
+func (s *InvitationPreview) SetRole(val InvitationPreviewRole) {
+	s.Role = val
+}
+
+// SetEmail sets the value of Email.
+func (s *InvitationPreview) SetEmail(val string) {
+	s.Email = val
+}
+
+// SetExpiresAt sets the value of ExpiresAt.
+func (s *InvitationPreview) SetExpiresAt(val time.Time) {
+	s.ExpiresAt = val
+}
+
+type InvitationPreviewRole string
+
+const (
+	InvitationPreviewRoleAdmin  InvitationPreviewRole = "admin"
+	InvitationPreviewRoleMember InvitationPreviewRole = "member"
+)
+
+// AllValues returns all InvitationPreviewRole values.
+func (InvitationPreviewRole) AllValues() []InvitationPreviewRole {
+	return []InvitationPreviewRole{
+		InvitationPreviewRoleAdmin,
+		InvitationPreviewRoleMember,
+	}
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s InvitationPreviewRole) MarshalText() ([]byte, error) {
+	switch s {
+	case InvitationPreviewRoleAdmin:
+		return []byte(s), nil
+	case InvitationPreviewRoleMember:
+		return []byte(s), nil
+	default:
+		return nil, errors.Errorf("invalid value: %q", s)
+	}
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *InvitationPreviewRole) UnmarshalText(data []byte) error {
+	switch InvitationPreviewRole(data) {
+	case InvitationPreviewRoleAdmin:
+		*s = InvitationPreviewRoleAdmin
+		return nil
+	case InvitationPreviewRoleMember:
+		*s = InvitationPreviewRoleMember
+		return nil
+	default:
+		return errors.Errorf("invalid value: %q", data)
+	}
+}
+
+type InvitationRole string
+
+const (
+	InvitationRoleAdmin  InvitationRole = "admin"
+	InvitationRoleMember InvitationRole = "member"
+)
+
+// AllValues returns all InvitationRole values.
+func (InvitationRole) AllValues() []InvitationRole {
+	return []InvitationRole{
+		InvitationRoleAdmin,
+		InvitationRoleMember,
+	}
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s InvitationRole) MarshalText() ([]byte, error) {
+	switch s {
+	case InvitationRoleAdmin:
+		return []byte(s), nil
+	case InvitationRoleMember:
+		return []byte(s), nil
+	default:
+		return nil, errors.Errorf("invalid value: %q", s)
+	}
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *InvitationRole) UnmarshalText(data []byte) error {
+	switch InvitationRole(data) {
+	case InvitationRoleAdmin:
+		*s = InvitationRoleAdmin
+		return nil
+	case InvitationRoleMember:
+		*s = InvitationRoleMember
+		return nil
+	default:
+		return errors.Errorf("invalid value: %q", data)
+	}
+}
+
+// LeaveTeamNoContent is response for LeaveTeam operation.
+type LeaveTeamNoContent struct{}
+
+// Ref: #/components/schemas/Limit
+type Limit struct {
+	Limit int64 `json:"limit"`
+	Used  int64 `json:"used"`
+}
+
+// GetLimit returns the value of Limit.
+func (s *Limit) GetLimit() int64 {
+	return s.Limit
+}
+
+// GetUsed returns the value of Used.
+func (s *Limit) GetUsed() int64 {
+	return s.Used
+}
+
+// SetLimit sets the value of Limit.
+func (s *Limit) SetLimit(val int64) {
+	s.Limit = val
+}
+
+// SetUsed sets the value of Used.
+func (s *Limit) SetUsed(val int64) {
+	s.Used = val
+}
+
+// Ref: #/components/schemas/LimitNumber
+type LimitNumber struct {
+	Limit float64 `json:"limit"`
+	Used  float64 `json:"used"`
+}
+
+// GetLimit returns the value of Limit.
+func (s *LimitNumber) GetLimit() float64 {
+	return s.Limit
+}
+
+// GetUsed returns the value of Used.
+func (s *LimitNumber) GetUsed() float64 {
+	return s.Used
+}
+
+// SetLimit sets the value of Limit.
+func (s *LimitNumber) SetLimit(val float64) {
+	s.Limit = val
+}
+
+// SetUsed sets the value of Used.
+func (s *LimitNumber) SetUsed(val float64) {
+	s.Used = val
+}
+
+// Ref: #/components/schemas/Limits
+type Limits struct {
+	Sandboxes Limit       `json:"sandboxes"`
+	Vcpus     LimitNumber `json:"vcpus"`
+	MemoryMB  Limit       `json:"memory_mb"`
+	DiskMB    Limit       `json:"disk_mb"`
+	StoredMB  Limit       `json:"stored_mb"`
+	APIKeys   Limit       `json:"api_keys"`
+	Hosts     Limit       `json:"hosts"`
+	Templates Limit       `json:"templates"`
+}
+
+// GetSandboxes returns the value of Sandboxes.
+func (s *Limits) GetSandboxes() Limit {
+	return s.Sandboxes
+}
+
+// GetVcpus returns the value of Vcpus.
+func (s *Limits) GetVcpus() LimitNumber {
+	return s.Vcpus
+}
+
+// GetMemoryMB returns the value of MemoryMB.
+func (s *Limits) GetMemoryMB() Limit {
+	return s.MemoryMB
+}
+
+// GetDiskMB returns the value of DiskMB.
+func (s *Limits) GetDiskMB() Limit {
+	return s.DiskMB
+}
+
+// GetStoredMB returns the value of StoredMB.
+func (s *Limits) GetStoredMB() Limit {
+	return s.StoredMB
+}
+
+// GetAPIKeys returns the value of APIKeys.
+func (s *Limits) GetAPIKeys() Limit {
+	return s.APIKeys
+}
+
+// GetHosts returns the value of Hosts.
+func (s *Limits) GetHosts() Limit {
+	return s.Hosts
+}
+
+// GetTemplates returns the value of Templates.
+func (s *Limits) GetTemplates() Limit {
+	return s.Templates
+}
+
+// SetSandboxes sets the value of Sandboxes.
+func (s *Limits) SetSandboxes(val Limit) {
+	s.Sandboxes = val
+}
+
+// SetVcpus sets the value of Vcpus.
+func (s *Limits) SetVcpus(val LimitNumber) {
+	s.Vcpus = val
+}
+
+// SetMemoryMB sets the value of MemoryMB.
+func (s *Limits) SetMemoryMB(val Limit) {
+	s.MemoryMB = val
+}
+
+// SetDiskMB sets the value of DiskMB.
+func (s *Limits) SetDiskMB(val Limit) {
+	s.DiskMB = val
+}
+
+// SetStoredMB sets the value of StoredMB.
+func (s *Limits) SetStoredMB(val Limit) {
+	s.StoredMB = val
+}
+
+// SetAPIKeys sets the value of APIKeys.
+func (s *Limits) SetAPIKeys(val Limit) {
+	s.APIKeys = val
+}
+
+// SetHosts sets the value of Hosts.
+func (s *Limits) SetHosts(val Limit) {
+	s.Hosts = val
+}
+
+// SetTemplates sets the value of Templates.
+func (s *Limits) SetTemplates(val Limit) {
+	s.Templates = val
+}
+
+type ListSnapshotsType string
+
+const (
+	ListSnapshotsTypeSnapshot   ListSnapshotsType = "snapshot"
+	ListSnapshotsTypePause      ListSnapshotsType = "pause"
+	ListSnapshotsTypeCheckpoint ListSnapshotsType = "checkpoint"
+	ListSnapshotsTypeFork       ListSnapshotsType = "fork"
+	ListSnapshotsTypeAll        ListSnapshotsType = "all"
+)
+
+// AllValues returns all ListSnapshotsType values.
+func (ListSnapshotsType) AllValues() []ListSnapshotsType {
+	return []ListSnapshotsType{
+		ListSnapshotsTypeSnapshot,
+		ListSnapshotsTypePause,
+		ListSnapshotsTypeCheckpoint,
+		ListSnapshotsTypeFork,
+		ListSnapshotsTypeAll,
+	}
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s ListSnapshotsType) MarshalText() ([]byte, error) {
+	switch s {
+	case ListSnapshotsTypeSnapshot:
+		return []byte(s), nil
+	case ListSnapshotsTypePause:
+		return []byte(s), nil
+	case ListSnapshotsTypeCheckpoint:
+		return []byte(s), nil
+	case ListSnapshotsTypeFork:
+		return []byte(s), nil
+	case ListSnapshotsTypeAll:
+		return []byte(s), nil
+	default:
+		return nil, errors.Errorf("invalid value: %q", s)
+	}
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *ListSnapshotsType) UnmarshalText(data []byte) error {
+	switch ListSnapshotsType(data) {
+	case ListSnapshotsTypeSnapshot:
+		*s = ListSnapshotsTypeSnapshot
+		return nil
+	case ListSnapshotsTypePause:
+		*s = ListSnapshotsTypePause
+		return nil
+	case ListSnapshotsTypeCheckpoint:
+		*s = ListSnapshotsTypeCheckpoint
+		return nil
+	case ListSnapshotsTypeFork:
+		*s = ListSnapshotsTypeFork
+		return nil
+	case ListSnapshotsTypeAll:
+		*s = ListSnapshotsTypeAll
+		return nil
+	default:
+		return errors.Errorf("invalid value: %q", data)
+	}
+}
+
 // Ref: #/components/schemas/LoginRequest
 type LoginRequest struct {
 	Email    string `json:"email"`
@@ -2218,6 +4307,139 @@ func (s *Me) SetUser(val User) {
 // SetTeam sets the value of Team.
 func (s *Me) SetTeam(val NilTeam) {
 	s.Team = val
+}
+
+// Ref: #/components/schemas/Member
+type Member struct {
+	UserID   string     `json:"user_id"`
+	Name     string     `json:"name"`
+	Email    string     `json:"email"`
+	Role     MemberRole `json:"role"`
+	JoinedAt time.Time  `json:"joined_at"`
+}
+
+// GetUserID returns the value of UserID.
+func (s *Member) GetUserID() string {
+	return s.UserID
+}
+
+// GetName returns the value of Name.
+func (s *Member) GetName() string {
+	return s.Name
+}
+
+// GetEmail returns the value of Email.
+func (s *Member) GetEmail() string {
+	return s.Email
+}
+
+// GetRole returns the value of Role.
+func (s *Member) GetRole() MemberRole {
+	return s.Role
+}
+
+// GetJoinedAt returns the value of JoinedAt.
+func (s *Member) GetJoinedAt() time.Time {
+	return s.JoinedAt
+}
+
+// SetUserID sets the value of UserID.
+func (s *Member) SetUserID(val string) {
+	s.UserID = val
+}
+
+// SetName sets the value of Name.
+func (s *Member) SetName(val string) {
+	s.Name = val
+}
+
+// SetEmail sets the value of Email.
+func (s *Member) SetEmail(val string) {
+	s.Email = val
+}
+
+// SetRole sets the value of Role.
+func (s *Member) SetRole(val MemberRole) {
+	s.Role = val
+}
+
+// SetJoinedAt sets the value of JoinedAt.
+func (s *Member) SetJoinedAt(val time.Time) {
+	s.JoinedAt = val
+}
+
+// Ref: #/components/schemas/MemberList
+type MemberList struct {
+	Items      []Member  `json:"items"`
+	NextCursor OptString `json:"next_cursor"`
+}
+
+// GetItems returns the value of Items.
+func (s *MemberList) GetItems() []Member {
+	return s.Items
+}
+
+// GetNextCursor returns the value of NextCursor.
+func (s *MemberList) GetNextCursor() OptString {
+	return s.NextCursor
+}
+
+// SetItems sets the value of Items.
+func (s *MemberList) SetItems(val []Member) {
+	s.Items = val
+}
+
+// SetNextCursor sets the value of NextCursor.
+func (s *MemberList) SetNextCursor(val OptString) {
+	s.NextCursor = val
+}
+
+type MemberRole string
+
+const (
+	MemberRoleOwner  MemberRole = "owner"
+	MemberRoleAdmin  MemberRole = "admin"
+	MemberRoleMember MemberRole = "member"
+)
+
+// AllValues returns all MemberRole values.
+func (MemberRole) AllValues() []MemberRole {
+	return []MemberRole{
+		MemberRoleOwner,
+		MemberRoleAdmin,
+		MemberRoleMember,
+	}
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s MemberRole) MarshalText() ([]byte, error) {
+	switch s {
+	case MemberRoleOwner:
+		return []byte(s), nil
+	case MemberRoleAdmin:
+		return []byte(s), nil
+	case MemberRoleMember:
+		return []byte(s), nil
+	default:
+		return nil, errors.Errorf("invalid value: %q", s)
+	}
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *MemberRole) UnmarshalText(data []byte) error {
+	switch MemberRole(data) {
+	case MemberRoleOwner:
+		*s = MemberRoleOwner
+		return nil
+	case MemberRoleAdmin:
+		*s = MemberRoleAdmin
+		return nil
+	case MemberRoleMember:
+		*s = MemberRoleMember
+		return nil
+	default:
+		return errors.Errorf("invalid value: %q", data)
+	}
 }
 
 // Ref: #/components/schemas/MoveFileRequest
@@ -2318,6 +4540,78 @@ func (o NilTeam) Or(d Team) Team {
 	return d
 }
 
+// Ref: #/components/schemas/OneTimeLink
+type OneTimeLink struct {
+	URL       string    `json:"url"`
+	ExpiresAt time.Time `json:"expires_at"`
+}
+
+// GetURL returns the value of URL.
+func (s *OneTimeLink) GetURL() string {
+	return s.URL
+}
+
+// GetExpiresAt returns the value of ExpiresAt.
+func (s *OneTimeLink) GetExpiresAt() time.Time {
+	return s.ExpiresAt
+}
+
+// SetURL sets the value of URL.
+func (s *OneTimeLink) SetURL(val string) {
+	s.URL = val
+}
+
+// SetExpiresAt sets the value of ExpiresAt.
+func (s *OneTimeLink) SetExpiresAt(val time.Time) {
+	s.ExpiresAt = val
+}
+
+// NewOptAddMemberRequestRole returns new OptAddMemberRequestRole with value set to v.
+func NewOptAddMemberRequestRole(v AddMemberRequestRole) OptAddMemberRequestRole {
+	return OptAddMemberRequestRole{
+		Value: v,
+		Set:   true,
+	}
+}
+
+// OptAddMemberRequestRole is optional AddMemberRequestRole.
+type OptAddMemberRequestRole struct {
+	Value AddMemberRequestRole
+	Set   bool
+}
+
+// IsSet returns true if OptAddMemberRequestRole was set.
+func (o OptAddMemberRequestRole) IsSet() bool { return o.Set }
+
+// Reset unsets value.
+func (o *OptAddMemberRequestRole) Reset() {
+	var v AddMemberRequestRole
+	o.Value = v
+	o.Set = false
+}
+
+// SetTo sets value to v.
+func (o *OptAddMemberRequestRole) SetTo(v AddMemberRequestRole) {
+	o.Set = true
+	o.Value = v
+}
+
+// Get returns value and boolean that denotes whether value was set.
+func (o OptAddMemberRequestRole) Get() (v AddMemberRequestRole, ok bool) {
+	if !o.Set {
+		return v, false
+	}
+	return o.Value, true
+}
+
+// Or returns value if set, or given parameter if does not.
+func (o OptAddMemberRequestRole) Or(d AddMemberRequestRole) AddMemberRequestRole {
+	if v, ok := o.Get(); ok {
+		return v
+	}
+	return d
+}
+
 // NewOptBool returns new OptBool with value set to v.
 func NewOptBool(v bool) OptBool {
 	return OptBool{
@@ -2404,6 +4698,52 @@ func (o OptCreateHostRequestLabels) Get() (v CreateHostRequestLabels, ok bool) {
 
 // Or returns value if set, or given parameter if does not.
 func (o OptCreateHostRequestLabels) Or(d CreateHostRequestLabels) CreateHostRequestLabels {
+	if v, ok := o.Get(); ok {
+		return v
+	}
+	return d
+}
+
+// NewOptCreateInvitationRequestRole returns new OptCreateInvitationRequestRole with value set to v.
+func NewOptCreateInvitationRequestRole(v CreateInvitationRequestRole) OptCreateInvitationRequestRole {
+	return OptCreateInvitationRequestRole{
+		Value: v,
+		Set:   true,
+	}
+}
+
+// OptCreateInvitationRequestRole is optional CreateInvitationRequestRole.
+type OptCreateInvitationRequestRole struct {
+	Value CreateInvitationRequestRole
+	Set   bool
+}
+
+// IsSet returns true if OptCreateInvitationRequestRole was set.
+func (o OptCreateInvitationRequestRole) IsSet() bool { return o.Set }
+
+// Reset unsets value.
+func (o *OptCreateInvitationRequestRole) Reset() {
+	var v CreateInvitationRequestRole
+	o.Value = v
+	o.Set = false
+}
+
+// SetTo sets value to v.
+func (o *OptCreateInvitationRequestRole) SetTo(v CreateInvitationRequestRole) {
+	o.Set = true
+	o.Value = v
+}
+
+// Get returns value and boolean that denotes whether value was set.
+func (o OptCreateInvitationRequestRole) Get() (v CreateInvitationRequestRole, ok bool) {
+	if !o.Set {
+		return v, false
+	}
+	return o.Value, true
+}
+
+// Or returns value if set, or given parameter if does not.
+func (o OptCreateInvitationRequestRole) Or(d CreateInvitationRequestRole) CreateInvitationRequestRole {
 	if v, ok := o.Get(); ok {
 		return v
 	}
@@ -2640,6 +4980,52 @@ func (o OptCreateSandboxWait) Or(d CreateSandboxWait) CreateSandboxWait {
 	return d
 }
 
+// NewOptCreateSnapshotWait returns new OptCreateSnapshotWait with value set to v.
+func NewOptCreateSnapshotWait(v CreateSnapshotWait) OptCreateSnapshotWait {
+	return OptCreateSnapshotWait{
+		Value: v,
+		Set:   true,
+	}
+}
+
+// OptCreateSnapshotWait is optional CreateSnapshotWait.
+type OptCreateSnapshotWait struct {
+	Value CreateSnapshotWait
+	Set   bool
+}
+
+// IsSet returns true if OptCreateSnapshotWait was set.
+func (o OptCreateSnapshotWait) IsSet() bool { return o.Set }
+
+// Reset unsets value.
+func (o *OptCreateSnapshotWait) Reset() {
+	var v CreateSnapshotWait
+	o.Value = v
+	o.Set = false
+}
+
+// SetTo sets value to v.
+func (o *OptCreateSnapshotWait) SetTo(v CreateSnapshotWait) {
+	o.Set = true
+	o.Value = v
+}
+
+// Get returns value and boolean that denotes whether value was set.
+func (o OptCreateSnapshotWait) Get() (v CreateSnapshotWait, ok bool) {
+	if !o.Set {
+		return v, false
+	}
+	return o.Value, true
+}
+
+// Or returns value if set, or given parameter if does not.
+func (o OptCreateSnapshotWait) Or(d CreateSnapshotWait) CreateSnapshotWait {
+	if v, ok := o.Get(); ok {
+		return v
+	}
+	return d
+}
+
 // NewOptDateTime returns new OptDateTime with value set to v.
 func NewOptDateTime(v time.Time) OptDateTime {
 	return OptDateTime{
@@ -2824,6 +5210,98 @@ func (o OptFloat64) Or(d float64) float64 {
 	return d
 }
 
+// NewOptForkSandboxRequestMetadata returns new OptForkSandboxRequestMetadata with value set to v.
+func NewOptForkSandboxRequestMetadata(v ForkSandboxRequestMetadata) OptForkSandboxRequestMetadata {
+	return OptForkSandboxRequestMetadata{
+		Value: v,
+		Set:   true,
+	}
+}
+
+// OptForkSandboxRequestMetadata is optional ForkSandboxRequestMetadata.
+type OptForkSandboxRequestMetadata struct {
+	Value ForkSandboxRequestMetadata
+	Set   bool
+}
+
+// IsSet returns true if OptForkSandboxRequestMetadata was set.
+func (o OptForkSandboxRequestMetadata) IsSet() bool { return o.Set }
+
+// Reset unsets value.
+func (o *OptForkSandboxRequestMetadata) Reset() {
+	var v ForkSandboxRequestMetadata
+	o.Value = v
+	o.Set = false
+}
+
+// SetTo sets value to v.
+func (o *OptForkSandboxRequestMetadata) SetTo(v ForkSandboxRequestMetadata) {
+	o.Set = true
+	o.Value = v
+}
+
+// Get returns value and boolean that denotes whether value was set.
+func (o OptForkSandboxRequestMetadata) Get() (v ForkSandboxRequestMetadata, ok bool) {
+	if !o.Set {
+		return v, false
+	}
+	return o.Value, true
+}
+
+// Or returns value if set, or given parameter if does not.
+func (o OptForkSandboxRequestMetadata) Or(d ForkSandboxRequestMetadata) ForkSandboxRequestMetadata {
+	if v, ok := o.Get(); ok {
+		return v
+	}
+	return d
+}
+
+// NewOptForkSandboxWait returns new OptForkSandboxWait with value set to v.
+func NewOptForkSandboxWait(v ForkSandboxWait) OptForkSandboxWait {
+	return OptForkSandboxWait{
+		Value: v,
+		Set:   true,
+	}
+}
+
+// OptForkSandboxWait is optional ForkSandboxWait.
+type OptForkSandboxWait struct {
+	Value ForkSandboxWait
+	Set   bool
+}
+
+// IsSet returns true if OptForkSandboxWait was set.
+func (o OptForkSandboxWait) IsSet() bool { return o.Set }
+
+// Reset unsets value.
+func (o *OptForkSandboxWait) Reset() {
+	var v ForkSandboxWait
+	o.Value = v
+	o.Set = false
+}
+
+// SetTo sets value to v.
+func (o *OptForkSandboxWait) SetTo(v ForkSandboxWait) {
+	o.Set = true
+	o.Value = v
+}
+
+// Get returns value and boolean that denotes whether value was set.
+func (o OptForkSandboxWait) Get() (v ForkSandboxWait, ok bool) {
+	if !o.Set {
+		return v, false
+	}
+	return o.Value, true
+}
+
+// Or returns value if set, or given parameter if does not.
+func (o OptForkSandboxWait) Or(d ForkSandboxWait) ForkSandboxWait {
+	if v, ok := o.Get(); ok {
+		return v
+	}
+	return d
+}
+
 // NewOptHostEventRequestData returns new OptHostEventRequestData with value set to v.
 func NewOptHostEventRequestData(v HostEventRequestData) OptHostEventRequestData {
 	return OptHostEventRequestData{
@@ -2962,6 +5440,52 @@ func (o OptInt64) Or(d int64) int64 {
 	return d
 }
 
+// NewOptListSnapshotsType returns new OptListSnapshotsType with value set to v.
+func NewOptListSnapshotsType(v ListSnapshotsType) OptListSnapshotsType {
+	return OptListSnapshotsType{
+		Value: v,
+		Set:   true,
+	}
+}
+
+// OptListSnapshotsType is optional ListSnapshotsType.
+type OptListSnapshotsType struct {
+	Value ListSnapshotsType
+	Set   bool
+}
+
+// IsSet returns true if OptListSnapshotsType was set.
+func (o OptListSnapshotsType) IsSet() bool { return o.Set }
+
+// Reset unsets value.
+func (o *OptListSnapshotsType) Reset() {
+	var v ListSnapshotsType
+	o.Value = v
+	o.Set = false
+}
+
+// SetTo sets value to v.
+func (o *OptListSnapshotsType) SetTo(v ListSnapshotsType) {
+	o.Set = true
+	o.Value = v
+}
+
+// Get returns value and boolean that denotes whether value was set.
+func (o OptListSnapshotsType) Get() (v ListSnapshotsType, ok bool) {
+	if !o.Set {
+		return v, false
+	}
+	return o.Value, true
+}
+
+// Or returns value if set, or given parameter if does not.
+func (o OptListSnapshotsType) Or(d ListSnapshotsType) ListSnapshotsType {
+	if v, ok := o.Get(); ok {
+		return v
+	}
+	return d
+}
+
 // NewOptNetworkRequest returns new OptNetworkRequest with value set to v.
 func NewOptNetworkRequest(v NetworkRequest) OptNetworkRequest {
 	return OptNetworkRequest{
@@ -3002,6 +5526,282 @@ func (o OptNetworkRequest) Get() (v NetworkRequest, ok bool) {
 
 // Or returns value if set, or given parameter if does not.
 func (o OptNetworkRequest) Or(d NetworkRequest) NetworkRequest {
+	if v, ok := o.Get(); ok {
+		return v
+	}
+	return d
+}
+
+// NewOptPauseSandboxRequest returns new OptPauseSandboxRequest with value set to v.
+func NewOptPauseSandboxRequest(v PauseSandboxRequest) OptPauseSandboxRequest {
+	return OptPauseSandboxRequest{
+		Value: v,
+		Set:   true,
+	}
+}
+
+// OptPauseSandboxRequest is optional PauseSandboxRequest.
+type OptPauseSandboxRequest struct {
+	Value PauseSandboxRequest
+	Set   bool
+}
+
+// IsSet returns true if OptPauseSandboxRequest was set.
+func (o OptPauseSandboxRequest) IsSet() bool { return o.Set }
+
+// Reset unsets value.
+func (o *OptPauseSandboxRequest) Reset() {
+	var v PauseSandboxRequest
+	o.Value = v
+	o.Set = false
+}
+
+// SetTo sets value to v.
+func (o *OptPauseSandboxRequest) SetTo(v PauseSandboxRequest) {
+	o.Set = true
+	o.Value = v
+}
+
+// Get returns value and boolean that denotes whether value was set.
+func (o OptPauseSandboxRequest) Get() (v PauseSandboxRequest, ok bool) {
+	if !o.Set {
+		return v, false
+	}
+	return o.Value, true
+}
+
+// Or returns value if set, or given parameter if does not.
+func (o OptPauseSandboxRequest) Or(d PauseSandboxRequest) PauseSandboxRequest {
+	if v, ok := o.Get(); ok {
+		return v
+	}
+	return d
+}
+
+// NewOptPauseSandboxWait returns new OptPauseSandboxWait with value set to v.
+func NewOptPauseSandboxWait(v PauseSandboxWait) OptPauseSandboxWait {
+	return OptPauseSandboxWait{
+		Value: v,
+		Set:   true,
+	}
+}
+
+// OptPauseSandboxWait is optional PauseSandboxWait.
+type OptPauseSandboxWait struct {
+	Value PauseSandboxWait
+	Set   bool
+}
+
+// IsSet returns true if OptPauseSandboxWait was set.
+func (o OptPauseSandboxWait) IsSet() bool { return o.Set }
+
+// Reset unsets value.
+func (o *OptPauseSandboxWait) Reset() {
+	var v PauseSandboxWait
+	o.Value = v
+	o.Set = false
+}
+
+// SetTo sets value to v.
+func (o *OptPauseSandboxWait) SetTo(v PauseSandboxWait) {
+	o.Set = true
+	o.Value = v
+}
+
+// Get returns value and boolean that denotes whether value was set.
+func (o OptPauseSandboxWait) Get() (v PauseSandboxWait, ok bool) {
+	if !o.Set {
+		return v, false
+	}
+	return o.Value, true
+}
+
+// Or returns value if set, or given parameter if does not.
+func (o OptPauseSandboxWait) Or(d PauseSandboxWait) PauseSandboxWait {
+	if v, ok := o.Get(); ok {
+		return v
+	}
+	return d
+}
+
+// NewOptRecoverable returns new OptRecoverable with value set to v.
+func NewOptRecoverable(v Recoverable) OptRecoverable {
+	return OptRecoverable{
+		Value: v,
+		Set:   true,
+	}
+}
+
+// OptRecoverable is optional Recoverable.
+type OptRecoverable struct {
+	Value Recoverable
+	Set   bool
+}
+
+// IsSet returns true if OptRecoverable was set.
+func (o OptRecoverable) IsSet() bool { return o.Set }
+
+// Reset unsets value.
+func (o *OptRecoverable) Reset() {
+	var v Recoverable
+	o.Value = v
+	o.Set = false
+}
+
+// SetTo sets value to v.
+func (o *OptRecoverable) SetTo(v Recoverable) {
+	o.Set = true
+	o.Value = v
+}
+
+// Get returns value and boolean that denotes whether value was set.
+func (o OptRecoverable) Get() (v Recoverable, ok bool) {
+	if !o.Set {
+		return v, false
+	}
+	return o.Value, true
+}
+
+// Or returns value if set, or given parameter if does not.
+func (o OptRecoverable) Or(d Recoverable) Recoverable {
+	if v, ok := o.Get(); ok {
+		return v
+	}
+	return d
+}
+
+// NewOptResumeSandboxRequest returns new OptResumeSandboxRequest with value set to v.
+func NewOptResumeSandboxRequest(v ResumeSandboxRequest) OptResumeSandboxRequest {
+	return OptResumeSandboxRequest{
+		Value: v,
+		Set:   true,
+	}
+}
+
+// OptResumeSandboxRequest is optional ResumeSandboxRequest.
+type OptResumeSandboxRequest struct {
+	Value ResumeSandboxRequest
+	Set   bool
+}
+
+// IsSet returns true if OptResumeSandboxRequest was set.
+func (o OptResumeSandboxRequest) IsSet() bool { return o.Set }
+
+// Reset unsets value.
+func (o *OptResumeSandboxRequest) Reset() {
+	var v ResumeSandboxRequest
+	o.Value = v
+	o.Set = false
+}
+
+// SetTo sets value to v.
+func (o *OptResumeSandboxRequest) SetTo(v ResumeSandboxRequest) {
+	o.Set = true
+	o.Value = v
+}
+
+// Get returns value and boolean that denotes whether value was set.
+func (o OptResumeSandboxRequest) Get() (v ResumeSandboxRequest, ok bool) {
+	if !o.Set {
+		return v, false
+	}
+	return o.Value, true
+}
+
+// Or returns value if set, or given parameter if does not.
+func (o OptResumeSandboxRequest) Or(d ResumeSandboxRequest) ResumeSandboxRequest {
+	if v, ok := o.Get(); ok {
+		return v
+	}
+	return d
+}
+
+// NewOptResumeSandboxWait returns new OptResumeSandboxWait with value set to v.
+func NewOptResumeSandboxWait(v ResumeSandboxWait) OptResumeSandboxWait {
+	return OptResumeSandboxWait{
+		Value: v,
+		Set:   true,
+	}
+}
+
+// OptResumeSandboxWait is optional ResumeSandboxWait.
+type OptResumeSandboxWait struct {
+	Value ResumeSandboxWait
+	Set   bool
+}
+
+// IsSet returns true if OptResumeSandboxWait was set.
+func (o OptResumeSandboxWait) IsSet() bool { return o.Set }
+
+// Reset unsets value.
+func (o *OptResumeSandboxWait) Reset() {
+	var v ResumeSandboxWait
+	o.Value = v
+	o.Set = false
+}
+
+// SetTo sets value to v.
+func (o *OptResumeSandboxWait) SetTo(v ResumeSandboxWait) {
+	o.Set = true
+	o.Value = v
+}
+
+// Get returns value and boolean that denotes whether value was set.
+func (o OptResumeSandboxWait) Get() (v ResumeSandboxWait, ok bool) {
+	if !o.Set {
+		return v, false
+	}
+	return o.Value, true
+}
+
+// Or returns value if set, or given parameter if does not.
+func (o OptResumeSandboxWait) Or(d ResumeSandboxWait) ResumeSandboxWait {
+	if v, ok := o.Get(); ok {
+		return v
+	}
+	return d
+}
+
+// NewOptSandboxSample returns new OptSandboxSample with value set to v.
+func NewOptSandboxSample(v SandboxSample) OptSandboxSample {
+	return OptSandboxSample{
+		Value: v,
+		Set:   true,
+	}
+}
+
+// OptSandboxSample is optional SandboxSample.
+type OptSandboxSample struct {
+	Value SandboxSample
+	Set   bool
+}
+
+// IsSet returns true if OptSandboxSample was set.
+func (o OptSandboxSample) IsSet() bool { return o.Set }
+
+// Reset unsets value.
+func (o *OptSandboxSample) Reset() {
+	var v SandboxSample
+	o.Value = v
+	o.Set = false
+}
+
+// SetTo sets value to v.
+func (o *OptSandboxSample) SetTo(v SandboxSample) {
+	o.Set = true
+	o.Value = v
+}
+
+// Get returns value and boolean that denotes whether value was set.
+func (o OptSandboxSample) Get() (v SandboxSample, ok bool) {
+	if !o.Set {
+		return v, false
+	}
+	return o.Value, true
+}
+
+// Or returns value if set, or given parameter if does not.
+func (o OptSandboxSample) Or(d SandboxSample) SandboxSample {
 	if v, ok := o.Get(); ok {
 		return v
 	}
@@ -3054,6 +5854,144 @@ func (o OptString) Or(d string) string {
 	return d
 }
 
+// Ref: #/components/schemas/PasswordResetRequest
+type PasswordResetRequest struct {
+	Token string `json:"token"`
+	// 8 to 128 characters.
+	Password string `json:"password"`
+}
+
+// GetToken returns the value of Token.
+func (s *PasswordResetRequest) GetToken() string {
+	return s.Token
+}
+
+// GetPassword returns the value of Password.
+func (s *PasswordResetRequest) GetPassword() string {
+	return s.Password
+}
+
+// SetToken sets the value of Token.
+func (s *PasswordResetRequest) SetToken(val string) {
+	s.Token = val
+}
+
+// SetPassword sets the value of Password.
+func (s *PasswordResetRequest) SetPassword(val string) {
+	s.Password = val
+}
+
+type PauseSandboxAccepted Sandbox
+
+func (*PauseSandboxAccepted) pauseSandboxRes() {}
+
+type PauseSandboxOK Sandbox
+
+func (*PauseSandboxOK) pauseSandboxRes() {}
+
+// Ref: #/components/schemas/PauseSandboxRequest
+type PauseSandboxRequest struct {
+	// Default true. False keeps the disk only: processes end, and a resume boots.
+	Memory OptBool `json:"memory"`
+}
+
+// GetMemory returns the value of Memory.
+func (s *PauseSandboxRequest) GetMemory() OptBool {
+	return s.Memory
+}
+
+// SetMemory sets the value of Memory.
+func (s *PauseSandboxRequest) SetMemory(val OptBool) {
+	s.Memory = val
+}
+
+type PauseSandboxWait string
+
+const (
+	PauseSandboxWait0 PauseSandboxWait = "0"
+	PauseSandboxWait1 PauseSandboxWait = "1"
+)
+
+// AllValues returns all PauseSandboxWait values.
+func (PauseSandboxWait) AllValues() []PauseSandboxWait {
+	return []PauseSandboxWait{
+		PauseSandboxWait0,
+		PauseSandboxWait1,
+	}
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s PauseSandboxWait) MarshalText() ([]byte, error) {
+	switch s {
+	case PauseSandboxWait0:
+		return []byte(s), nil
+	case PauseSandboxWait1:
+		return []byte(s), nil
+	default:
+		return nil, errors.Errorf("invalid value: %q", s)
+	}
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *PauseSandboxWait) UnmarshalText(data []byte) error {
+	switch PauseSandboxWait(data) {
+	case PauseSandboxWait0:
+		*s = PauseSandboxWait0
+		return nil
+	case PauseSandboxWait1:
+		*s = PauseSandboxWait1
+		return nil
+	default:
+		return errors.Errorf("invalid value: %q", data)
+	}
+}
+
+// PingSandboxNoContent is response for PingSandbox operation.
+type PingSandboxNoContent struct{}
+
+// Ref: #/components/schemas/Recoverable
+type Recoverable struct {
+	// Create a sandbox with this as its snapshot.
+	SnapshotID string `json:"snapshot_id"`
+	// When it was saved; what came later is lost.
+	At time.Time `json:"at"`
+}
+
+// GetSnapshotID returns the value of SnapshotID.
+func (s *Recoverable) GetSnapshotID() string {
+	return s.SnapshotID
+}
+
+// GetAt returns the value of At.
+func (s *Recoverable) GetAt() time.Time {
+	return s.At
+}
+
+// SetSnapshotID sets the value of SnapshotID.
+func (s *Recoverable) SetSnapshotID(val string) {
+	s.SnapshotID = val
+}
+
+// SetAt sets the value of At.
+func (s *Recoverable) SetAt(val time.Time) {
+	s.At = val
+}
+
+// Ref: #/components/schemas/RedirectTo
+type RedirectTo struct {
+	URL string `json:"url"`
+}
+
+// GetURL returns the value of URL.
+func (s *RedirectTo) GetURL() string {
+	return s.URL
+}
+
+// SetURL sets the value of URL.
+func (s *RedirectTo) SetURL(val string) {
+	s.URL = val
+}
+
 // Ref: #/components/schemas/RefreshHostRequest
 type RefreshHostRequest struct {
 	RefreshToken string `json:"refresh_token"`
@@ -3079,6 +6017,40 @@ func (s *RefreshHostRequest) SetRefreshToken(val string) {
 // SetCsr sets the value of Csr.
 func (s *RefreshHostRequest) SetCsr(val string) {
 	s.Csr = val
+}
+
+type RefreshSessionXSkerryRefresh string
+
+const (
+	RefreshSessionXSkerryRefresh1 RefreshSessionXSkerryRefresh = "1"
+)
+
+// AllValues returns all RefreshSessionXSkerryRefresh values.
+func (RefreshSessionXSkerryRefresh) AllValues() []RefreshSessionXSkerryRefresh {
+	return []RefreshSessionXSkerryRefresh{
+		RefreshSessionXSkerryRefresh1,
+	}
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s RefreshSessionXSkerryRefresh) MarshalText() ([]byte, error) {
+	switch s {
+	case RefreshSessionXSkerryRefresh1:
+		return []byte(s), nil
+	default:
+		return nil, errors.Errorf("invalid value: %q", s)
+	}
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *RefreshSessionXSkerryRefresh) UnmarshalText(data []byte) error {
+	switch RefreshSessionXSkerryRefresh(data) {
+	case RefreshSessionXSkerryRefresh1:
+		*s = RefreshSessionXSkerryRefresh1
+		return nil
+	default:
+		return errors.Errorf("invalid value: %q", data)
+	}
 }
 
 // Ref: #/components/schemas/RegisterHostRequest
@@ -3122,25 +6094,153 @@ func (s *RegisterHostRequest) SetFacts(val HostFacts) {
 // RemoveFileNoContent is response for RemoveFile operation.
 type RemoveFileNoContent struct{}
 
+// Ref: #/components/schemas/RemovedMember
+type RemovedMember struct {
+	APIKeys []APIKey `json:"api_keys"`
+	// Whether these keys were revoked.
+	Revoked bool `json:"revoked"`
+}
+
+// GetAPIKeys returns the value of APIKeys.
+func (s *RemovedMember) GetAPIKeys() []APIKey {
+	return s.APIKeys
+}
+
+// GetRevoked returns the value of Revoked.
+func (s *RemovedMember) GetRevoked() bool {
+	return s.Revoked
+}
+
+// SetAPIKeys sets the value of APIKeys.
+func (s *RemovedMember) SetAPIKeys(val []APIKey) {
+	s.APIKeys = val
+}
+
+// SetRevoked sets the value of Revoked.
+func (s *RemovedMember) SetRevoked(val bool) {
+	s.Revoked = val
+}
+
 // ReportHostEventsNoContent is response for ReportHostEvents operation.
 type ReportHostEventsNoContent struct{}
 
+// ReportHostSamplesNoContent is response for ReportHostSamples operation.
+type ReportHostSamplesNoContent struct{}
+
+// RequestEmailProofAccepted is response for RequestEmailProof operation.
+type RequestEmailProofAccepted struct{}
+
+// RequestPasswordResetAccepted is response for RequestPasswordReset operation.
+type RequestPasswordResetAccepted struct{}
+
+type ResumeSandboxAccepted Sandbox
+
+func (*ResumeSandboxAccepted) resumeSandboxRes() {}
+
+type ResumeSandboxOK Sandbox
+
+func (*ResumeSandboxOK) resumeSandboxRes() {}
+
+// Ref: #/components/schemas/ResumeSandboxRequest
+type ResumeSandboxRequest struct {
+	// Default: as it was created with.
+	TimeoutSec OptInt `json:"timeout_sec"`
+	// False boots from the disk alone, for a state whose memory cannot be restored.
+	Memory OptBool `json:"memory"`
+}
+
+// GetTimeoutSec returns the value of TimeoutSec.
+func (s *ResumeSandboxRequest) GetTimeoutSec() OptInt {
+	return s.TimeoutSec
+}
+
+// GetMemory returns the value of Memory.
+func (s *ResumeSandboxRequest) GetMemory() OptBool {
+	return s.Memory
+}
+
+// SetTimeoutSec sets the value of TimeoutSec.
+func (s *ResumeSandboxRequest) SetTimeoutSec(val OptInt) {
+	s.TimeoutSec = val
+}
+
+// SetMemory sets the value of Memory.
+func (s *ResumeSandboxRequest) SetMemory(val OptBool) {
+	s.Memory = val
+}
+
+type ResumeSandboxWait string
+
+const (
+	ResumeSandboxWait0 ResumeSandboxWait = "0"
+	ResumeSandboxWait1 ResumeSandboxWait = "1"
+)
+
+// AllValues returns all ResumeSandboxWait values.
+func (ResumeSandboxWait) AllValues() []ResumeSandboxWait {
+	return []ResumeSandboxWait{
+		ResumeSandboxWait0,
+		ResumeSandboxWait1,
+	}
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s ResumeSandboxWait) MarshalText() ([]byte, error) {
+	switch s {
+	case ResumeSandboxWait0:
+		return []byte(s), nil
+	case ResumeSandboxWait1:
+		return []byte(s), nil
+	default:
+		return nil, errors.Errorf("invalid value: %q", s)
+	}
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *ResumeSandboxWait) UnmarshalText(data []byte) error {
+	switch ResumeSandboxWait(data) {
+	case ResumeSandboxWait0:
+		*s = ResumeSandboxWait0
+		return nil
+	case ResumeSandboxWait1:
+		*s = ResumeSandboxWait1
+		return nil
+	default:
+		return errors.Errorf("invalid value: %q", data)
+	}
+}
+
+// RevokeInvitationNoContent is response for RevokeInvitation operation.
+type RevokeInvitationNoContent struct{}
+
 // Ref: #/components/schemas/Sandbox
 type Sandbox struct {
-	ID             string           `json:"id"`
-	Status         SandboxStatus    `json:"status"`
-	Template       string           `json:"template"`
-	TemplateID     string           `json:"template_id"`
-	Engine         string           `json:"engine"`
-	Vcpus          float64          `json:"vcpus"`
-	MemoryMB       int              `json:"memory_mb"`
-	DiskMB         int              `json:"disk_mb"`
-	Internet       bool             `json:"internet"`
-	Metadata       SandboxMetadata  `json:"metadata"`
-	TimeoutSec     int              `json:"timeout_sec"`
-	OnTimeout      SandboxOnTimeout `json:"on_timeout"`
-	IdleTimeoutSec OptInt           `json:"idle_timeout_sec"`
-	DeadlineAt     OptDateTime      `json:"deadline_at"`
+	ID                    string           `json:"id"`
+	Status                SandboxStatus    `json:"status"`
+	Template              string           `json:"template"`
+	TemplateID            string           `json:"template_id"`
+	Engine                string           `json:"engine"`
+	Vcpus                 float64          `json:"vcpus"`
+	MemoryMB              int              `json:"memory_mb"`
+	DiskMB                int              `json:"disk_mb"`
+	Internet              bool             `json:"internet"`
+	Metadata              SandboxMetadata  `json:"metadata"`
+	TimeoutSec            int              `json:"timeout_sec"`
+	OnTimeout             SandboxOnTimeout `json:"on_timeout"`
+	IdleTimeoutSec        OptInt           `json:"idle_timeout_sec"`
+	DeadlineAt            OptDateTime      `json:"deadline_at"`
+	CheckpointIntervalSec OptInt           `json:"checkpoint_interval_sec"`
+	PausedAt              OptDateTime      `json:"paused_at"`
+	// `requested`, `deadline`, `idle`, `lost_contact`, `host_shutdown`, ….
+	PausedReason OptString `json:"paused_reason"`
+	// What it was started from, where that was a saved state.
+	SnapshotID OptString `json:"snapshot_id"`
+	// When its newest saved state was made.
+	SavedAt    OptDateTime `json:"saved_at"`
+	SavedBytes OptInt64    `json:"saved_bytes"`
+	// The one host that has its saved state.
+	OnlyOnHost      OptString      `json:"only_on_host"`
+	RecoverableFrom OptRecoverable `json:"recoverable_from"`
 	// What may be done with it now: `exec`, `files`, `delete`, ….
 	Actions []string `json:"actions"`
 	// Why it ended: `deleted`, `out_of_memory`, `create_failed`, ….
@@ -3221,6 +6321,46 @@ func (s *Sandbox) GetIdleTimeoutSec() OptInt {
 // GetDeadlineAt returns the value of DeadlineAt.
 func (s *Sandbox) GetDeadlineAt() OptDateTime {
 	return s.DeadlineAt
+}
+
+// GetCheckpointIntervalSec returns the value of CheckpointIntervalSec.
+func (s *Sandbox) GetCheckpointIntervalSec() OptInt {
+	return s.CheckpointIntervalSec
+}
+
+// GetPausedAt returns the value of PausedAt.
+func (s *Sandbox) GetPausedAt() OptDateTime {
+	return s.PausedAt
+}
+
+// GetPausedReason returns the value of PausedReason.
+func (s *Sandbox) GetPausedReason() OptString {
+	return s.PausedReason
+}
+
+// GetSnapshotID returns the value of SnapshotID.
+func (s *Sandbox) GetSnapshotID() OptString {
+	return s.SnapshotID
+}
+
+// GetSavedAt returns the value of SavedAt.
+func (s *Sandbox) GetSavedAt() OptDateTime {
+	return s.SavedAt
+}
+
+// GetSavedBytes returns the value of SavedBytes.
+func (s *Sandbox) GetSavedBytes() OptInt64 {
+	return s.SavedBytes
+}
+
+// GetOnlyOnHost returns the value of OnlyOnHost.
+func (s *Sandbox) GetOnlyOnHost() OptString {
+	return s.OnlyOnHost
+}
+
+// GetRecoverableFrom returns the value of RecoverableFrom.
+func (s *Sandbox) GetRecoverableFrom() OptRecoverable {
+	return s.RecoverableFrom
 }
 
 // GetActions returns the value of Actions.
@@ -3326,6 +6466,46 @@ func (s *Sandbox) SetIdleTimeoutSec(val OptInt) {
 // SetDeadlineAt sets the value of DeadlineAt.
 func (s *Sandbox) SetDeadlineAt(val OptDateTime) {
 	s.DeadlineAt = val
+}
+
+// SetCheckpointIntervalSec sets the value of CheckpointIntervalSec.
+func (s *Sandbox) SetCheckpointIntervalSec(val OptInt) {
+	s.CheckpointIntervalSec = val
+}
+
+// SetPausedAt sets the value of PausedAt.
+func (s *Sandbox) SetPausedAt(val OptDateTime) {
+	s.PausedAt = val
+}
+
+// SetPausedReason sets the value of PausedReason.
+func (s *Sandbox) SetPausedReason(val OptString) {
+	s.PausedReason = val
+}
+
+// SetSnapshotID sets the value of SnapshotID.
+func (s *Sandbox) SetSnapshotID(val OptString) {
+	s.SnapshotID = val
+}
+
+// SetSavedAt sets the value of SavedAt.
+func (s *Sandbox) SetSavedAt(val OptDateTime) {
+	s.SavedAt = val
+}
+
+// SetSavedBytes sets the value of SavedBytes.
+func (s *Sandbox) SetSavedBytes(val OptInt64) {
+	s.SavedBytes = val
+}
+
+// SetOnlyOnHost sets the value of OnlyOnHost.
+func (s *Sandbox) SetOnlyOnHost(val OptString) {
+	s.OnlyOnHost = val
+}
+
+// SetRecoverableFrom sets the value of RecoverableFrom.
+func (s *Sandbox) SetRecoverableFrom(val OptRecoverable) {
+	s.RecoverableFrom = val
 }
 
 // SetActions sets the value of Actions.
@@ -3465,6 +6645,32 @@ func (s *SandboxList) SetNextCursor(val OptString) {
 	s.NextCursor = val
 }
 
+// Ref: #/components/schemas/SandboxLogs
+type SandboxLogs struct {
+	Text      string `json:"text"`
+	Truncated bool   `json:"truncated"`
+}
+
+// GetText returns the value of Text.
+func (s *SandboxLogs) GetText() string {
+	return s.Text
+}
+
+// GetTruncated returns the value of Truncated.
+func (s *SandboxLogs) GetTruncated() bool {
+	return s.Truncated
+}
+
+// SetText sets the value of Text.
+func (s *SandboxLogs) SetText(val string) {
+	s.Text = val
+}
+
+// SetTruncated sets the value of Truncated.
+func (s *SandboxLogs) SetTruncated(val bool) {
+	s.Truncated = val
+}
+
 type SandboxMetadata map[string]string
 
 func (s *SandboxMetadata) init() SandboxMetadata {
@@ -3474,6 +6680,77 @@ func (s *SandboxMetadata) init() SandboxMetadata {
 		*s = m
 	}
 	return m
+}
+
+// Ref: #/components/schemas/SandboxMetrics
+type SandboxMetrics struct {
+	Vcpus            float64          `json:"vcpus"`
+	MemoryLimitBytes int64            `json:"memory_limit_bytes"`
+	DiskLimitBytes   int64            `json:"disk_limit_bytes"`
+	Live             OptSandboxSample `json:"live"`
+	// How long nothing has gone on.
+	IdleSec OptFloat64      `json:"idle_sec"`
+	Samples []SandboxSample `json:"samples"`
+}
+
+// GetVcpus returns the value of Vcpus.
+func (s *SandboxMetrics) GetVcpus() float64 {
+	return s.Vcpus
+}
+
+// GetMemoryLimitBytes returns the value of MemoryLimitBytes.
+func (s *SandboxMetrics) GetMemoryLimitBytes() int64 {
+	return s.MemoryLimitBytes
+}
+
+// GetDiskLimitBytes returns the value of DiskLimitBytes.
+func (s *SandboxMetrics) GetDiskLimitBytes() int64 {
+	return s.DiskLimitBytes
+}
+
+// GetLive returns the value of Live.
+func (s *SandboxMetrics) GetLive() OptSandboxSample {
+	return s.Live
+}
+
+// GetIdleSec returns the value of IdleSec.
+func (s *SandboxMetrics) GetIdleSec() OptFloat64 {
+	return s.IdleSec
+}
+
+// GetSamples returns the value of Samples.
+func (s *SandboxMetrics) GetSamples() []SandboxSample {
+	return s.Samples
+}
+
+// SetVcpus sets the value of Vcpus.
+func (s *SandboxMetrics) SetVcpus(val float64) {
+	s.Vcpus = val
+}
+
+// SetMemoryLimitBytes sets the value of MemoryLimitBytes.
+func (s *SandboxMetrics) SetMemoryLimitBytes(val int64) {
+	s.MemoryLimitBytes = val
+}
+
+// SetDiskLimitBytes sets the value of DiskLimitBytes.
+func (s *SandboxMetrics) SetDiskLimitBytes(val int64) {
+	s.DiskLimitBytes = val
+}
+
+// SetLive sets the value of Live.
+func (s *SandboxMetrics) SetLive(val OptSandboxSample) {
+	s.Live = val
+}
+
+// SetIdleSec sets the value of IdleSec.
+func (s *SandboxMetrics) SetIdleSec(val OptFloat64) {
+	s.IdleSec = val
+}
+
+// SetSamples sets the value of Samples.
+func (s *SandboxMetrics) SetSamples(val []SandboxSample) {
+	s.Samples = val
 }
 
 type SandboxOnTimeout string
@@ -3515,6 +6792,65 @@ func (s *SandboxOnTimeout) UnmarshalText(data []byte) error {
 	default:
 		return errors.Errorf("invalid value: %q", data)
 	}
+}
+
+// Ref: #/components/schemas/SandboxSample
+type SandboxSample struct {
+	At          time.Time `json:"at"`
+	VcpusUsed   float64   `json:"vcpus_used"`
+	MemoryBytes int64     `json:"memory_bytes"`
+	DiskBytes   int64     `json:"disk_bytes"`
+	Processes   int       `json:"processes"`
+}
+
+// GetAt returns the value of At.
+func (s *SandboxSample) GetAt() time.Time {
+	return s.At
+}
+
+// GetVcpusUsed returns the value of VcpusUsed.
+func (s *SandboxSample) GetVcpusUsed() float64 {
+	return s.VcpusUsed
+}
+
+// GetMemoryBytes returns the value of MemoryBytes.
+func (s *SandboxSample) GetMemoryBytes() int64 {
+	return s.MemoryBytes
+}
+
+// GetDiskBytes returns the value of DiskBytes.
+func (s *SandboxSample) GetDiskBytes() int64 {
+	return s.DiskBytes
+}
+
+// GetProcesses returns the value of Processes.
+func (s *SandboxSample) GetProcesses() int {
+	return s.Processes
+}
+
+// SetAt sets the value of At.
+func (s *SandboxSample) SetAt(val time.Time) {
+	s.At = val
+}
+
+// SetVcpusUsed sets the value of VcpusUsed.
+func (s *SandboxSample) SetVcpusUsed(val float64) {
+	s.VcpusUsed = val
+}
+
+// SetMemoryBytes sets the value of MemoryBytes.
+func (s *SandboxSample) SetMemoryBytes(val int64) {
+	s.MemoryBytes = val
+}
+
+// SetDiskBytes sets the value of DiskBytes.
+func (s *SandboxSample) SetDiskBytes(val int64) {
+	s.DiskBytes = val
+}
+
+// SetProcesses sets the value of Processes.
+func (s *SandboxSample) SetProcesses(val int) {
+	s.Processes = val
 }
 
 // Ref: #/components/schemas/SandboxStatus
@@ -3622,6 +6958,113 @@ func (s *SandboxStatus) UnmarshalText(data []byte) error {
 	}
 }
 
+// Ref: #/components/schemas/Session
+type Session struct {
+	ID         string    `json:"id"`
+	Current    bool      `json:"current"`
+	UserAgent  string    `json:"user_agent"`
+	IP         string    `json:"ip"`
+	CreatedAt  time.Time `json:"created_at"`
+	LastUsedAt time.Time `json:"last_used_at"`
+	ExpiresAt  time.Time `json:"expires_at"`
+}
+
+// GetID returns the value of ID.
+func (s *Session) GetID() string {
+	return s.ID
+}
+
+// GetCurrent returns the value of Current.
+func (s *Session) GetCurrent() bool {
+	return s.Current
+}
+
+// GetUserAgent returns the value of UserAgent.
+func (s *Session) GetUserAgent() string {
+	return s.UserAgent
+}
+
+// GetIP returns the value of IP.
+func (s *Session) GetIP() string {
+	return s.IP
+}
+
+// GetCreatedAt returns the value of CreatedAt.
+func (s *Session) GetCreatedAt() time.Time {
+	return s.CreatedAt
+}
+
+// GetLastUsedAt returns the value of LastUsedAt.
+func (s *Session) GetLastUsedAt() time.Time {
+	return s.LastUsedAt
+}
+
+// GetExpiresAt returns the value of ExpiresAt.
+func (s *Session) GetExpiresAt() time.Time {
+	return s.ExpiresAt
+}
+
+// SetID sets the value of ID.
+func (s *Session) SetID(val string) {
+	s.ID = val
+}
+
+// SetCurrent sets the value of Current.
+func (s *Session) SetCurrent(val bool) {
+	s.Current = val
+}
+
+// SetUserAgent sets the value of UserAgent.
+func (s *Session) SetUserAgent(val string) {
+	s.UserAgent = val
+}
+
+// SetIP sets the value of IP.
+func (s *Session) SetIP(val string) {
+	s.IP = val
+}
+
+// SetCreatedAt sets the value of CreatedAt.
+func (s *Session) SetCreatedAt(val time.Time) {
+	s.CreatedAt = val
+}
+
+// SetLastUsedAt sets the value of LastUsedAt.
+func (s *Session) SetLastUsedAt(val time.Time) {
+	s.LastUsedAt = val
+}
+
+// SetExpiresAt sets the value of ExpiresAt.
+func (s *Session) SetExpiresAt(val time.Time) {
+	s.ExpiresAt = val
+}
+
+// Ref: #/components/schemas/SessionList
+type SessionList struct {
+	Items      []Session `json:"items"`
+	NextCursor OptString `json:"next_cursor"`
+}
+
+// GetItems returns the value of Items.
+func (s *SessionList) GetItems() []Session {
+	return s.Items
+}
+
+// GetNextCursor returns the value of NextCursor.
+func (s *SessionList) GetNextCursor() OptString {
+	return s.NextCursor
+}
+
+// SetItems sets the value of Items.
+func (s *SessionList) SetItems(val []Session) {
+	s.Items = val
+}
+
+// SetNextCursor sets the value of NextCursor.
+func (s *SessionList) SetNextCursor(val OptString) {
+	s.NextCursor = val
+}
+
 // Ref: #/components/schemas/SignupRequest
 type SignupRequest struct {
 	Email string `json:"email"`
@@ -3659,6 +7102,451 @@ func (s *SignupRequest) SetPassword(val string) {
 // SetName sets the value of Name.
 func (s *SignupRequest) SetName(val string) {
 	s.Name = val
+}
+
+// Ref: #/components/schemas/Snapshot
+type Snapshot struct {
+	ID     string         `json:"id"`
+	Type   SnapshotType   `json:"type"`
+	Name   OptString      `json:"name"`
+	Status SnapshotStatus `json:"status"`
+	Error  OptString      `json:"error"`
+	// Where it was taken.
+	SandboxID     string    `json:"sandbox_id"`
+	Template      string    `json:"template"`
+	Engine        string    `json:"engine"`
+	EngineVersion OptString `json:"engine_version"`
+	// False: the disk only.
+	Memory    bool    `json:"memory"`
+	Vcpus     float64 `json:"vcpus"`
+	MemoryMB  int     `json:"memory_mb"`
+	DiskMB    int     `json:"disk_mb"`
+	SizeBytes int64   `json:"size_bytes"`
+	// The one host that has it; it is lost with that host.
+	OnlyOnHost string      `json:"only_on_host"`
+	CreatedBy  string      `json:"created_by"`
+	CreatedAt  time.Time   `json:"created_at"`
+	ReadyAt    OptDateTime `json:"ready_at"`
+}
+
+// GetID returns the value of ID.
+func (s *Snapshot) GetID() string {
+	return s.ID
+}
+
+// GetType returns the value of Type.
+func (s *Snapshot) GetType() SnapshotType {
+	return s.Type
+}
+
+// GetName returns the value of Name.
+func (s *Snapshot) GetName() OptString {
+	return s.Name
+}
+
+// GetStatus returns the value of Status.
+func (s *Snapshot) GetStatus() SnapshotStatus {
+	return s.Status
+}
+
+// GetError returns the value of Error.
+func (s *Snapshot) GetError() OptString {
+	return s.Error
+}
+
+// GetSandboxID returns the value of SandboxID.
+func (s *Snapshot) GetSandboxID() string {
+	return s.SandboxID
+}
+
+// GetTemplate returns the value of Template.
+func (s *Snapshot) GetTemplate() string {
+	return s.Template
+}
+
+// GetEngine returns the value of Engine.
+func (s *Snapshot) GetEngine() string {
+	return s.Engine
+}
+
+// GetEngineVersion returns the value of EngineVersion.
+func (s *Snapshot) GetEngineVersion() OptString {
+	return s.EngineVersion
+}
+
+// GetMemory returns the value of Memory.
+func (s *Snapshot) GetMemory() bool {
+	return s.Memory
+}
+
+// GetVcpus returns the value of Vcpus.
+func (s *Snapshot) GetVcpus() float64 {
+	return s.Vcpus
+}
+
+// GetMemoryMB returns the value of MemoryMB.
+func (s *Snapshot) GetMemoryMB() int {
+	return s.MemoryMB
+}
+
+// GetDiskMB returns the value of DiskMB.
+func (s *Snapshot) GetDiskMB() int {
+	return s.DiskMB
+}
+
+// GetSizeBytes returns the value of SizeBytes.
+func (s *Snapshot) GetSizeBytes() int64 {
+	return s.SizeBytes
+}
+
+// GetOnlyOnHost returns the value of OnlyOnHost.
+func (s *Snapshot) GetOnlyOnHost() string {
+	return s.OnlyOnHost
+}
+
+// GetCreatedBy returns the value of CreatedBy.
+func (s *Snapshot) GetCreatedBy() string {
+	return s.CreatedBy
+}
+
+// GetCreatedAt returns the value of CreatedAt.
+func (s *Snapshot) GetCreatedAt() time.Time {
+	return s.CreatedAt
+}
+
+// GetReadyAt returns the value of ReadyAt.
+func (s *Snapshot) GetReadyAt() OptDateTime {
+	return s.ReadyAt
+}
+
+// SetID sets the value of ID.
+func (s *Snapshot) SetID(val string) {
+	s.ID = val
+}
+
+// SetType sets the value of Type.
+func (s *Snapshot) SetType(val SnapshotType) {
+	s.Type = val
+}
+
+// SetName sets the value of Name.
+func (s *Snapshot) SetName(val OptString) {
+	s.Name = val
+}
+
+// SetStatus sets the value of Status.
+func (s *Snapshot) SetStatus(val SnapshotStatus) {
+	s.Status = val
+}
+
+// SetError sets the value of Error.
+func (s *Snapshot) SetError(val OptString) {
+	s.Error = val
+}
+
+// SetSandboxID sets the value of SandboxID.
+func (s *Snapshot) SetSandboxID(val string) {
+	s.SandboxID = val
+}
+
+// SetTemplate sets the value of Template.
+func (s *Snapshot) SetTemplate(val string) {
+	s.Template = val
+}
+
+// SetEngine sets the value of Engine.
+func (s *Snapshot) SetEngine(val string) {
+	s.Engine = val
+}
+
+// SetEngineVersion sets the value of EngineVersion.
+func (s *Snapshot) SetEngineVersion(val OptString) {
+	s.EngineVersion = val
+}
+
+// SetMemory sets the value of Memory.
+func (s *Snapshot) SetMemory(val bool) {
+	s.Memory = val
+}
+
+// SetVcpus sets the value of Vcpus.
+func (s *Snapshot) SetVcpus(val float64) {
+	s.Vcpus = val
+}
+
+// SetMemoryMB sets the value of MemoryMB.
+func (s *Snapshot) SetMemoryMB(val int) {
+	s.MemoryMB = val
+}
+
+// SetDiskMB sets the value of DiskMB.
+func (s *Snapshot) SetDiskMB(val int) {
+	s.DiskMB = val
+}
+
+// SetSizeBytes sets the value of SizeBytes.
+func (s *Snapshot) SetSizeBytes(val int64) {
+	s.SizeBytes = val
+}
+
+// SetOnlyOnHost sets the value of OnlyOnHost.
+func (s *Snapshot) SetOnlyOnHost(val string) {
+	s.OnlyOnHost = val
+}
+
+// SetCreatedBy sets the value of CreatedBy.
+func (s *Snapshot) SetCreatedBy(val string) {
+	s.CreatedBy = val
+}
+
+// SetCreatedAt sets the value of CreatedAt.
+func (s *Snapshot) SetCreatedAt(val time.Time) {
+	s.CreatedAt = val
+}
+
+// SetReadyAt sets the value of ReadyAt.
+func (s *Snapshot) SetReadyAt(val OptDateTime) {
+	s.ReadyAt = val
+}
+
+// Ref: #/components/schemas/SnapshotList
+type SnapshotList struct {
+	Items      []Snapshot `json:"items"`
+	NextCursor OptString  `json:"next_cursor"`
+}
+
+// GetItems returns the value of Items.
+func (s *SnapshotList) GetItems() []Snapshot {
+	return s.Items
+}
+
+// GetNextCursor returns the value of NextCursor.
+func (s *SnapshotList) GetNextCursor() OptString {
+	return s.NextCursor
+}
+
+// SetItems sets the value of Items.
+func (s *SnapshotList) SetItems(val []Snapshot) {
+	s.Items = val
+}
+
+// SetNextCursor sets the value of NextCursor.
+func (s *SnapshotList) SetNextCursor(val OptString) {
+	s.NextCursor = val
+}
+
+type SnapshotStatus string
+
+const (
+	SnapshotStatusCreating SnapshotStatus = "creating"
+	SnapshotStatusReady    SnapshotStatus = "ready"
+	SnapshotStatusFailed   SnapshotStatus = "failed"
+	SnapshotStatusDeleting SnapshotStatus = "deleting"
+)
+
+// AllValues returns all SnapshotStatus values.
+func (SnapshotStatus) AllValues() []SnapshotStatus {
+	return []SnapshotStatus{
+		SnapshotStatusCreating,
+		SnapshotStatusReady,
+		SnapshotStatusFailed,
+		SnapshotStatusDeleting,
+	}
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s SnapshotStatus) MarshalText() ([]byte, error) {
+	switch s {
+	case SnapshotStatusCreating:
+		return []byte(s), nil
+	case SnapshotStatusReady:
+		return []byte(s), nil
+	case SnapshotStatusFailed:
+		return []byte(s), nil
+	case SnapshotStatusDeleting:
+		return []byte(s), nil
+	default:
+		return nil, errors.Errorf("invalid value: %q", s)
+	}
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *SnapshotStatus) UnmarshalText(data []byte) error {
+	switch SnapshotStatus(data) {
+	case SnapshotStatusCreating:
+		*s = SnapshotStatusCreating
+		return nil
+	case SnapshotStatusReady:
+		*s = SnapshotStatusReady
+		return nil
+	case SnapshotStatusFailed:
+		*s = SnapshotStatusFailed
+		return nil
+	case SnapshotStatusDeleting:
+		*s = SnapshotStatusDeleting
+		return nil
+	default:
+		return errors.Errorf("invalid value: %q", data)
+	}
+}
+
+type SnapshotType string
+
+const (
+	SnapshotTypeSnapshot   SnapshotType = "snapshot"
+	SnapshotTypePause      SnapshotType = "pause"
+	SnapshotTypeCheckpoint SnapshotType = "checkpoint"
+	SnapshotTypeFork       SnapshotType = "fork"
+)
+
+// AllValues returns all SnapshotType values.
+func (SnapshotType) AllValues() []SnapshotType {
+	return []SnapshotType{
+		SnapshotTypeSnapshot,
+		SnapshotTypePause,
+		SnapshotTypeCheckpoint,
+		SnapshotTypeFork,
+	}
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s SnapshotType) MarshalText() ([]byte, error) {
+	switch s {
+	case SnapshotTypeSnapshot:
+		return []byte(s), nil
+	case SnapshotTypePause:
+		return []byte(s), nil
+	case SnapshotTypeCheckpoint:
+		return []byte(s), nil
+	case SnapshotTypeFork:
+		return []byte(s), nil
+	default:
+		return nil, errors.Errorf("invalid value: %q", s)
+	}
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *SnapshotType) UnmarshalText(data []byte) error {
+	switch SnapshotType(data) {
+	case SnapshotTypeSnapshot:
+		*s = SnapshotTypeSnapshot
+		return nil
+	case SnapshotTypePause:
+		*s = SnapshotTypePause
+		return nil
+	case SnapshotTypeCheckpoint:
+		*s = SnapshotTypeCheckpoint
+		return nil
+	case SnapshotTypeFork:
+		*s = SnapshotTypeFork
+		return nil
+	default:
+		return errors.Errorf("invalid value: %q", data)
+	}
+}
+
+// Ref: #/components/schemas/StreamTicket
+type StreamTicket struct {
+	Ticket    string    `json:"ticket"`
+	ExpiresAt time.Time `json:"expires_at"`
+}
+
+// GetTicket returns the value of Ticket.
+func (s *StreamTicket) GetTicket() string {
+	return s.Ticket
+}
+
+// GetExpiresAt returns the value of ExpiresAt.
+func (s *StreamTicket) GetExpiresAt() time.Time {
+	return s.ExpiresAt
+}
+
+// SetTicket sets the value of Ticket.
+func (s *StreamTicket) SetTicket(val string) {
+	s.Ticket = val
+}
+
+// SetExpiresAt sets the value of ExpiresAt.
+func (s *StreamTicket) SetExpiresAt(val time.Time) {
+	s.ExpiresAt = val
+}
+
+// Ref: #/components/schemas/StreamTicketRequest
+type StreamTicketRequest struct {
+	Operation StreamTicketRequestOperation `json:"operation"`
+}
+
+// GetOperation returns the value of Operation.
+func (s *StreamTicketRequest) GetOperation() StreamTicketRequestOperation {
+	return s.Operation
+}
+
+// SetOperation sets the value of Operation.
+func (s *StreamTicketRequest) SetOperation(val StreamTicketRequestOperation) {
+	s.Operation = val
+}
+
+type StreamTicketRequestOperation string
+
+const (
+	StreamTicketRequestOperationStreamExec   StreamTicketRequestOperation = "streamExec"
+	StreamTicketRequestOperationOpenPTY      StreamTicketRequestOperation = "openPTY"
+	StreamTicketRequestOperationDownloadFile StreamTicketRequestOperation = "downloadFile"
+)
+
+// AllValues returns all StreamTicketRequestOperation values.
+func (StreamTicketRequestOperation) AllValues() []StreamTicketRequestOperation {
+	return []StreamTicketRequestOperation{
+		StreamTicketRequestOperationStreamExec,
+		StreamTicketRequestOperationOpenPTY,
+		StreamTicketRequestOperationDownloadFile,
+	}
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s StreamTicketRequestOperation) MarshalText() ([]byte, error) {
+	switch s {
+	case StreamTicketRequestOperationStreamExec:
+		return []byte(s), nil
+	case StreamTicketRequestOperationOpenPTY:
+		return []byte(s), nil
+	case StreamTicketRequestOperationDownloadFile:
+		return []byte(s), nil
+	default:
+		return nil, errors.Errorf("invalid value: %q", s)
+	}
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *StreamTicketRequestOperation) UnmarshalText(data []byte) error {
+	switch StreamTicketRequestOperation(data) {
+	case StreamTicketRequestOperationStreamExec:
+		*s = StreamTicketRequestOperationStreamExec
+		return nil
+	case StreamTicketRequestOperationOpenPTY:
+		*s = StreamTicketRequestOperationOpenPTY
+		return nil
+	case StreamTicketRequestOperationDownloadFile:
+		*s = StreamTicketRequestOperationDownloadFile
+		return nil
+	default:
+		return errors.Errorf("invalid value: %q", data)
+	}
+}
+
+// Ref: #/components/schemas/SwitchTeamRequest
+type SwitchTeamRequest struct {
+	TeamID string `json:"team_id"`
+}
+
+// GetTeamID returns the value of TeamID.
+func (s *SwitchTeamRequest) GetTeamID() string {
+	return s.TeamID
+}
+
+// SetTeamID sets the value of TeamID.
+func (s *SwitchTeamRequest) SetTeamID(val string) {
+	s.TeamID = val
 }
 
 // Ref: #/components/schemas/Team
@@ -3720,6 +7608,113 @@ func (s *Team) SetIsByoc(val bool) {
 	s.IsByoc = val
 }
 
+// Ref: #/components/schemas/TeamLimits
+type TeamLimits struct {
+	Sandboxes OptInt     `json:"sandboxes"`
+	Vcpus     OptFloat64 `json:"vcpus"`
+	MemoryMB  OptInt64   `json:"memory_mb"`
+	DiskMB    OptInt64   `json:"disk_mb"`
+	StoredMB  OptInt64   `json:"stored_mb"`
+	APIKeys   OptInt     `json:"api_keys"`
+	Hosts     OptInt     `json:"hosts"`
+	Templates OptInt     `json:"templates"`
+}
+
+// GetSandboxes returns the value of Sandboxes.
+func (s *TeamLimits) GetSandboxes() OptInt {
+	return s.Sandboxes
+}
+
+// GetVcpus returns the value of Vcpus.
+func (s *TeamLimits) GetVcpus() OptFloat64 {
+	return s.Vcpus
+}
+
+// GetMemoryMB returns the value of MemoryMB.
+func (s *TeamLimits) GetMemoryMB() OptInt64 {
+	return s.MemoryMB
+}
+
+// GetDiskMB returns the value of DiskMB.
+func (s *TeamLimits) GetDiskMB() OptInt64 {
+	return s.DiskMB
+}
+
+// GetStoredMB returns the value of StoredMB.
+func (s *TeamLimits) GetStoredMB() OptInt64 {
+	return s.StoredMB
+}
+
+// GetAPIKeys returns the value of APIKeys.
+func (s *TeamLimits) GetAPIKeys() OptInt {
+	return s.APIKeys
+}
+
+// GetHosts returns the value of Hosts.
+func (s *TeamLimits) GetHosts() OptInt {
+	return s.Hosts
+}
+
+// GetTemplates returns the value of Templates.
+func (s *TeamLimits) GetTemplates() OptInt {
+	return s.Templates
+}
+
+// SetSandboxes sets the value of Sandboxes.
+func (s *TeamLimits) SetSandboxes(val OptInt) {
+	s.Sandboxes = val
+}
+
+// SetVcpus sets the value of Vcpus.
+func (s *TeamLimits) SetVcpus(val OptFloat64) {
+	s.Vcpus = val
+}
+
+// SetMemoryMB sets the value of MemoryMB.
+func (s *TeamLimits) SetMemoryMB(val OptInt64) {
+	s.MemoryMB = val
+}
+
+// SetDiskMB sets the value of DiskMB.
+func (s *TeamLimits) SetDiskMB(val OptInt64) {
+	s.DiskMB = val
+}
+
+// SetStoredMB sets the value of StoredMB.
+func (s *TeamLimits) SetStoredMB(val OptInt64) {
+	s.StoredMB = val
+}
+
+// SetAPIKeys sets the value of APIKeys.
+func (s *TeamLimits) SetAPIKeys(val OptInt) {
+	s.APIKeys = val
+}
+
+// SetHosts sets the value of Hosts.
+func (s *TeamLimits) SetHosts(val OptInt) {
+	s.Hosts = val
+}
+
+// SetTemplates sets the value of Templates.
+func (s *TeamLimits) SetTemplates(val OptInt) {
+	s.Templates = val
+}
+
+// Ref: #/components/schemas/TeamList
+type TeamList struct {
+	Items []Team `json:"items"`
+}
+
+// GetItems returns the value of Items.
+func (s *TeamList) GetItems() []Team {
+	return s.Items
+}
+
+// SetItems sets the value of Items.
+func (s *TeamList) SetItems(val []Team) {
+	s.Items = val
+}
+
 type TeamRole string
 
 const (
@@ -3766,6 +7761,33 @@ func (s *TeamRole) UnmarshalText(data []byte) error {
 	default:
 		return errors.Errorf("invalid value: %q", data)
 	}
+}
+
+// Ref: #/components/schemas/TeamWithMembers
+type TeamWithMembers struct {
+	Team Team `json:"team"`
+	// At most 200; all of them by the list.
+	Members []Member `json:"members"`
+}
+
+// GetTeam returns the value of Team.
+func (s *TeamWithMembers) GetTeam() Team {
+	return s.Team
+}
+
+// GetMembers returns the value of Members.
+func (s *TeamWithMembers) GetMembers() []Member {
+	return s.Members
+}
+
+// SetTeam sets the value of Team.
+func (s *TeamWithMembers) SetTeam(val Team) {
+	s.Team = val
+}
+
+// SetMembers sets the value of Members.
+func (s *TeamWithMembers) SetMembers(val []Member) {
+	s.Members = val
 }
 
 // Ref: #/components/schemas/Template
@@ -3979,6 +8001,144 @@ func (s *TemplateStatus) UnmarshalText(data []byte) error {
 	}
 }
 
+// Ref: #/components/schemas/TimeoutRequest
+type TimeoutRequest struct {
+	// 1 to 2592000.
+	TimeoutSec int `json:"timeout_sec"`
+}
+
+// GetTimeoutSec returns the value of TimeoutSec.
+func (s *TimeoutRequest) GetTimeoutSec() int {
+	return s.TimeoutSec
+}
+
+// SetTimeoutSec sets the value of TimeoutSec.
+func (s *TimeoutRequest) SetTimeoutSec(val int) {
+	s.TimeoutSec = val
+}
+
+// Ref: #/components/schemas/TokenRequest
+type TokenRequest struct {
+	Token string `json:"token"`
+}
+
+// GetToken returns the value of Token.
+func (s *TokenRequest) GetToken() string {
+	return s.Token
+}
+
+// SetToken sets the value of Token.
+func (s *TokenRequest) SetToken(val string) {
+	s.Token = val
+}
+
+// Ref: #/components/schemas/TransferTeamRequest
+type TransferTeamRequest struct {
+	// A member.
+	UserID string `json:"user_id"`
+}
+
+// GetUserID returns the value of UserID.
+func (s *TransferTeamRequest) GetUserID() string {
+	return s.UserID
+}
+
+// SetUserID sets the value of UserID.
+func (s *TransferTeamRequest) SetUserID(val string) {
+	s.UserID = val
+}
+
+// UnlinkIdentityNoContent is response for UnlinkIdentity operation.
+type UnlinkIdentityNoContent struct{}
+
+// Ref: #/components/schemas/UpdateMeRequest
+type UpdateMeRequest struct {
+	// 1 to 100 characters.
+	Name string `json:"name"`
+}
+
+// GetName returns the value of Name.
+func (s *UpdateMeRequest) GetName() string {
+	return s.Name
+}
+
+// SetName sets the value of Name.
+func (s *UpdateMeRequest) SetName(val string) {
+	s.Name = val
+}
+
+// Ref: #/components/schemas/UpdateMemberRequest
+type UpdateMemberRequest struct {
+	Role UpdateMemberRequestRole `json:"role"`
+}
+
+// GetRole returns the value of Role.
+func (s *UpdateMemberRequest) GetRole() UpdateMemberRequestRole {
+	return s.Role
+}
+
+// SetRole sets the value of Role.
+func (s *UpdateMemberRequest) SetRole(val UpdateMemberRequestRole) {
+	s.Role = val
+}
+
+type UpdateMemberRequestRole string
+
+const (
+	UpdateMemberRequestRoleAdmin  UpdateMemberRequestRole = "admin"
+	UpdateMemberRequestRoleMember UpdateMemberRequestRole = "member"
+)
+
+// AllValues returns all UpdateMemberRequestRole values.
+func (UpdateMemberRequestRole) AllValues() []UpdateMemberRequestRole {
+	return []UpdateMemberRequestRole{
+		UpdateMemberRequestRoleAdmin,
+		UpdateMemberRequestRoleMember,
+	}
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s UpdateMemberRequestRole) MarshalText() ([]byte, error) {
+	switch s {
+	case UpdateMemberRequestRoleAdmin:
+		return []byte(s), nil
+	case UpdateMemberRequestRoleMember:
+		return []byte(s), nil
+	default:
+		return nil, errors.Errorf("invalid value: %q", s)
+	}
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *UpdateMemberRequestRole) UnmarshalText(data []byte) error {
+	switch UpdateMemberRequestRole(data) {
+	case UpdateMemberRequestRoleAdmin:
+		*s = UpdateMemberRequestRoleAdmin
+		return nil
+	case UpdateMemberRequestRoleMember:
+		*s = UpdateMemberRequestRoleMember
+		return nil
+	default:
+		return errors.Errorf("invalid value: %q", data)
+	}
+}
+
+// Ref: #/components/schemas/UpdateTeamRequest
+type UpdateTeamRequest struct {
+	// 1 to 128 printable characters.
+	Name string `json:"name"`
+}
+
+// GetName returns the value of Name.
+func (s *UpdateTeamRequest) GetName() string {
+	return s.Name
+}
+
+// SetName sets the value of Name.
+func (s *UpdateTeamRequest) SetName(val string) {
+	s.Name = val
+}
+
 // Ref: #/components/schemas/User
 type User struct {
 	ID      string `json:"id"`
@@ -4025,4 +8185,56 @@ func (s *User) SetName(val string) {
 // SetIsAdmin sets the value of IsAdmin.
 func (s *User) SetIsAdmin(val bool) {
 	s.IsAdmin = val
+}
+
+// Ref: #/components/schemas/UserMatch
+type UserMatch struct {
+	ID    string `json:"id"`
+	Name  string `json:"name"`
+	Email string `json:"email"`
+}
+
+// GetID returns the value of ID.
+func (s *UserMatch) GetID() string {
+	return s.ID
+}
+
+// GetName returns the value of Name.
+func (s *UserMatch) GetName() string {
+	return s.Name
+}
+
+// GetEmail returns the value of Email.
+func (s *UserMatch) GetEmail() string {
+	return s.Email
+}
+
+// SetID sets the value of ID.
+func (s *UserMatch) SetID(val string) {
+	s.ID = val
+}
+
+// SetName sets the value of Name.
+func (s *UserMatch) SetName(val string) {
+	s.Name = val
+}
+
+// SetEmail sets the value of Email.
+func (s *UserMatch) SetEmail(val string) {
+	s.Email = val
+}
+
+// Ref: #/components/schemas/UserMatches
+type UserMatches struct {
+	Items []UserMatch `json:"items"`
+}
+
+// GetItems returns the value of Items.
+func (s *UserMatches) GetItems() []UserMatch {
+	return s.Items
+}
+
+// SetItems sets the value of Items.
+func (s *UserMatches) SetItems(val []UserMatch) {
+	s.Items = val
 }

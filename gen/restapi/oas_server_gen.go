@@ -8,12 +8,96 @@ import (
 
 // Handler handles operations described by OpenAPI v3 specification.
 type Handler interface {
+	// AcceptInvitation implements acceptInvitation operation.
+	//
+	// Join a team by a link.
+	//
+	// POST /v1/invitations/accept
+	AcceptInvitation(ctx context.Context, req *TokenRequest) (*Team, error)
+	// AddMember implements addMember operation.
+	//
+	// Add a user by email (admins and owner).
+	//
+	// POST /v1/teams/{id}/members
+	AddMember(ctx context.Context, req *AddMemberRequest, params AddMemberParams) (*Member, error)
+	// AdminCreateResetLink implements adminCreateResetLink operation.
+	//
+	// A link with which a user sets a new password.
+	//
+	// POST /v1/admin/users/{id}/password-reset
+	AdminCreateResetLink(ctx context.Context, params AdminCreateResetLinkParams) (*OneTimeLink, error)
+	// AdminGetTeamLimits implements adminGetTeamLimits operation.
+	//
+	// A team's limits and use.
+	//
+	// GET /v1/admin/teams/{id}/limits
+	AdminGetTeamLimits(ctx context.Context, params AdminGetTeamLimitsParams) (*Limits, error)
+	// AdminListAuditLogs implements adminListAuditLogs operation.
+	//
+	// What was done in all teams.
+	//
+	// GET /v1/admin/audit-logs
+	AdminListAuditLogs(ctx context.Context, params AdminListAuditLogsParams) (*AuditLogList, error)
+	// AdminListTeams implements adminListTeams operation.
+	//
+	// All teams.
+	//
+	// GET /v1/admin/teams
+	AdminListTeams(ctx context.Context, params AdminListTeamsParams) (*AdminTeamList, error)
+	// AdminListUsers implements adminListUsers operation.
+	//
+	// All users.
+	//
+	// GET /v1/admin/users
+	AdminListUsers(ctx context.Context, params AdminListUsersParams) (*AdminUserList, error)
+	// AdminSetTeamLimits implements adminSetTeamLimits operation.
+	//
+	// Set a team's limits; left out: the default.
+	//
+	// PUT /v1/admin/teams/{id}/limits
+	AdminSetTeamLimits(ctx context.Context, req *TeamLimits, params AdminSetTeamLimitsParams) (*Limits, error)
+	// AdminSetUserActive implements adminSetUserActive operation.
+	//
+	// Disable a user at once, or enable again.
+	//
+	// PUT /v1/admin/users/{id}/active
+	AdminSetUserActive(ctx context.Context, req *EnabledRequest, params AdminSetUserActiveParams) (*AdminUser, error)
+	// AdminSetUserAdmin implements adminSetUserAdmin operation.
+	//
+	// Make a user a platform admin, or no longer.
+	//
+	// PUT /v1/admin/users/{id}/admin
+	AdminSetUserAdmin(ctx context.Context, req *EnabledRequest, params AdminSetUserAdminParams) (*AdminUser, error)
+	// ChangePassword implements changePassword operation.
+	//
+	// Set a new password; ends all other sessions.
+	//
+	// POST /v1/me/password
+	ChangePassword(ctx context.Context, req *ChangePasswordRequest) error
+	// ConfirmEmail implements confirmEmail operation.
+	//
+	// Prove an address by the link that was mailed to it.
+	//
+	// POST /v1/auth/email-proof/confirm
+	ConfirmEmail(ctx context.Context, req *TokenRequest) error
+	// ConfirmPasswordReset implements confirmPasswordReset operation.
+	//
+	// Set a new password by a link; ends all sessions.
+	//
+	// POST /v1/auth/password-reset/confirm
+	ConfirmPasswordReset(ctx context.Context, req *PasswordResetRequest) error
 	// CreateAPIKey implements createAPIKey operation.
 	//
 	// Make a key; it is shown this once.
 	//
 	// POST /v1/api-keys
 	CreateAPIKey(ctx context.Context, req *CreateAPIKeyRequest, params CreateAPIKeyParams) (*CreatedAPIKey, error)
+	// CreateEventTicket implements createEventTicket operation.
+	//
+	// A ticket to open the event stream where no header can be sent.
+	//
+	// POST /v1/events/stream-ticket
+	CreateEventTicket(ctx context.Context) (*StreamTicket, error)
 	// CreateHost implements createHost operation.
 	//
 	// Announce a host and get its one-time registration token.
@@ -26,36 +110,108 @@ type Handler interface {
 	//
 	// POST /v1/hosts/{id}/token
 	CreateHostToken(ctx context.Context, params CreateHostTokenParams) (*CreatedHost, error)
+	// CreateInvitation implements createInvitation operation.
+	//
+	// Invite by link (admins and owner).
+	//
+	// POST /v1/teams/{id}/invitations
+	CreateInvitation(ctx context.Context, req *CreateInvitationRequest, params CreateInvitationParams) (*CreatedInvitation, error)
 	// CreateSandbox implements createSandbox operation.
 	//
 	// Start a sandbox.
 	//
 	// POST /v1/sandboxes
 	CreateSandbox(ctx context.Context, req *CreateSandboxRequest, params CreateSandboxParams) (CreateSandboxRes, error)
+	// CreateSandboxTicket implements createSandboxTicket operation.
+	//
+	// A ticket to open a stream or a download of this sandbox where no header can be sent.
+	//
+	// POST /v1/sandboxes/{id}/stream-ticket
+	CreateSandboxTicket(ctx context.Context, req *StreamTicketRequest, params CreateSandboxTicketParams) (*StreamTicket, error)
+	// CreateSnapshot implements createSnapshot operation.
+	//
+	// Save a sandbox under a name; it goes on running.
+	//
+	// POST /v1/snapshots
+	CreateSnapshot(ctx context.Context, req *CreateSnapshotRequest, params CreateSnapshotParams) (CreateSnapshotRes, error)
+	// CreateTeam implements createTeam operation.
+	//
+	// Make a team; I become its owner.
+	//
+	// POST /v1/teams
+	CreateTeam(ctx context.Context, req *CreateTeamRequest, params CreateTeamParams) (*Team, error)
+	// DecideDeviceLogin implements decideDeviceLogin operation.
+	//
+	// Approve or deny a device login.
+	//
+	// POST /v1/auth/device/{user_code}
+	DecideDeviceLogin(ctx context.Context, req *DecideDeviceLoginRequest, params DecideDeviceLoginParams) error
 	// DeleteAPIKey implements deleteAPIKey operation.
 	//
 	// Revoke a key.
 	//
 	// DELETE /v1/api-keys/{id}
 	DeleteAPIKey(ctx context.Context, params DeleteAPIKeyParams) error
+	// DeleteMe implements deleteMe operation.
+	//
+	// Delete my account; refused while I am the sole owner of a team with other members.
+	//
+	// DELETE /v1/me
+	DeleteMe(ctx context.Context, req *DeleteMeRequest) error
 	// DeleteSandbox implements deleteSandbox operation.
 	//
 	// End a sandbox, whatever it is doing; repeatable.
 	//
 	// DELETE /v1/sandboxes/{id}
 	DeleteSandbox(ctx context.Context, params DeleteSandboxParams) error
+	// DeleteSnapshot implements deleteSnapshot operation.
+	//
+	// Delete a snapshot and its bytes; sandboxes made from it live on.
+	//
+	// DELETE /v1/snapshots/{name}
+	DeleteSnapshot(ctx context.Context, params DeleteSnapshotParams) error
+	// DeleteTeam implements deleteTeam operation.
+	//
+	// Delete a team and end its sandboxes (owner).
+	//
+	// DELETE /v1/teams/{id}
+	DeleteTeam(ctx context.Context, params DeleteTeamParams) error
+	// EndSession implements endSession operation.
+	//
+	// End one of my sessions.
+	//
+	// DELETE /v1/me/sessions/{id}
+	EndSession(ctx context.Context, params EndSessionParams) error
 	// ExecSandbox implements execSandbox operation.
 	//
 	// Run a command and wait for it.
 	//
 	// POST /v1/sandboxes/{id}/exec
 	ExecSandbox(ctx context.Context, req *ExecRequest, params ExecSandboxParams) (*ExecResult, error)
+	// ForkSandbox implements forkSandbox operation.
+	//
+	// Copies of a running or paused sandbox, which goes on.
+	//
+	// POST /v1/sandboxes/{id}/fork
+	ForkSandbox(ctx context.Context, req *ForkSandboxRequest, params ForkSandboxParams) (ForkSandboxRes, error)
+	// GetDeviceLogin implements getDeviceLogin operation.
+	//
+	// Who asks, before it is approved.
+	//
+	// GET /v1/auth/device/{user_code}
+	GetDeviceLogin(ctx context.Context, params GetDeviceLoginParams) (*DeviceLoginInfo, error)
 	// GetHost implements getHost operation.
 	//
 	// One host.
 	//
 	// GET /v1/hosts/{id}
 	GetHost(ctx context.Context, params GetHostParams) (*Host, error)
+	// GetLimits implements getLimits operation.
+	//
+	// What the team may have, and what it has.
+	//
+	// GET /v1/limits
+	GetLimits(ctx context.Context) (*Limits, error)
 	// GetMe implements getMe operation.
 	//
 	// Who am I.
@@ -68,6 +224,30 @@ type Handler interface {
 	//
 	// GET /v1/sandboxes/{id}
 	GetSandbox(ctx context.Context, params GetSandboxParams) (*Sandbox, error)
+	// GetSandboxLogs implements getSandboxLogs operation.
+	//
+	// What the sandbox's console said last.
+	//
+	// GET /v1/sandboxes/{id}/logs
+	GetSandboxLogs(ctx context.Context, params GetSandboxLogsParams) (*SandboxLogs, error)
+	// GetSandboxMetrics implements getSandboxMetrics operation.
+	//
+	// CPU, memory and disk, now and of the last 24 hours.
+	//
+	// GET /v1/sandboxes/{id}/metrics
+	GetSandboxMetrics(ctx context.Context, params GetSandboxMetricsParams) (*SandboxMetrics, error)
+	// GetSnapshot implements getSnapshot operation.
+	//
+	// One snapshot, by name or id.
+	//
+	// GET /v1/snapshots/{name}
+	GetSnapshot(ctx context.Context, params GetSnapshotParams) (*Snapshot, error)
+	// GetTeam implements getTeam operation.
+	//
+	// One of my teams, with its members.
+	//
+	// GET /v1/teams/{id}
+	GetTeam(ctx context.Context, params GetTeamParams) (*TeamWithMembers, error)
 	// GetTemplate implements getTemplate operation.
 	//
 	// One template, by id or name.
@@ -80,12 +260,42 @@ type Handler interface {
 	//
 	// POST /v1/hosts/{id}/heartbeat
 	Heartbeat(ctx context.Context, req *HeartbeatRequest, params HeartbeatParams) error
+	// LeaveTeam implements leaveTeam operation.
+	//
+	// Leave a team; not for its owner.
+	//
+	// POST /v1/teams/{id}/leave
+	LeaveTeam(ctx context.Context, params LeaveTeamParams) error
+	// LinkIdentity implements linkIdentity operation.
+	//
+	// Link a provider: open the address that comes back.
+	//
+	// POST /v1/me/identities/{provider}
+	LinkIdentity(ctx context.Context, params LinkIdentityParams) (*RedirectTo, error)
 	// ListAPIKeys implements listAPIKeys operation.
 	//
 	// The team's keys, without their secrets.
 	//
 	// GET /v1/api-keys
 	ListAPIKeys(ctx context.Context, params ListAPIKeysParams) (*APIKeyList, error)
+	// ListAuditKeys implements listAuditKeys operation.
+	//
+	// Public keys that sign the heads of exports.
+	//
+	// GET /v1/audit-logs/keys
+	ListAuditKeys(ctx context.Context) (*AuditKeyList, error)
+	// ListAuditLogs implements listAuditLogs operation.
+	//
+	// What was done in the team.
+	//
+	// GET /v1/audit-logs
+	ListAuditLogs(ctx context.Context, params ListAuditLogsParams) (*AuditLogList, error)
+	// ListAuthProviders implements listAuthProviders operation.
+	//
+	// Ways to log in here, and who may sign up.
+	//
+	// GET /v1/auth/providers
+	ListAuthProviders(ctx context.Context) (*AuthProviders, error)
 	// ListFiles implements listFiles operation.
 	//
 	// What is in a directory.
@@ -98,6 +308,24 @@ type Handler interface {
 	//
 	// GET /v1/hosts
 	ListHosts(ctx context.Context, params ListHostsParams) (*HostList, error)
+	// ListIdentities implements listIdentities operation.
+	//
+	// Providers that are linked to me.
+	//
+	// GET /v1/me/identities
+	ListIdentities(ctx context.Context) (*IdentityList, error)
+	// ListInvitations implements listInvitations operation.
+	//
+	// Open invitations (admins and owner).
+	//
+	// GET /v1/teams/{id}/invitations
+	ListInvitations(ctx context.Context, params ListInvitationsParams) (*InvitationList, error)
+	// ListMembers implements listMembers operation.
+	//
+	// Who is in the team.
+	//
+	// GET /v1/teams/{id}/members
+	ListMembers(ctx context.Context, params ListMembersParams) (*MemberList, error)
 	// ListSandboxEvents implements listSandboxEvents operation.
 	//
 	// Why it started, what happened to it, why it ended.
@@ -110,6 +338,24 @@ type Handler interface {
 	//
 	// GET /v1/sandboxes
 	ListSandboxes(ctx context.Context, params ListSandboxesParams) (*SandboxList, error)
+	// ListSessions implements listSessions operation.
+	//
+	// Where I am logged in.
+	//
+	// GET /v1/me/sessions
+	ListSessions(ctx context.Context, params ListSessionsParams) (*SessionList, error)
+	// ListSnapshots implements listSnapshots operation.
+	//
+	// The team's snapshots.
+	//
+	// GET /v1/snapshots
+	ListSnapshots(ctx context.Context, params ListSnapshotsParams) (*SnapshotList, error)
+	// ListTeams implements listTeams operation.
+	//
+	// My teams.
+	//
+	// GET /v1/teams
+	ListTeams(ctx context.Context) (*TeamList, error)
 	// ListTemplates implements listTemplates operation.
 	//
 	// The team's templates and the platform's.
@@ -140,12 +386,43 @@ type Handler interface {
 	//
 	// POST /v1/sandboxes/{id}/files/move
 	MoveFile(ctx context.Context, req *MoveFileRequest, params MoveFileParams) (*FileEntry, error)
+	// PauseSandbox implements pauseSandbox operation.
+	//
+	// When it fails the sandbox goes on running and the error says why.
+	//
+	// POST /v1/sandboxes/{id}/pause
+	PauseSandbox(ctx context.Context, req OptPauseSandboxRequest, params PauseSandboxParams) (PauseSandboxRes, error)
+	// PingSandbox implements pingSandbox operation.
+	//
+	// Count as activity, so that it is not idle.
+	//
+	// POST /v1/sandboxes/{id}/ping
+	PingSandbox(ctx context.Context, params PingSandboxParams) error
+	// PollDeviceLogin implements pollDeviceLogin operation.
+	//
+	// `authorization_pending` until somebody decides; poll no faster than `interval_sec`.
+	//
+	// POST /v1/auth/device/token
+	PollDeviceLogin(ctx context.Context, req *DeviceTokenRequest) (*AuthResponse, error)
+	// PreviewInvitation implements previewInvitation operation.
+	//
+	// What an invitation is for, before it is accepted.
+	//
+	// POST /v1/invitations/preview
+	PreviewInvitation(ctx context.Context, req *TokenRequest) (*InvitationPreview, error)
 	// RefreshHost implements refreshHost operation.
 	//
 	// An agent renews its credentials.
 	//
 	// POST /v1/hosts/auth/refresh
 	RefreshHost(ctx context.Context, req *RefreshHostRequest) (*HostCredentials, error)
+	// RefreshSession implements refreshSession operation.
+	//
+	// Needs the cookie that login set, and the exact Origin. Repeated with the same cookie it answers with
+	// the same successor until that was used.
+	//
+	// POST /v1/auth/refresh
+	RefreshSession(ctx context.Context, params RefreshSessionParams) (*AuthResponse, error)
 	// RegisterHost implements registerHost operation.
 	//
 	// An agent joins with its one-time token.
@@ -158,24 +435,120 @@ type Handler interface {
 	//
 	// DELETE /v1/sandboxes/{id}/files
 	RemoveFile(ctx context.Context, params RemoveFileParams) error
+	// RemoveMember implements removeMember operation.
+	//
+	// Remove a member (admins and owner).
+	//
+	// DELETE /v1/teams/{id}/members/{user_id}
+	RemoveMember(ctx context.Context, params RemoveMemberParams) (*RemovedMember, error)
 	// ReportHostEvents implements reportHostEvents operation.
 	//
 	// An agent tells what happened to its sandboxes; repeats change nothing.
 	//
 	// POST /v1/hosts/{id}/events
 	ReportHostEvents(ctx context.Context, req *HostEventsRequest, params ReportHostEventsParams) error
+	// ReportHostSamples implements reportHostSamples operation.
+	//
+	// An agent tells what its sandboxes used; repeats change nothing.
+	//
+	// POST /v1/hosts/{id}/samples
+	ReportHostSamples(ctx context.Context, req *HostSamplesRequest, params ReportHostSamplesParams) error
+	// RequestEmailProof implements requestEmailProof operation.
+	//
+	// Mail me a link that proves my address.
+	//
+	// POST /v1/me/email-proof
+	RequestEmailProof(ctx context.Context) error
+	// RequestPasswordReset implements requestPasswordReset operation.
+	//
+	// Ask for a link to set a new password.
+	//
+	// POST /v1/auth/password-reset
+	RequestPasswordReset(ctx context.Context, req *EmailRequest) error
+	// ResumeSandbox implements resumeSandbox operation.
+	//
+	// The deadline becomes now plus timeout_sec.
+	//
+	// POST /v1/sandboxes/{id}/resume
+	ResumeSandbox(ctx context.Context, req OptResumeSandboxRequest, params ResumeSandboxParams) (ResumeSandboxRes, error)
+	// RevokeInvitation implements revokeInvitation operation.
+	//
+	// Withdraw an invitation (admins and owner).
+	//
+	// DELETE /v1/teams/{id}/invitations/{invitation_id}
+	RevokeInvitation(ctx context.Context, params RevokeInvitationParams) error
+	// SearchUsers implements searchUsers operation.
+	//
+	// Users by the beginning of their email (admins of a team).
+	//
+	// GET /v1/users/search
+	SearchUsers(ctx context.Context, params SearchUsersParams) (*UserMatches, error)
+	// SetBYOC implements setBYOC operation.
+	//
+	// Disabling is refused while the team has hosts.
+	//
+	// PUT /v1/admin/teams/{id}/byoc
+	SetBYOC(ctx context.Context, req *EnabledRequest, params SetBYOCParams) (*AdminTeam, error)
+	// SetSandboxTimeout implements setSandboxTimeout operation.
+	//
+	// Move the deadline to now plus timeout_sec.
+	//
+	// POST /v1/sandboxes/{id}/timeout
+	SetSandboxTimeout(ctx context.Context, req *TimeoutRequest, params SetSandboxTimeoutParams) (*Sandbox, error)
 	// Signup implements signup operation.
 	//
 	// Make a user with a team of its own.
 	//
 	// POST /v1/auth/signup
 	Signup(ctx context.Context, req *SignupRequest, params SignupParams) (*AuthResponse, error)
+	// StartDeviceLogin implements startDeviceLogin operation.
+	//
+	// Begin a login that is approved in a browser.
+	//
+	// POST /v1/auth/device
+	StartDeviceLogin(ctx context.Context, req *DeviceLoginRequest) (*DeviceLogin, error)
 	// StatFile implements statFile operation.
 	//
 	// One entry.
 	//
 	// GET /v1/sandboxes/{id}/files/stat
 	StatFile(ctx context.Context, params StatFileParams) (*FileEntry, error)
+	// SwitchTeam implements switchTeam operation.
+	//
+	// Make another team the active one.
+	//
+	// POST /v1/auth/switch-team
+	SwitchTeam(ctx context.Context, req *SwitchTeamRequest) (*AuthResponse, error)
+	// TransferTeam implements transferTeam operation.
+	//
+	// Hand the ownership to a member (owner).
+	//
+	// POST /v1/teams/{id}/transfer
+	TransferTeam(ctx context.Context, req *TransferTeamRequest, params TransferTeamParams) (*Team, error)
+	// UnlinkIdentity implements unlinkIdentity operation.
+	//
+	// Unlink a provider; refused for the only way to log in.
+	//
+	// DELETE /v1/me/identities/{provider}
+	UnlinkIdentity(ctx context.Context, params UnlinkIdentityParams) error
+	// UpdateMe implements updateMe operation.
+	//
+	// Change my name.
+	//
+	// PATCH /v1/me
+	UpdateMe(ctx context.Context, req *UpdateMeRequest) (*Me, error)
+	// UpdateMember implements updateMember operation.
+	//
+	// Change a role (admins and owner).
+	//
+	// PATCH /v1/teams/{id}/members/{user_id}
+	UpdateMember(ctx context.Context, req *UpdateMemberRequest, params UpdateMemberParams) (*Member, error)
+	// UpdateTeam implements updateTeam operation.
+	//
+	// Rename a team (admins and owner).
+	//
+	// PATCH /v1/teams/{id}
+	UpdateTeam(ctx context.Context, req *UpdateTeamRequest, params UpdateTeamParams) (*Team, error)
 	// NewError creates *ErrorStatusCode from error returned by handler.
 	//
 	// Used for common default response.

@@ -3,6 +3,7 @@ package rpcserver
 import (
 	"context"
 	"errors"
+	"skerry.dev/skerry/gen/agentrpc/agent/v1/agentv1connect"
 	"sync"
 
 	"connectrpc.com/connect"
@@ -48,6 +49,8 @@ type Facts struct {
 }
 
 type service struct {
+	agentv1connect.UnimplementedAgentServiceHandler
+
 	facts     Facts
 	sandboxes Sandboxes
 	build     BuildBase

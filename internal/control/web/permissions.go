@@ -27,6 +27,9 @@ var (
 	host      = Permission{Host: true}
 	sandboxes = Permission{User: true, Scopes: []principal.Scope{principal.ScopeSandboxes}}
 	reading   = Permission{User: true, Scopes: []principal.Scope{principal.ScopeSandboxes, principal.ScopeRead}}
+	limits    = Permission{User: true, Scopes: []principal.Scope{principal.ScopeSandboxes, principal.ScopeSnapshots, principal.ScopeTemplates, principal.ScopeRead}}
+	snapshots = Permission{User: true, Scopes: []principal.Scope{principal.ScopeSnapshots}}
+	saved     = Permission{User: true, Scopes: []principal.Scope{principal.ScopeSnapshots, principal.ScopeSandboxes, principal.ScopeRead}}
 	templates = Permission{User: true, Scopes: []principal.Scope{principal.ScopeTemplates, principal.ScopeSandboxes, principal.ScopeRead}}
 )
 
@@ -36,7 +39,69 @@ var permissions = map[string]Permission{
 	"signup": anybody,
 	"login":  anybody,
 	"logout": user,
-	"getMe":  user,
+
+	"refreshSession":       anybody, // carries the refresh cookie
+	"listAuthProviders":    anybody,
+	"startOAuth":           anybody,
+	"finishOAuth":          anybody, // carries the state it was given
+	"requestPasswordReset": anybody,
+	"confirmPasswordReset": anybody, // carries a one-time token
+	"confirmEmail":         anybody, // carries a one-time token
+	"startDeviceLogin":     anybody,
+	"pollDeviceLogin":      anybody, // carries the device code
+	"getDeviceLogin":       user,
+	"decideDeviceLogin":    user,
+	"switchTeam":           user,
+
+	"getMe":             user,
+	"updateMe":          user,
+	"deleteMe":          user,
+	"changePassword":    user,
+	"requestEmailProof": user,
+	"listSessions":      user,
+	"endSession":        user,
+	"listIdentities":    user,
+	"linkIdentity":      user,
+	"unlinkIdentity":    user,
+
+	// What a role may do is decided by the room, for the team that is named.
+	"listTeams":         user,
+	"createTeam":        user,
+	"getTeam":           user,
+	"updateTeam":        user,
+	"deleteTeam":        user,
+	"transferTeam":      user,
+	"leaveTeam":         user,
+	"listMembers":       user,
+	"addMember":         user,
+	"updateMember":      user,
+	"removeMember":      user,
+	"listInvitations":   user,
+	"createInvitation":  user,
+	"revokeInvitation":  user,
+	"previewInvitation": anybody, // carries the invitation's token
+	"acceptInvitation":  user,
+	"searchUsers":       user,
+	"getLimits":         limits,
+
+	"adminListUsers":       admin,
+	"adminSetUserAdmin":    admin,
+	"adminSetUserActive":   admin,
+	"adminCreateResetLink": admin,
+	"adminListTeams":       admin,
+	"setBYOC":              admin,
+	"adminGetTeamLimits":   admin,
+	"adminSetTeamLimits":   admin,
+	"adminListAuditLogs":   admin,
+	"adminExportAuditLogs": admin,
+
+	"listAuditLogs":   user,
+	"exportAuditLogs": user, // owners and admins
+	"listAuditKeys":   anybody,
+
+	"streamEvents":        limits,
+	"createEventTicket":   limits,
+	"createSandboxTicket": reading, // and what the operation itself asks for
 
 	"listAPIKeys":  user,
 	"createAPIKey": user,
@@ -47,10 +112,11 @@ var permissions = map[string]Permission{
 	"getHost":         user,
 	"createHostToken": user,
 
-	"registerHost":     anybody, // carries a one-time token
-	"refreshHost":      anybody, // carries a refresh token and a signature
-	"heartbeat":        host,
-	"reportHostEvents": host,
+	"registerHost":      anybody, // carries a one-time token
+	"refreshHost":       anybody, // carries a refresh token and a signature
+	"heartbeat":         host,
+	"reportHostEvents":  host,
+	"reportHostSamples": host,
 
 	"listTemplates":     templates,
 	"getTemplate":       templates,
@@ -62,6 +128,17 @@ var permissions = map[string]Permission{
 	"deleteSandbox":     sandboxes,
 	"listSandboxEvents": reading,
 	"execSandbox":       sandboxes,
+	"pauseSandbox":      sandboxes,
+	"resumeSandbox":     sandboxes,
+	"forkSandbox":       sandboxes,
+	"setSandboxTimeout": sandboxes,
+	"pingSandbox":       sandboxes,
+	"getSandboxMetrics": reading,
+	"getSandboxLogs":    reading,
+	"listSnapshots":     saved,
+	"createSnapshot":    snapshots,
+	"getSnapshot":       saved,
+	"deleteSnapshot":    snapshots,
 	"streamExec":        sandboxes,
 	"openPTY":           sandboxes,
 	"downloadFile":      reading,

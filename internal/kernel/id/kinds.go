@@ -17,6 +17,7 @@ type (
 	operation        struct{}
 	session          struct{}
 	build            struct{}
+	invitation       struct{}
 )
 
 func (user) prefix() string             { return "usr" }
@@ -32,6 +33,7 @@ func (auditEntry) prefix() string       { return "log" }
 func (operation) prefix() string        { return "op" }
 func (session) prefix() string          { return "ses" }
 func (build) prefix() string            { return "bld" }
+func (invitation) prefix() string       { return "inv" }
 
 type (
 	User             = ID[user]
@@ -47,6 +49,7 @@ type (
 	Operation        = ID[operation]
 	Session          = ID[session]
 	Build            = ID[build]
+	Invitation       = ID[invitation]
 )
 
 // NewUser makes a time-ordered id.
@@ -165,6 +168,15 @@ func FormatBuild(i Build) string { return i.String() }
 
 // ParseBuild reads the wire form; anything else is invalid_id.
 func ParseBuild(s string) (Build, error) { return parse[build](s) }
+
+// NewInvitation makes a time-ordered id.
+func NewInvitation() Invitation { return newID[invitation]() }
+
+// FormatInvitation returns the wire form, "inv-…".
+func FormatInvitation(i Invitation) string { return i.String() }
+
+// ParseInvitation reads the wire form; anything else is invalid_id.
+func ParseInvitation(s string) (Invitation, error) { return parse[invitation](s) }
 
 // PlatformTeamID is the all-zero UUID. It owns what is shared with all teams.
 var PlatformTeamID = Team{}

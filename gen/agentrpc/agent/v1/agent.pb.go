@@ -45,6 +45,10 @@ const (
 	SandboxPhase_SANDBOX_PHASE_DESTROYING  SandboxPhase = 3
 	// The engine process is gone and nobody asked for it.
 	SandboxPhase_SANDBOX_PHASE_EXITED SandboxPhase = 4
+	// A pause is under way; it runs until that is done.
+	SandboxPhase_SANDBOX_PHASE_PAUSING SandboxPhase = 5
+	// Only its saved state exists.
+	SandboxPhase_SANDBOX_PHASE_PAUSED SandboxPhase = 6
 )
 
 // Enum value maps for SandboxPhase.
@@ -55,6 +59,8 @@ var (
 		2: "SANDBOX_PHASE_RUNNING",
 		3: "SANDBOX_PHASE_DESTROYING",
 		4: "SANDBOX_PHASE_EXITED",
+		5: "SANDBOX_PHASE_PAUSING",
+		6: "SANDBOX_PHASE_PAUSED",
 	}
 	SandboxPhase_value = map[string]int32{
 		"SANDBOX_PHASE_UNSPECIFIED": 0,
@@ -62,6 +68,8 @@ var (
 		"SANDBOX_PHASE_RUNNING":     2,
 		"SANDBOX_PHASE_DESTROYING":  3,
 		"SANDBOX_PHASE_EXITED":      4,
+		"SANDBOX_PHASE_PAUSING":     5,
+		"SANDBOX_PHASE_PAUSED":      6,
 	}
 )
 
@@ -340,7 +348,14 @@ type CreateSandboxRequest struct {
 	DefaultUser    string `protobuf:"bytes,11,opt,name=default_user,json=defaultUser,proto3" json:"default_user,omitempty"`
 	DefaultWorkdir string `protobuf:"bytes,12,opt,name=default_workdir,json=defaultWorkdir,proto3" json:"default_workdir,omitempty"`
 	// False: no way out at all. True: the public internet, and nothing else.
-	Internet      bool `protobuf:"varint,13,opt,name=internet,proto3" json:"internet,omitempty"`
+	Internet bool `protobuf:"varint,13,opt,name=internet,proto3" json:"internet,omitempty"`
+	// Start from this saved state instead of booting the image: a resume when the
+	// sandbox is paused here with it, a fork or a start from a snapshot when not.
+	// With memory, everything goes on where it was; without, the disk is as it
+	// was and the sandbox boots.
+	StateId string `protobuf:"bytes,14,opt,name=state_id,json=stateId,proto3" json:"state_id,omitempty"`
+	// When it is to be paused if the control plane cannot be heard by then.
+	Deadline      *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=deadline,proto3" json:"deadline,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -466,6 +481,20 @@ func (x *CreateSandboxRequest) GetInternet() bool {
 	return false
 }
 
+func (x *CreateSandboxRequest) GetStateId() string {
+	if x != nil {
+		return x.StateId
+	}
+	return ""
+}
+
+func (x *CreateSandboxRequest) GetDeadline() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
 type CreateSandboxResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sandbox       *SandboxReport         `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
@@ -510,6 +539,727 @@ func (x *CreateSandboxResponse) GetSandbox() *SandboxReport {
 	return nil
 }
 
+// A complete saved state on this host.
+type State struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	StateId   string                 `protobuf:"bytes,1,opt,name=state_id,json=stateId,proto3" json:"state_id,omitempty"`
+	SandboxId string                 `protobuf:"bytes,2,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	Engine    string                 `protobuf:"bytes,3,opt,name=engine,proto3" json:"engine,omitempty"`
+	// Exact; a state with memory starts only under an equal one.
+	EngineVersion string `protobuf:"bytes,4,opt,name=engine_version,json=engineVersion,proto3" json:"engine_version,omitempty"`
+	// CPU features the state depends on, sorted; empty without memory.
+	CpuFeatures []string `protobuf:"bytes,5,rep,name=cpu_features,json=cpuFeatures,proto3" json:"cpu_features,omitempty"`
+	ImageDigest string   `protobuf:"bytes,6,opt,name=image_digest,json=imageDigest,proto3" json:"image_digest,omitempty"`
+	Memory      bool     `protobuf:"varint,7,opt,name=memory,proto3" json:"memory,omitempty"`
+	SizeBytes   int64    `protobuf:"varint,8,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// SHA-256 over the state's manifest, hex: names every file with its hash.
+	Digest        string                 `protobuf:"bytes,9,opt,name=digest,proto3" json:"digest,omitempty"`
+	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	Resources     *Resources             `protobuf:"bytes,11,opt,name=resources,proto3" json:"resources,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *State) Reset() {
+	*x = State{}
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *State) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*State) ProtoMessage() {}
+
+func (x *State) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use State.ProtoReflect.Descriptor instead.
+func (*State) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *State) GetStateId() string {
+	if x != nil {
+		return x.StateId
+	}
+	return ""
+}
+
+func (x *State) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+func (x *State) GetEngine() string {
+	if x != nil {
+		return x.Engine
+	}
+	return ""
+}
+
+func (x *State) GetEngineVersion() string {
+	if x != nil {
+		return x.EngineVersion
+	}
+	return ""
+}
+
+func (x *State) GetCpuFeatures() []string {
+	if x != nil {
+		return x.CpuFeatures
+	}
+	return nil
+}
+
+func (x *State) GetImageDigest() string {
+	if x != nil {
+		return x.ImageDigest
+	}
+	return ""
+}
+
+func (x *State) GetMemory() bool {
+	if x != nil {
+		return x.Memory
+	}
+	return false
+}
+
+func (x *State) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *State) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *State) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *State) GetResources() *Resources {
+	if x != nil {
+		return x.Resources
+	}
+	return nil
+}
+
+type PauseSandboxRequest struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId   string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	Incarnation uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	StateId     string                 `protobuf:"bytes,3,opt,name=state_id,json=stateId,proto3" json:"state_id,omitempty"`
+	Memory      bool                   `protobuf:"varint,4,opt,name=memory,proto3" json:"memory,omitempty"`
+	IfIdleFor   *durationpb.Duration   `protobuf:"bytes,5,opt,name=if_idle_for,json=ifIdleFor,proto3" json:"if_idle_for,omitempty"`
+	// For the event: requested, deadline, idle, drain, …
+	Reason        string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseSandboxRequest) Reset() {
+	*x = PauseSandboxRequest{}
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseSandboxRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseSandboxRequest) ProtoMessage() {}
+
+func (x *PauseSandboxRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseSandboxRequest.ProtoReflect.Descriptor instead.
+func (*PauseSandboxRequest) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *PauseSandboxRequest) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+func (x *PauseSandboxRequest) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *PauseSandboxRequest) GetStateId() string {
+	if x != nil {
+		return x.StateId
+	}
+	return ""
+}
+
+func (x *PauseSandboxRequest) GetMemory() bool {
+	if x != nil {
+		return x.Memory
+	}
+	return false
+}
+
+func (x *PauseSandboxRequest) GetIfIdleFor() *durationpb.Duration {
+	if x != nil {
+		return x.IfIdleFor
+	}
+	return nil
+}
+
+func (x *PauseSandboxRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type PauseSandboxResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	State         *State                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseSandboxResponse) Reset() {
+	*x = PauseSandboxResponse{}
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseSandboxResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseSandboxResponse) ProtoMessage() {}
+
+func (x *PauseSandboxResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseSandboxResponse.ProtoReflect.Descriptor instead.
+func (*PauseSandboxResponse) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *PauseSandboxResponse) GetState() *State {
+	if x != nil {
+		return x.State
+	}
+	return nil
+}
+
+type CheckpointSandboxRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	Incarnation   uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	StateId       string                 `protobuf:"bytes,3,opt,name=state_id,json=stateId,proto3" json:"state_id,omitempty"`
+	Memory        bool                   `protobuf:"varint,4,opt,name=memory,proto3" json:"memory,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointSandboxRequest) Reset() {
+	*x = CheckpointSandboxRequest{}
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointSandboxRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointSandboxRequest) ProtoMessage() {}
+
+func (x *CheckpointSandboxRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointSandboxRequest.ProtoReflect.Descriptor instead.
+func (*CheckpointSandboxRequest) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *CheckpointSandboxRequest) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+func (x *CheckpointSandboxRequest) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *CheckpointSandboxRequest) GetStateId() string {
+	if x != nil {
+		return x.StateId
+	}
+	return ""
+}
+
+func (x *CheckpointSandboxRequest) GetMemory() bool {
+	if x != nil {
+		return x.Memory
+	}
+	return false
+}
+
+type CheckpointSandboxResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	State         *State                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointSandboxResponse) Reset() {
+	*x = CheckpointSandboxResponse{}
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointSandboxResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointSandboxResponse) ProtoMessage() {}
+
+func (x *CheckpointSandboxResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointSandboxResponse.ProtoReflect.Descriptor instead.
+func (*CheckpointSandboxResponse) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *CheckpointSandboxResponse) GetState() *State {
+	if x != nil {
+		return x.State
+	}
+	return nil
+}
+
+type DeleteStateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	StateId       string                 `protobuf:"bytes,1,opt,name=state_id,json=stateId,proto3" json:"state_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteStateRequest) Reset() {
+	*x = DeleteStateRequest{}
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteStateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteStateRequest) ProtoMessage() {}
+
+func (x *DeleteStateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteStateRequest.ProtoReflect.Descriptor instead.
+func (*DeleteStateRequest) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *DeleteStateRequest) GetStateId() string {
+	if x != nil {
+		return x.StateId
+	}
+	return ""
+}
+
+type DeleteStateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteStateResponse) Reset() {
+	*x = DeleteStateResponse{}
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteStateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteStateResponse) ProtoMessage() {}
+
+func (x *DeleteStateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteStateResponse.ProtoReflect.Descriptor instead.
+func (*DeleteStateResponse) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+}
+
+type PauseAllRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseAllRequest) Reset() {
+	*x = PauseAllRequest{}
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseAllRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseAllRequest) ProtoMessage() {}
+
+func (x *PauseAllRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseAllRequest.ProtoReflect.Descriptor instead.
+func (*PauseAllRequest) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *PauseAllRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type PauseAllResponse struct {
+	state         protoimpl.MessageState      `protogen:"open.v1"`
+	Outcomes      []*PauseAllResponse_Outcome `protobuf:"bytes,1,rep,name=outcomes,proto3" json:"outcomes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseAllResponse) Reset() {
+	*x = PauseAllResponse{}
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseAllResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseAllResponse) ProtoMessage() {}
+
+func (x *PauseAllResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseAllResponse.ProtoReflect.Descriptor instead.
+func (*PauseAllResponse) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *PauseAllResponse) GetOutcomes() []*PauseAllResponse_Outcome {
+	if x != nil {
+		return x.Outcomes
+	}
+	return nil
+}
+
+type SetDeadlinesRequest struct {
+	state         protoimpl.MessageState          `protogen:"open.v1"`
+	Deadlines     []*SetDeadlinesRequest_Deadline `protobuf:"bytes,1,rep,name=deadlines,proto3" json:"deadlines,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetDeadlinesRequest) Reset() {
+	*x = SetDeadlinesRequest{}
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetDeadlinesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetDeadlinesRequest) ProtoMessage() {}
+
+func (x *SetDeadlinesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetDeadlinesRequest.ProtoReflect.Descriptor instead.
+func (*SetDeadlinesRequest) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *SetDeadlinesRequest) GetDeadlines() []*SetDeadlinesRequest_Deadline {
+	if x != nil {
+		return x.Deadlines
+	}
+	return nil
+}
+
+type SetDeadlinesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetDeadlinesResponse) Reset() {
+	*x = SetDeadlinesResponse{}
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetDeadlinesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetDeadlinesResponse) ProtoMessage() {}
+
+func (x *SetDeadlinesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetDeadlinesResponse.ProtoReflect.Descriptor instead.
+func (*SetDeadlinesResponse) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+}
+
+type SandboxLogsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	Incarnation   uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SandboxLogsRequest) Reset() {
+	*x = SandboxLogsRequest{}
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SandboxLogsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SandboxLogsRequest) ProtoMessage() {}
+
+func (x *SandboxLogsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SandboxLogsRequest.ProtoReflect.Descriptor instead.
+func (*SandboxLogsRequest) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *SandboxLogsRequest) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+func (x *SandboxLogsRequest) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+type SandboxLogsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Text          []byte                 `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
+	Truncated     bool                   `protobuf:"varint,2,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SandboxLogsResponse) Reset() {
+	*x = SandboxLogsResponse{}
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SandboxLogsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SandboxLogsResponse) ProtoMessage() {}
+
+func (x *SandboxLogsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SandboxLogsResponse.ProtoReflect.Descriptor instead.
+func (*SandboxLogsResponse) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *SandboxLogsResponse) GetText() []byte {
+	if x != nil {
+		return x.Text
+	}
+	return nil
+}
+
+func (x *SandboxLogsResponse) GetTruncated() bool {
+	if x != nil {
+		return x.Truncated
+	}
+	return false
+}
+
 type DestroySandboxRequest struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId   string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
@@ -522,7 +1272,7 @@ type DestroySandboxRequest struct {
 
 func (x *DestroySandboxRequest) Reset() {
 	*x = DestroySandboxRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -534,7 +1284,7 @@ func (x *DestroySandboxRequest) String() string {
 func (*DestroySandboxRequest) ProtoMessage() {}
 
 func (x *DestroySandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -547,7 +1297,7 @@ func (x *DestroySandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroySandboxRequest.ProtoReflect.Descriptor instead.
 func (*DestroySandboxRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DestroySandboxRequest) GetSandboxId() string {
@@ -579,7 +1329,7 @@ type DestroySandboxResponse struct {
 
 func (x *DestroySandboxResponse) Reset() {
 	*x = DestroySandboxResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -591,7 +1341,7 @@ func (x *DestroySandboxResponse) String() string {
 func (*DestroySandboxResponse) ProtoMessage() {}
 
 func (x *DestroySandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -604,7 +1354,7 @@ func (x *DestroySandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroySandboxResponse.ProtoReflect.Descriptor instead.
 func (*DestroySandboxResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 type InventoryRequest struct {
@@ -615,7 +1365,7 @@ type InventoryRequest struct {
 
 func (x *InventoryRequest) Reset() {
 	*x = InventoryRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -627,7 +1377,7 @@ func (x *InventoryRequest) String() string {
 func (*InventoryRequest) ProtoMessage() {}
 
 func (x *InventoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -640,7 +1390,7 @@ func (x *InventoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryRequest.ProtoReflect.Descriptor instead.
 func (*InventoryRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 type InventoryResponse struct {
@@ -648,14 +1398,16 @@ type InventoryResponse struct {
 	Generation uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
 	Sandboxes  []*SandboxReport       `protobuf:"bytes,2,rep,name=sandboxes,proto3" json:"sandboxes,omitempty"`
 	// When the agent began to look; a sandbox commanded later is not missing.
-	TakenAt       *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=taken_at,json=takenAt,proto3" json:"taken_at,omitempty"`
+	TakenAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=taken_at,json=takenAt,proto3" json:"taken_at,omitempty"`
+	// All complete states, those of paused sandboxes included.
+	States        []*State `protobuf:"bytes,4,rep,name=states,proto3" json:"states,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *InventoryResponse) Reset() {
 	*x = InventoryResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -667,7 +1419,7 @@ func (x *InventoryResponse) String() string {
 func (*InventoryResponse) ProtoMessage() {}
 
 func (x *InventoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -680,7 +1432,7 @@ func (x *InventoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryResponse.ProtoReflect.Descriptor instead.
 func (*InventoryResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *InventoryResponse) GetGeneration() uint64 {
@@ -704,6 +1456,13 @@ func (x *InventoryResponse) GetTakenAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *InventoryResponse) GetStates() []*State {
+	if x != nil {
+		return x.States
+	}
+	return nil
+}
+
 type SandboxReport struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId   string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
@@ -717,14 +1476,19 @@ type SandboxReport struct {
 	// For EXITED: killed, out_of_memory, engine_crashed, exited, host_restarted.
 	EndReason string `protobuf:"bytes,8,opt,name=end_reason,json=endReason,proto3" json:"end_reason,omitempty"`
 	// Known to the engine but not to the journal.
-	Unknown       bool `protobuf:"varint,9,opt,name=unknown,proto3" json:"unknown,omitempty"`
+	Unknown bool `protobuf:"varint,9,opt,name=unknown,proto3" json:"unknown,omitempty"`
+	// The newest complete state of it on this host; for PAUSED always there.
+	StateId string `protobuf:"bytes,10,opt,name=state_id,json=stateId,proto3" json:"state_id,omitempty"`
+	// Why the agent paused it by itself: lost_contact, host_shutdown; empty when
+	// it was told to.
+	PausedReason  string `protobuf:"bytes,11,opt,name=paused_reason,json=pausedReason,proto3" json:"paused_reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SandboxReport) Reset() {
 	*x = SandboxReport{}
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -736,7 +1500,7 @@ func (x *SandboxReport) String() string {
 func (*SandboxReport) ProtoMessage() {}
 
 func (x *SandboxReport) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -749,7 +1513,7 @@ func (x *SandboxReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxReport.ProtoReflect.Descriptor instead.
 func (*SandboxReport) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SandboxReport) GetSandboxId() string {
@@ -815,6 +1579,20 @@ func (x *SandboxReport) GetUnknown() bool {
 	return false
 }
 
+func (x *SandboxReport) GetStateId() string {
+	if x != nil {
+		return x.StateId
+	}
+	return ""
+}
+
+func (x *SandboxReport) GetPausedReason() string {
+	if x != nil {
+		return x.PausedReason
+	}
+	return ""
+}
+
 type SandboxStatsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
@@ -825,7 +1603,7 @@ type SandboxStatsRequest struct {
 
 func (x *SandboxStatsRequest) Reset() {
 	*x = SandboxStatsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -837,7 +1615,7 @@ func (x *SandboxStatsRequest) String() string {
 func (*SandboxStatsRequest) ProtoMessage() {}
 
 func (x *SandboxStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -850,7 +1628,7 @@ func (x *SandboxStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxStatsRequest.ProtoReflect.Descriptor instead.
 func (*SandboxStatsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SandboxStatsRequest) GetSandboxId() string {
@@ -875,13 +1653,16 @@ type SandboxStatsResponse struct {
 	DiskBytes        int64                  `protobuf:"varint,4,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
 	DiskLimitBytes   int64                  `protobuf:"varint,5,opt,name=disk_limit_bytes,json=diskLimitBytes,proto3" json:"disk_limit_bytes,omitempty"`
 	Processes        uint32                 `protobuf:"varint,6,opt,name=processes,proto3" json:"processes,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// How long nothing has gone on: no command started through the daemon runs,
+	// no stream is open, no file was moved, no port was spoken to.
+	Idle          *durationpb.Duration `protobuf:"bytes,7,opt,name=idle,proto3" json:"idle,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SandboxStatsResponse) Reset() {
 	*x = SandboxStatsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -893,7 +1674,7 @@ func (x *SandboxStatsResponse) String() string {
 func (*SandboxStatsResponse) ProtoMessage() {}
 
 func (x *SandboxStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -906,7 +1687,7 @@ func (x *SandboxStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxStatsResponse.ProtoReflect.Descriptor instead.
 func (*SandboxStatsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SandboxStatsResponse) GetCpuTime() *durationpb.Duration {
@@ -951,6 +1732,13 @@ func (x *SandboxStatsResponse) GetProcesses() uint32 {
 	return 0
 }
 
+func (x *SandboxStatsResponse) GetIdle() *durationpb.Duration {
+	if x != nil {
+		return x.Idle
+	}
+	return nil
+}
+
 type BuildBaseRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Where chunks and the manifest are put; one URL answers for all keys of
@@ -962,7 +1750,7 @@ type BuildBaseRequest struct {
 
 func (x *BuildBaseRequest) Reset() {
 	*x = BuildBaseRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -974,7 +1762,7 @@ func (x *BuildBaseRequest) String() string {
 func (*BuildBaseRequest) ProtoMessage() {}
 
 func (x *BuildBaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -987,7 +1775,7 @@ func (x *BuildBaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildBaseRequest.ProtoReflect.Descriptor instead.
 func (*BuildBaseRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *BuildBaseRequest) GetUploadUrl() string {
@@ -1010,7 +1798,7 @@ type BuildBaseResponse struct {
 
 func (x *BuildBaseResponse) Reset() {
 	*x = BuildBaseResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1022,7 +1810,7 @@ func (x *BuildBaseResponse) String() string {
 func (*BuildBaseResponse) ProtoMessage() {}
 
 func (x *BuildBaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1035,7 +1823,7 @@ func (x *BuildBaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildBaseResponse.ProtoReflect.Descriptor instead.
 func (*BuildBaseResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *BuildBaseResponse) GetMessage() isBuildBaseResponse_Message {
@@ -1079,6 +1867,143 @@ func (*BuildBaseResponse_Log) isBuildBaseResponse_Message() {}
 
 func (*BuildBaseResponse_Result_) isBuildBaseResponse_Message() {}
 
+type PauseAllResponse_Outcome struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId   string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	Incarnation uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	State       *State                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	// Why it runs on; empty for a paused one.
+	ErrorReason   string `protobuf:"bytes,4,opt,name=error_reason,json=errorReason,proto3" json:"error_reason,omitempty"`
+	ErrorMessage  string `protobuf:"bytes,5,opt,name=error_message,json=errorMessage,proto3" json:"error_message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseAllResponse_Outcome) Reset() {
+	*x = PauseAllResponse_Outcome{}
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseAllResponse_Outcome) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseAllResponse_Outcome) ProtoMessage() {}
+
+func (x *PauseAllResponse_Outcome) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseAllResponse_Outcome.ProtoReflect.Descriptor instead.
+func (*PauseAllResponse_Outcome) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14, 0}
+}
+
+func (x *PauseAllResponse_Outcome) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+func (x *PauseAllResponse_Outcome) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *PauseAllResponse_Outcome) GetState() *State {
+	if x != nil {
+		return x.State
+	}
+	return nil
+}
+
+func (x *PauseAllResponse_Outcome) GetErrorReason() string {
+	if x != nil {
+		return x.ErrorReason
+	}
+	return ""
+}
+
+func (x *PauseAllResponse_Outcome) GetErrorMessage() string {
+	if x != nil {
+		return x.ErrorMessage
+	}
+	return ""
+}
+
+type SetDeadlinesRequest_Deadline struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	Incarnation   uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Deadline      *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetDeadlinesRequest_Deadline) Reset() {
+	*x = SetDeadlinesRequest_Deadline{}
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetDeadlinesRequest_Deadline) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetDeadlinesRequest_Deadline) ProtoMessage() {}
+
+func (x *SetDeadlinesRequest_Deadline) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetDeadlinesRequest_Deadline.ProtoReflect.Descriptor instead.
+func (*SetDeadlinesRequest_Deadline) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15, 0}
+}
+
+func (x *SetDeadlinesRequest_Deadline) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+func (x *SetDeadlinesRequest_Deadline) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *SetDeadlinesRequest_Deadline) GetDeadline() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
 type BuildBaseResponse_Result struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Digest         string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
@@ -1090,7 +2015,7 @@ type BuildBaseResponse_Result struct {
 
 func (x *BuildBaseResponse_Result) Reset() {
 	*x = BuildBaseResponse_Result{}
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1102,7 +2027,7 @@ func (x *BuildBaseResponse_Result) String() string {
 func (*BuildBaseResponse_Result) ProtoMessage() {}
 
 func (x *BuildBaseResponse_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1115,7 +2040,7 @@ func (x *BuildBaseResponse_Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildBaseResponse_Result.ProtoReflect.Descriptor instead.
 func (*BuildBaseResponse_Result) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14, 0}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27, 0}
 }
 
 func (x *BuildBaseResponse_Result) GetDigest() string {
@@ -1161,7 +2086,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"cpu_millis\x18\x01 \x01(\rR\tcpuMillis\x12\x1b\n" +
 	"\tmemory_mb\x18\x02 \x01(\rR\bmemoryMb\x12\x17\n" +
 	"\adisk_mb\x18\x03 \x01(\rR\x06diskMb\x12#\n" +
-	"\rmax_processes\x18\x04 \x01(\rR\fmaxProcesses\"\x9d\x04\n" +
+	"\rmax_processes\x18\x04 \x01(\rR\fmaxProcesses\"\xf0\x04\n" +
 	"\x14CreateSandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12 \n" +
@@ -1178,25 +2103,91 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	" \x01(\tR\vaccessToken\x12!\n" +
 	"\fdefault_user\x18\v \x01(\tR\vdefaultUser\x12'\n" +
 	"\x0fdefault_workdir\x18\f \x01(\tR\x0edefaultWorkdir\x12\x1a\n" +
-	"\binternet\x18\r \x01(\bR\binternet\x1a6\n" +
+	"\binternet\x18\r \x01(\bR\binternet\x12\x19\n" +
+	"\bstate_id\x18\x0e \x01(\tR\astateId\x126\n" +
+	"\bdeadline\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"J\n" +
 	"\x15CreateSandboxResponse\x121\n" +
-	"\asandbox\x18\x01 \x01(\v2\x17.agent.v1.SandboxReportR\asandbox\"p\n" +
+	"\asandbox\x18\x01 \x01(\v2\x17.agent.v1.SandboxReportR\asandbox\"\x83\x03\n" +
+	"\x05State\x12\x19\n" +
+	"\bstate_id\x18\x01 \x01(\tR\astateId\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x02 \x01(\tR\tsandboxId\x12\x16\n" +
+	"\x06engine\x18\x03 \x01(\tR\x06engine\x12%\n" +
+	"\x0eengine_version\x18\x04 \x01(\tR\rengineVersion\x12!\n" +
+	"\fcpu_features\x18\x05 \x03(\tR\vcpuFeatures\x12!\n" +
+	"\fimage_digest\x18\x06 \x01(\tR\vimageDigest\x12\x16\n" +
+	"\x06memory\x18\a \x01(\bR\x06memory\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\b \x01(\x03R\tsizeBytes\x12\x16\n" +
+	"\x06digest\x18\t \x01(\tR\x06digest\x129\n" +
+	"\n" +
+	"created_at\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x121\n" +
+	"\tresources\x18\v \x01(\v2\x13.agent.v1.ResourcesR\tresources\"\xdc\x01\n" +
+	"\x13PauseSandboxRequest\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x19\n" +
+	"\bstate_id\x18\x03 \x01(\tR\astateId\x12\x16\n" +
+	"\x06memory\x18\x04 \x01(\bR\x06memory\x129\n" +
+	"\vif_idle_for\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tifIdleFor\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\"=\n" +
+	"\x14PauseSandboxResponse\x12%\n" +
+	"\x05state\x18\x01 \x01(\v2\x0f.agent.v1.StateR\x05state\"\x8e\x01\n" +
+	"\x18CheckpointSandboxRequest\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x19\n" +
+	"\bstate_id\x18\x03 \x01(\tR\astateId\x12\x16\n" +
+	"\x06memory\x18\x04 \x01(\bR\x06memory\"B\n" +
+	"\x19CheckpointSandboxResponse\x12%\n" +
+	"\x05state\x18\x01 \x01(\v2\x0f.agent.v1.StateR\x05state\"/\n" +
+	"\x12DeleteStateRequest\x12\x19\n" +
+	"\bstate_id\x18\x01 \x01(\tR\astateId\"\x15\n" +
+	"\x13DeleteStateResponse\")\n" +
+	"\x0fPauseAllRequest\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"\x8e\x02\n" +
+	"\x10PauseAllResponse\x12>\n" +
+	"\boutcomes\x18\x01 \x03(\v2\".agent.v1.PauseAllResponse.OutcomeR\boutcomes\x1a\xb9\x01\n" +
+	"\aOutcome\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12%\n" +
+	"\x05state\x18\x03 \x01(\v2\x0f.agent.v1.StateR\x05state\x12!\n" +
+	"\ferror_reason\x18\x04 \x01(\tR\verrorReason\x12#\n" +
+	"\rerror_message\x18\x05 \x01(\tR\ferrorMessage\"\xe1\x01\n" +
+	"\x13SetDeadlinesRequest\x12D\n" +
+	"\tdeadlines\x18\x01 \x03(\v2&.agent.v1.SetDeadlinesRequest.DeadlineR\tdeadlines\x1a\x83\x01\n" +
+	"\bDeadline\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x126\n" +
+	"\bdeadline\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\"\x16\n" +
+	"\x14SetDeadlinesResponse\"U\n" +
+	"\x12SandboxLogsRequest\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\"G\n" +
+	"\x13SandboxLogsResponse\x12\x12\n" +
+	"\x04text\x18\x01 \x01(\fR\x04text\x12\x1c\n" +
+	"\ttruncated\x18\x02 \x01(\bR\ttruncated\"p\n" +
 	"\x15DestroySandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x18\n" +
 	"\x16DestroySandboxResponse\"\x12\n" +
-	"\x10InventoryRequest\"\xa1\x01\n" +
+	"\x10InventoryRequest\"\xca\x01\n" +
 	"\x11InventoryResponse\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
 	"generation\x125\n" +
 	"\tsandboxes\x18\x02 \x03(\v2\x17.agent.v1.SandboxReportR\tsandboxes\x125\n" +
-	"\btaken_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\atakenAt\"\xd2\x02\n" +
+	"\btaken_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\atakenAt\x12'\n" +
+	"\x06states\x18\x04 \x03(\v2\x0f.agent.v1.StateR\x06states\"\x92\x03\n" +
 	"\rSandboxReport\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12 \n" +
@@ -1210,11 +2201,14 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"started_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12\x1d\n" +
 	"\n" +
 	"end_reason\x18\b \x01(\tR\tendReason\x12\x18\n" +
-	"\aunknown\x18\t \x01(\bR\aunknown\"V\n" +
+	"\aunknown\x18\t \x01(\bR\aunknown\x12\x19\n" +
+	"\bstate_id\x18\n" +
+	" \x01(\tR\astateId\x12#\n" +
+	"\rpaused_reason\x18\v \x01(\tR\fpausedReason\"V\n" +
 	"\x13SandboxStatsRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12 \n" +
-	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\"\x84\x02\n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\"\xb3\x02\n" +
 	"\x14SandboxStatsResponse\x124\n" +
 	"\bcpu_time\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\acpuTime\x12!\n" +
 	"\fmemory_bytes\x18\x02 \x01(\x03R\vmemoryBytes\x12,\n" +
@@ -1222,7 +2216,8 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"disk_bytes\x18\x04 \x01(\x03R\tdiskBytes\x12(\n" +
 	"\x10disk_limit_bytes\x18\x05 \x01(\x03R\x0ediskLimitBytes\x12\x1c\n" +
-	"\tprocesses\x18\x06 \x01(\rR\tprocesses\"1\n" +
+	"\tprocesses\x18\x06 \x01(\rR\tprocesses\x12-\n" +
+	"\x04idle\x18\a \x01(\v2\x19.google.protobuf.DurationR\x04idle\"1\n" +
 	"\x10BuildBaseRequest\x12\x1d\n" +
 	"\n" +
 	"upload_url\x18\x01 \x01(\tR\tuploadUrl\"\xda\x01\n" +
@@ -1234,17 +2229,25 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\x12'\n" +
 	"\x0fmanifest_digest\x18\x03 \x01(\tR\x0emanifestDigestB\t\n" +
-	"\amessage*\x9c\x01\n" +
+	"\amessage*\xd1\x01\n" +
 	"\fSandboxPhase\x12\x1d\n" +
 	"\x19SANDBOX_PHASE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16SANDBOX_PHASE_CREATING\x10\x01\x12\x19\n" +
 	"\x15SANDBOX_PHASE_RUNNING\x10\x02\x12\x1c\n" +
 	"\x18SANDBOX_PHASE_DESTROYING\x10\x03\x12\x18\n" +
-	"\x14SANDBOX_PHASE_EXITED\x10\x042\xcc\x03\n" +
+	"\x14SANDBOX_PHASE_EXITED\x10\x04\x12\x19\n" +
+	"\x15SANDBOX_PHASE_PAUSING\x10\x05\x12\x18\n" +
+	"\x14SANDBOX_PHASE_PAUSED\x10\x062\xa3\a\n" +
 	"\fAgentService\x128\n" +
 	"\x05Hello\x12\x16.agent.v1.HelloRequest\x1a\x17.agent.v1.HelloResponse\x12P\n" +
 	"\rCreateSandbox\x12\x1e.agent.v1.CreateSandboxRequest\x1a\x1f.agent.v1.CreateSandboxResponse\x12S\n" +
-	"\x0eDestroySandbox\x12\x1f.agent.v1.DestroySandboxRequest\x1a .agent.v1.DestroySandboxResponse\x12D\n" +
+	"\x0eDestroySandbox\x12\x1f.agent.v1.DestroySandboxRequest\x1a .agent.v1.DestroySandboxResponse\x12M\n" +
+	"\fPauseSandbox\x12\x1d.agent.v1.PauseSandboxRequest\x1a\x1e.agent.v1.PauseSandboxResponse\x12\\\n" +
+	"\x11CheckpointSandbox\x12\".agent.v1.CheckpointSandboxRequest\x1a#.agent.v1.CheckpointSandboxResponse\x12J\n" +
+	"\vDeleteState\x12\x1c.agent.v1.DeleteStateRequest\x1a\x1d.agent.v1.DeleteStateResponse\x12A\n" +
+	"\bPauseAll\x12\x19.agent.v1.PauseAllRequest\x1a\x1a.agent.v1.PauseAllResponse\x12M\n" +
+	"\fSetDeadlines\x12\x1d.agent.v1.SetDeadlinesRequest\x1a\x1e.agent.v1.SetDeadlinesResponse\x12J\n" +
+	"\vSandboxLogs\x12\x1c.agent.v1.SandboxLogsRequest\x1a\x1d.agent.v1.SandboxLogsResponse\x12D\n" +
 	"\tInventory\x12\x1a.agent.v1.InventoryRequest\x1a\x1b.agent.v1.InventoryResponse\x12M\n" +
 	"\fSandboxStats\x12\x1d.agent.v1.SandboxStatsRequest\x1a\x1e.agent.v1.SandboxStatsResponse\x12F\n" +
 	"\tBuildBase\x12\x1a.agent.v1.BuildBaseRequest\x1a\x1b.agent.v1.BuildBaseResponse0\x01B1Z/skerry.dev/skerry/gen/agentrpc/agent/v1;agentv1b\x06proto3"
@@ -1262,57 +2265,96 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_agent_v1_agent_proto_goTypes = []any{
-	(SandboxPhase)(0),                // 0: agent.v1.SandboxPhase
-	(*HelloRequest)(nil),             // 1: agent.v1.HelloRequest
-	(*HelloResponse)(nil),            // 2: agent.v1.HelloResponse
-	(*Image)(nil),                    // 3: agent.v1.Image
-	(*Resources)(nil),                // 4: agent.v1.Resources
-	(*CreateSandboxRequest)(nil),     // 5: agent.v1.CreateSandboxRequest
-	(*CreateSandboxResponse)(nil),    // 6: agent.v1.CreateSandboxResponse
-	(*DestroySandboxRequest)(nil),    // 7: agent.v1.DestroySandboxRequest
-	(*DestroySandboxResponse)(nil),   // 8: agent.v1.DestroySandboxResponse
-	(*InventoryRequest)(nil),         // 9: agent.v1.InventoryRequest
-	(*InventoryResponse)(nil),        // 10: agent.v1.InventoryResponse
-	(*SandboxReport)(nil),            // 11: agent.v1.SandboxReport
-	(*SandboxStatsRequest)(nil),      // 12: agent.v1.SandboxStatsRequest
-	(*SandboxStatsResponse)(nil),     // 13: agent.v1.SandboxStatsResponse
-	(*BuildBaseRequest)(nil),         // 14: agent.v1.BuildBaseRequest
-	(*BuildBaseResponse)(nil),        // 15: agent.v1.BuildBaseResponse
-	nil,                              // 16: agent.v1.CreateSandboxRequest.EnvEntry
-	(*BuildBaseResponse_Result)(nil), // 17: agent.v1.BuildBaseResponse.Result
-	(*timestamppb.Timestamp)(nil),    // 18: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 19: google.protobuf.Duration
+	(SandboxPhase)(0),                    // 0: agent.v1.SandboxPhase
+	(*HelloRequest)(nil),                 // 1: agent.v1.HelloRequest
+	(*HelloResponse)(nil),                // 2: agent.v1.HelloResponse
+	(*Image)(nil),                        // 3: agent.v1.Image
+	(*Resources)(nil),                    // 4: agent.v1.Resources
+	(*CreateSandboxRequest)(nil),         // 5: agent.v1.CreateSandboxRequest
+	(*CreateSandboxResponse)(nil),        // 6: agent.v1.CreateSandboxResponse
+	(*State)(nil),                        // 7: agent.v1.State
+	(*PauseSandboxRequest)(nil),          // 8: agent.v1.PauseSandboxRequest
+	(*PauseSandboxResponse)(nil),         // 9: agent.v1.PauseSandboxResponse
+	(*CheckpointSandboxRequest)(nil),     // 10: agent.v1.CheckpointSandboxRequest
+	(*CheckpointSandboxResponse)(nil),    // 11: agent.v1.CheckpointSandboxResponse
+	(*DeleteStateRequest)(nil),           // 12: agent.v1.DeleteStateRequest
+	(*DeleteStateResponse)(nil),          // 13: agent.v1.DeleteStateResponse
+	(*PauseAllRequest)(nil),              // 14: agent.v1.PauseAllRequest
+	(*PauseAllResponse)(nil),             // 15: agent.v1.PauseAllResponse
+	(*SetDeadlinesRequest)(nil),          // 16: agent.v1.SetDeadlinesRequest
+	(*SetDeadlinesResponse)(nil),         // 17: agent.v1.SetDeadlinesResponse
+	(*SandboxLogsRequest)(nil),           // 18: agent.v1.SandboxLogsRequest
+	(*SandboxLogsResponse)(nil),          // 19: agent.v1.SandboxLogsResponse
+	(*DestroySandboxRequest)(nil),        // 20: agent.v1.DestroySandboxRequest
+	(*DestroySandboxResponse)(nil),       // 21: agent.v1.DestroySandboxResponse
+	(*InventoryRequest)(nil),             // 22: agent.v1.InventoryRequest
+	(*InventoryResponse)(nil),            // 23: agent.v1.InventoryResponse
+	(*SandboxReport)(nil),                // 24: agent.v1.SandboxReport
+	(*SandboxStatsRequest)(nil),          // 25: agent.v1.SandboxStatsRequest
+	(*SandboxStatsResponse)(nil),         // 26: agent.v1.SandboxStatsResponse
+	(*BuildBaseRequest)(nil),             // 27: agent.v1.BuildBaseRequest
+	(*BuildBaseResponse)(nil),            // 28: agent.v1.BuildBaseResponse
+	nil,                                  // 29: agent.v1.CreateSandboxRequest.EnvEntry
+	(*PauseAllResponse_Outcome)(nil),     // 30: agent.v1.PauseAllResponse.Outcome
+	(*SetDeadlinesRequest_Deadline)(nil), // 31: agent.v1.SetDeadlinesRequest.Deadline
+	(*BuildBaseResponse_Result)(nil),     // 32: agent.v1.BuildBaseResponse.Result
+	(*timestamppb.Timestamp)(nil),        // 33: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),          // 34: google.protobuf.Duration
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
 	3,  // 0: agent.v1.CreateSandboxRequest.image:type_name -> agent.v1.Image
 	4,  // 1: agent.v1.CreateSandboxRequest.resources:type_name -> agent.v1.Resources
-	16, // 2: agent.v1.CreateSandboxRequest.env:type_name -> agent.v1.CreateSandboxRequest.EnvEntry
-	11, // 3: agent.v1.CreateSandboxResponse.sandbox:type_name -> agent.v1.SandboxReport
-	11, // 4: agent.v1.InventoryResponse.sandboxes:type_name -> agent.v1.SandboxReport
-	18, // 5: agent.v1.InventoryResponse.taken_at:type_name -> google.protobuf.Timestamp
-	0,  // 6: agent.v1.SandboxReport.phase:type_name -> agent.v1.SandboxPhase
-	18, // 7: agent.v1.SandboxReport.started_at:type_name -> google.protobuf.Timestamp
-	19, // 8: agent.v1.SandboxStatsResponse.cpu_time:type_name -> google.protobuf.Duration
-	17, // 9: agent.v1.BuildBaseResponse.result:type_name -> agent.v1.BuildBaseResponse.Result
-	1,  // 10: agent.v1.AgentService.Hello:input_type -> agent.v1.HelloRequest
-	5,  // 11: agent.v1.AgentService.CreateSandbox:input_type -> agent.v1.CreateSandboxRequest
-	7,  // 12: agent.v1.AgentService.DestroySandbox:input_type -> agent.v1.DestroySandboxRequest
-	9,  // 13: agent.v1.AgentService.Inventory:input_type -> agent.v1.InventoryRequest
-	12, // 14: agent.v1.AgentService.SandboxStats:input_type -> agent.v1.SandboxStatsRequest
-	14, // 15: agent.v1.AgentService.BuildBase:input_type -> agent.v1.BuildBaseRequest
-	2,  // 16: agent.v1.AgentService.Hello:output_type -> agent.v1.HelloResponse
-	6,  // 17: agent.v1.AgentService.CreateSandbox:output_type -> agent.v1.CreateSandboxResponse
-	8,  // 18: agent.v1.AgentService.DestroySandbox:output_type -> agent.v1.DestroySandboxResponse
-	10, // 19: agent.v1.AgentService.Inventory:output_type -> agent.v1.InventoryResponse
-	13, // 20: agent.v1.AgentService.SandboxStats:output_type -> agent.v1.SandboxStatsResponse
-	15, // 21: agent.v1.AgentService.BuildBase:output_type -> agent.v1.BuildBaseResponse
-	16, // [16:22] is the sub-list for method output_type
-	10, // [10:16] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	29, // 2: agent.v1.CreateSandboxRequest.env:type_name -> agent.v1.CreateSandboxRequest.EnvEntry
+	33, // 3: agent.v1.CreateSandboxRequest.deadline:type_name -> google.protobuf.Timestamp
+	24, // 4: agent.v1.CreateSandboxResponse.sandbox:type_name -> agent.v1.SandboxReport
+	33, // 5: agent.v1.State.created_at:type_name -> google.protobuf.Timestamp
+	4,  // 6: agent.v1.State.resources:type_name -> agent.v1.Resources
+	34, // 7: agent.v1.PauseSandboxRequest.if_idle_for:type_name -> google.protobuf.Duration
+	7,  // 8: agent.v1.PauseSandboxResponse.state:type_name -> agent.v1.State
+	7,  // 9: agent.v1.CheckpointSandboxResponse.state:type_name -> agent.v1.State
+	30, // 10: agent.v1.PauseAllResponse.outcomes:type_name -> agent.v1.PauseAllResponse.Outcome
+	31, // 11: agent.v1.SetDeadlinesRequest.deadlines:type_name -> agent.v1.SetDeadlinesRequest.Deadline
+	24, // 12: agent.v1.InventoryResponse.sandboxes:type_name -> agent.v1.SandboxReport
+	33, // 13: agent.v1.InventoryResponse.taken_at:type_name -> google.protobuf.Timestamp
+	7,  // 14: agent.v1.InventoryResponse.states:type_name -> agent.v1.State
+	0,  // 15: agent.v1.SandboxReport.phase:type_name -> agent.v1.SandboxPhase
+	33, // 16: agent.v1.SandboxReport.started_at:type_name -> google.protobuf.Timestamp
+	34, // 17: agent.v1.SandboxStatsResponse.cpu_time:type_name -> google.protobuf.Duration
+	34, // 18: agent.v1.SandboxStatsResponse.idle:type_name -> google.protobuf.Duration
+	32, // 19: agent.v1.BuildBaseResponse.result:type_name -> agent.v1.BuildBaseResponse.Result
+	7,  // 20: agent.v1.PauseAllResponse.Outcome.state:type_name -> agent.v1.State
+	33, // 21: agent.v1.SetDeadlinesRequest.Deadline.deadline:type_name -> google.protobuf.Timestamp
+	1,  // 22: agent.v1.AgentService.Hello:input_type -> agent.v1.HelloRequest
+	5,  // 23: agent.v1.AgentService.CreateSandbox:input_type -> agent.v1.CreateSandboxRequest
+	20, // 24: agent.v1.AgentService.DestroySandbox:input_type -> agent.v1.DestroySandboxRequest
+	8,  // 25: agent.v1.AgentService.PauseSandbox:input_type -> agent.v1.PauseSandboxRequest
+	10, // 26: agent.v1.AgentService.CheckpointSandbox:input_type -> agent.v1.CheckpointSandboxRequest
+	12, // 27: agent.v1.AgentService.DeleteState:input_type -> agent.v1.DeleteStateRequest
+	14, // 28: agent.v1.AgentService.PauseAll:input_type -> agent.v1.PauseAllRequest
+	16, // 29: agent.v1.AgentService.SetDeadlines:input_type -> agent.v1.SetDeadlinesRequest
+	18, // 30: agent.v1.AgentService.SandboxLogs:input_type -> agent.v1.SandboxLogsRequest
+	22, // 31: agent.v1.AgentService.Inventory:input_type -> agent.v1.InventoryRequest
+	25, // 32: agent.v1.AgentService.SandboxStats:input_type -> agent.v1.SandboxStatsRequest
+	27, // 33: agent.v1.AgentService.BuildBase:input_type -> agent.v1.BuildBaseRequest
+	2,  // 34: agent.v1.AgentService.Hello:output_type -> agent.v1.HelloResponse
+	6,  // 35: agent.v1.AgentService.CreateSandbox:output_type -> agent.v1.CreateSandboxResponse
+	21, // 36: agent.v1.AgentService.DestroySandbox:output_type -> agent.v1.DestroySandboxResponse
+	9,  // 37: agent.v1.AgentService.PauseSandbox:output_type -> agent.v1.PauseSandboxResponse
+	11, // 38: agent.v1.AgentService.CheckpointSandbox:output_type -> agent.v1.CheckpointSandboxResponse
+	13, // 39: agent.v1.AgentService.DeleteState:output_type -> agent.v1.DeleteStateResponse
+	15, // 40: agent.v1.AgentService.PauseAll:output_type -> agent.v1.PauseAllResponse
+	17, // 41: agent.v1.AgentService.SetDeadlines:output_type -> agent.v1.SetDeadlinesResponse
+	19, // 42: agent.v1.AgentService.SandboxLogs:output_type -> agent.v1.SandboxLogsResponse
+	23, // 43: agent.v1.AgentService.Inventory:output_type -> agent.v1.InventoryResponse
+	26, // 44: agent.v1.AgentService.SandboxStats:output_type -> agent.v1.SandboxStatsResponse
+	28, // 45: agent.v1.AgentService.BuildBase:output_type -> agent.v1.BuildBaseResponse
+	34, // [34:46] is the sub-list for method output_type
+	22, // [22:34] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
@@ -1320,7 +2362,7 @@ func file_agent_v1_agent_proto_init() {
 	if File_agent_v1_agent_proto != nil {
 		return
 	}
-	file_agent_v1_agent_proto_msgTypes[14].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[27].OneofWrappers = []any{
 		(*BuildBaseResponse_Log)(nil),
 		(*BuildBaseResponse_Result_)(nil),
 	}
@@ -1330,7 +2372,7 @@ func file_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   17,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -54,7 +54,7 @@ func (h *Handlers) CreateSandbox(ctx context.Context, req *restapi.CreateSandbox
 
 func createRequest(req *restapi.CreateSandboxRequest) sandbox.CreateRequest {
 	out := sandbox.CreateRequest{
-		Template: req.Template, OnTimeout: sandbox.OnTimeout(req.OnTimeout.Value), Engine: string(req.Engine.Value),
+		Template: req.Template.Or(""), OnTimeout: sandbox.OnTimeout(req.OnTimeout.Value), Engine: string(req.Engine.Value),
 		Metadata: req.Metadata.Value, Env: req.Env.Value,
 		MemoryMB: wide(req.MemoryMB), DiskMB: wide(req.DiskMB), TimeoutSec: wide(req.TimeoutSec), IdleTimeoutSec: wide(req.IdleTimeoutSec),
 	}

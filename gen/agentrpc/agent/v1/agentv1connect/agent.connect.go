@@ -54,6 +54,23 @@ const (
 	// AgentServiceDestroySandboxProcedure is the fully-qualified name of the AgentService's
 	// DestroySandbox RPC.
 	AgentServiceDestroySandboxProcedure = "/agent.v1.AgentService/DestroySandbox"
+	// AgentServicePauseSandboxProcedure is the fully-qualified name of the AgentService's PauseSandbox
+	// RPC.
+	AgentServicePauseSandboxProcedure = "/agent.v1.AgentService/PauseSandbox"
+	// AgentServiceCheckpointSandboxProcedure is the fully-qualified name of the AgentService's
+	// CheckpointSandbox RPC.
+	AgentServiceCheckpointSandboxProcedure = "/agent.v1.AgentService/CheckpointSandbox"
+	// AgentServiceDeleteStateProcedure is the fully-qualified name of the AgentService's DeleteState
+	// RPC.
+	AgentServiceDeleteStateProcedure = "/agent.v1.AgentService/DeleteState"
+	// AgentServicePauseAllProcedure is the fully-qualified name of the AgentService's PauseAll RPC.
+	AgentServicePauseAllProcedure = "/agent.v1.AgentService/PauseAll"
+	// AgentServiceSetDeadlinesProcedure is the fully-qualified name of the AgentService's SetDeadlines
+	// RPC.
+	AgentServiceSetDeadlinesProcedure = "/agent.v1.AgentService/SetDeadlines"
+	// AgentServiceSandboxLogsProcedure is the fully-qualified name of the AgentService's SandboxLogs
+	// RPC.
+	AgentServiceSandboxLogsProcedure = "/agent.v1.AgentService/SandboxLogs"
 	// AgentServiceInventoryProcedure is the fully-qualified name of the AgentService's Inventory RPC.
 	AgentServiceInventoryProcedure = "/agent.v1.AgentService/Inventory"
 	// AgentServiceSandboxStatsProcedure is the fully-qualified name of the AgentService's SandboxStats
@@ -75,6 +92,25 @@ type AgentServiceClient interface {
 	// left. Succeeds on nothing. Leaves a tombstone: a command of an incarnation
 	// at or below the one given is refused from here on.
 	DestroySandbox(context.Context, *v1.DestroySandboxRequest) (*v1.DestroySandboxResponse, error)
+	// Saves the sandbox's state, then ends its instance. The sandbox is paused
+	// from the moment this succeeds and stays known to the agent; until then, and
+	// after any failure, it runs as before. Named by state_id: repeated with the
+	// same one it reports the same state. Refused with "not_idle" (detail
+	// idle_ms) when if_idle_for is given and something was going on since.
+	PauseSandbox(context.Context, *v1.PauseSandboxRequest) (*v1.PauseSandboxResponse, error)
+	// Saves the sandbox's state and lets it go on running. As PauseSandbox else.
+	CheckpointSandbox(context.Context, *v1.CheckpointSandboxRequest) (*v1.CheckpointSandboxResponse, error)
+	// Removes a saved state from this host. Succeeds on nothing; waits for those
+	// that are just starting from it.
+	DeleteState(context.Context, *v1.DeleteStateRequest) (*v1.DeleteStateResponse, error)
+	// Pauses every running sandbox, several at once, and reports each outcome.
+	PauseAll(context.Context, *v1.PauseAllRequest) (*v1.PauseAllResponse, error)
+	// Says until when sandboxes may run. Sent with each renewal and repeated by
+	// every reconciliation; the agent acts on it by itself only without contact,
+	// and then only pauses. Unknown sandboxes and older incarnations are skipped.
+	SetDeadlines(context.Context, *v1.SetDeadlinesRequest) (*v1.SetDeadlinesResponse, error)
+	// The end of what the sandbox's console has said, at most 1 MiB.
+	SandboxLogs(context.Context, *v1.SandboxLogsRequest) (*v1.SandboxLogsResponse, error)
 	// Everything that really exists on the host, known to the journal or not.
 	Inventory(context.Context, *v1.InventoryRequest) (*v1.InventoryResponse, error)
 	// Live figures of one sandbox.
@@ -113,6 +149,42 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(agentServiceMethods.ByName("DestroySandbox")),
 			connect.WithClientOptions(opts...),
 		),
+		pauseSandbox: connect.NewClient[v1.PauseSandboxRequest, v1.PauseSandboxResponse](
+			httpClient,
+			baseURL+AgentServicePauseSandboxProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("PauseSandbox")),
+			connect.WithClientOptions(opts...),
+		),
+		checkpointSandbox: connect.NewClient[v1.CheckpointSandboxRequest, v1.CheckpointSandboxResponse](
+			httpClient,
+			baseURL+AgentServiceCheckpointSandboxProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("CheckpointSandbox")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteState: connect.NewClient[v1.DeleteStateRequest, v1.DeleteStateResponse](
+			httpClient,
+			baseURL+AgentServiceDeleteStateProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("DeleteState")),
+			connect.WithClientOptions(opts...),
+		),
+		pauseAll: connect.NewClient[v1.PauseAllRequest, v1.PauseAllResponse](
+			httpClient,
+			baseURL+AgentServicePauseAllProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("PauseAll")),
+			connect.WithClientOptions(opts...),
+		),
+		setDeadlines: connect.NewClient[v1.SetDeadlinesRequest, v1.SetDeadlinesResponse](
+			httpClient,
+			baseURL+AgentServiceSetDeadlinesProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("SetDeadlines")),
+			connect.WithClientOptions(opts...),
+		),
+		sandboxLogs: connect.NewClient[v1.SandboxLogsRequest, v1.SandboxLogsResponse](
+			httpClient,
+			baseURL+AgentServiceSandboxLogsProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("SandboxLogs")),
+			connect.WithClientOptions(opts...),
+		),
 		inventory: connect.NewClient[v1.InventoryRequest, v1.InventoryResponse](
 			httpClient,
 			baseURL+AgentServiceInventoryProcedure,
@@ -136,12 +208,18 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 
 // agentServiceClient implements AgentServiceClient.
 type agentServiceClient struct {
-	hello          *connect.Client[v1.HelloRequest, v1.HelloResponse]
-	createSandbox  *connect.Client[v1.CreateSandboxRequest, v1.CreateSandboxResponse]
-	destroySandbox *connect.Client[v1.DestroySandboxRequest, v1.DestroySandboxResponse]
-	inventory      *connect.Client[v1.InventoryRequest, v1.InventoryResponse]
-	sandboxStats   *connect.Client[v1.SandboxStatsRequest, v1.SandboxStatsResponse]
-	buildBase      *connect.Client[v1.BuildBaseRequest, v1.BuildBaseResponse]
+	hello             *connect.Client[v1.HelloRequest, v1.HelloResponse]
+	createSandbox     *connect.Client[v1.CreateSandboxRequest, v1.CreateSandboxResponse]
+	destroySandbox    *connect.Client[v1.DestroySandboxRequest, v1.DestroySandboxResponse]
+	pauseSandbox      *connect.Client[v1.PauseSandboxRequest, v1.PauseSandboxResponse]
+	checkpointSandbox *connect.Client[v1.CheckpointSandboxRequest, v1.CheckpointSandboxResponse]
+	deleteState       *connect.Client[v1.DeleteStateRequest, v1.DeleteStateResponse]
+	pauseAll          *connect.Client[v1.PauseAllRequest, v1.PauseAllResponse]
+	setDeadlines      *connect.Client[v1.SetDeadlinesRequest, v1.SetDeadlinesResponse]
+	sandboxLogs       *connect.Client[v1.SandboxLogsRequest, v1.SandboxLogsResponse]
+	inventory         *connect.Client[v1.InventoryRequest, v1.InventoryResponse]
+	sandboxStats      *connect.Client[v1.SandboxStatsRequest, v1.SandboxStatsResponse]
+	buildBase         *connect.Client[v1.BuildBaseRequest, v1.BuildBaseResponse]
 }
 
 // Hello calls agent.v1.AgentService.Hello.
@@ -165,6 +243,60 @@ func (c *agentServiceClient) CreateSandbox(ctx context.Context, req *v1.CreateSa
 // DestroySandbox calls agent.v1.AgentService.DestroySandbox.
 func (c *agentServiceClient) DestroySandbox(ctx context.Context, req *v1.DestroySandboxRequest) (*v1.DestroySandboxResponse, error) {
 	response, err := c.destroySandbox.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// PauseSandbox calls agent.v1.AgentService.PauseSandbox.
+func (c *agentServiceClient) PauseSandbox(ctx context.Context, req *v1.PauseSandboxRequest) (*v1.PauseSandboxResponse, error) {
+	response, err := c.pauseSandbox.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CheckpointSandbox calls agent.v1.AgentService.CheckpointSandbox.
+func (c *agentServiceClient) CheckpointSandbox(ctx context.Context, req *v1.CheckpointSandboxRequest) (*v1.CheckpointSandboxResponse, error) {
+	response, err := c.checkpointSandbox.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// DeleteState calls agent.v1.AgentService.DeleteState.
+func (c *agentServiceClient) DeleteState(ctx context.Context, req *v1.DeleteStateRequest) (*v1.DeleteStateResponse, error) {
+	response, err := c.deleteState.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// PauseAll calls agent.v1.AgentService.PauseAll.
+func (c *agentServiceClient) PauseAll(ctx context.Context, req *v1.PauseAllRequest) (*v1.PauseAllResponse, error) {
+	response, err := c.pauseAll.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// SetDeadlines calls agent.v1.AgentService.SetDeadlines.
+func (c *agentServiceClient) SetDeadlines(ctx context.Context, req *v1.SetDeadlinesRequest) (*v1.SetDeadlinesResponse, error) {
+	response, err := c.setDeadlines.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// SandboxLogs calls agent.v1.AgentService.SandboxLogs.
+func (c *agentServiceClient) SandboxLogs(ctx context.Context, req *v1.SandboxLogsRequest) (*v1.SandboxLogsResponse, error) {
+	response, err := c.sandboxLogs.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -206,6 +338,25 @@ type AgentServiceHandler interface {
 	// left. Succeeds on nothing. Leaves a tombstone: a command of an incarnation
 	// at or below the one given is refused from here on.
 	DestroySandbox(context.Context, *v1.DestroySandboxRequest) (*v1.DestroySandboxResponse, error)
+	// Saves the sandbox's state, then ends its instance. The sandbox is paused
+	// from the moment this succeeds and stays known to the agent; until then, and
+	// after any failure, it runs as before. Named by state_id: repeated with the
+	// same one it reports the same state. Refused with "not_idle" (detail
+	// idle_ms) when if_idle_for is given and something was going on since.
+	PauseSandbox(context.Context, *v1.PauseSandboxRequest) (*v1.PauseSandboxResponse, error)
+	// Saves the sandbox's state and lets it go on running. As PauseSandbox else.
+	CheckpointSandbox(context.Context, *v1.CheckpointSandboxRequest) (*v1.CheckpointSandboxResponse, error)
+	// Removes a saved state from this host. Succeeds on nothing; waits for those
+	// that are just starting from it.
+	DeleteState(context.Context, *v1.DeleteStateRequest) (*v1.DeleteStateResponse, error)
+	// Pauses every running sandbox, several at once, and reports each outcome.
+	PauseAll(context.Context, *v1.PauseAllRequest) (*v1.PauseAllResponse, error)
+	// Says until when sandboxes may run. Sent with each renewal and repeated by
+	// every reconciliation; the agent acts on it by itself only without contact,
+	// and then only pauses. Unknown sandboxes and older incarnations are skipped.
+	SetDeadlines(context.Context, *v1.SetDeadlinesRequest) (*v1.SetDeadlinesResponse, error)
+	// The end of what the sandbox's console has said, at most 1 MiB.
+	SandboxLogs(context.Context, *v1.SandboxLogsRequest) (*v1.SandboxLogsResponse, error)
 	// Everything that really exists on the host, known to the journal or not.
 	Inventory(context.Context, *v1.InventoryRequest) (*v1.InventoryResponse, error)
 	// Live figures of one sandbox.
@@ -240,6 +391,42 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(agentServiceMethods.ByName("DestroySandbox")),
 		connect.WithHandlerOptions(opts...),
 	)
+	agentServicePauseSandboxHandler := connect.NewUnaryHandlerSimple(
+		AgentServicePauseSandboxProcedure,
+		svc.PauseSandbox,
+		connect.WithSchema(agentServiceMethods.ByName("PauseSandbox")),
+		connect.WithHandlerOptions(opts...),
+	)
+	agentServiceCheckpointSandboxHandler := connect.NewUnaryHandlerSimple(
+		AgentServiceCheckpointSandboxProcedure,
+		svc.CheckpointSandbox,
+		connect.WithSchema(agentServiceMethods.ByName("CheckpointSandbox")),
+		connect.WithHandlerOptions(opts...),
+	)
+	agentServiceDeleteStateHandler := connect.NewUnaryHandlerSimple(
+		AgentServiceDeleteStateProcedure,
+		svc.DeleteState,
+		connect.WithSchema(agentServiceMethods.ByName("DeleteState")),
+		connect.WithHandlerOptions(opts...),
+	)
+	agentServicePauseAllHandler := connect.NewUnaryHandlerSimple(
+		AgentServicePauseAllProcedure,
+		svc.PauseAll,
+		connect.WithSchema(agentServiceMethods.ByName("PauseAll")),
+		connect.WithHandlerOptions(opts...),
+	)
+	agentServiceSetDeadlinesHandler := connect.NewUnaryHandlerSimple(
+		AgentServiceSetDeadlinesProcedure,
+		svc.SetDeadlines,
+		connect.WithSchema(agentServiceMethods.ByName("SetDeadlines")),
+		connect.WithHandlerOptions(opts...),
+	)
+	agentServiceSandboxLogsHandler := connect.NewUnaryHandlerSimple(
+		AgentServiceSandboxLogsProcedure,
+		svc.SandboxLogs,
+		connect.WithSchema(agentServiceMethods.ByName("SandboxLogs")),
+		connect.WithHandlerOptions(opts...),
+	)
 	agentServiceInventoryHandler := connect.NewUnaryHandlerSimple(
 		AgentServiceInventoryProcedure,
 		svc.Inventory,
@@ -266,6 +453,18 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 			agentServiceCreateSandboxHandler.ServeHTTP(w, r)
 		case AgentServiceDestroySandboxProcedure:
 			agentServiceDestroySandboxHandler.ServeHTTP(w, r)
+		case AgentServicePauseSandboxProcedure:
+			agentServicePauseSandboxHandler.ServeHTTP(w, r)
+		case AgentServiceCheckpointSandboxProcedure:
+			agentServiceCheckpointSandboxHandler.ServeHTTP(w, r)
+		case AgentServiceDeleteStateProcedure:
+			agentServiceDeleteStateHandler.ServeHTTP(w, r)
+		case AgentServicePauseAllProcedure:
+			agentServicePauseAllHandler.ServeHTTP(w, r)
+		case AgentServiceSetDeadlinesProcedure:
+			agentServiceSetDeadlinesHandler.ServeHTTP(w, r)
+		case AgentServiceSandboxLogsProcedure:
+			agentServiceSandboxLogsHandler.ServeHTTP(w, r)
 		case AgentServiceInventoryProcedure:
 			agentServiceInventoryHandler.ServeHTTP(w, r)
 		case AgentServiceSandboxStatsProcedure:
@@ -291,6 +490,30 @@ func (UnimplementedAgentServiceHandler) CreateSandbox(context.Context, *v1.Creat
 
 func (UnimplementedAgentServiceHandler) DestroySandbox(context.Context, *v1.DestroySandboxRequest) (*v1.DestroySandboxResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("agent.v1.AgentService.DestroySandbox is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) PauseSandbox(context.Context, *v1.PauseSandboxRequest) (*v1.PauseSandboxResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("agent.v1.AgentService.PauseSandbox is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) CheckpointSandbox(context.Context, *v1.CheckpointSandboxRequest) (*v1.CheckpointSandboxResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("agent.v1.AgentService.CheckpointSandbox is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) DeleteState(context.Context, *v1.DeleteStateRequest) (*v1.DeleteStateResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("agent.v1.AgentService.DeleteState is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) PauseAll(context.Context, *v1.PauseAllRequest) (*v1.PauseAllResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("agent.v1.AgentService.PauseAll is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) SetDeadlines(context.Context, *v1.SetDeadlinesRequest) (*v1.SetDeadlinesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("agent.v1.AgentService.SetDeadlines is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) SandboxLogs(context.Context, *v1.SandboxLogsRequest) (*v1.SandboxLogsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("agent.v1.AgentService.SandboxLogs is not implemented"))
 }
 
 func (UnimplementedAgentServiceHandler) Inventory(context.Context, *v1.InventoryRequest) (*v1.InventoryResponse, error) {

@@ -7,49 +7,43 @@ package sqlcgen
 
 import (
 	"context"
-	"encoding/json"
-	"net/netip"
+	"time"
 
 	"skerry.dev/skerry/internal/kernel/id"
 )
 
-const appendEntry = `-- name: AppendEntry :exec
-INSERT INTO audit_logs (id, team_id, actor_type, actor_id, actor_name, resource_type, resource_id, action, scope, status,
-                        metadata, request_id, ip)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+const lockHead = `-- name: LockHead :one
+INSERT INTO audit_heads AS h (team_id, seq, hash) VALUES ($1, 0, '\x0000000000000000000000000000000000000000000000000000000000000000')
+ON CONFLICT (team_id) DO UPDATE SET seq = h.seq
+RETURNING seq, hash, clock_timestamp()::timestamptz AS at
 `
 
-type AppendEntryParams struct {
-	ID           id.AuditEntry
-	TeamID       id.Team
-	ActorType    string
-	ActorID      string
-	ActorName    string
-	ResourceType string
-	ResourceID   string
-	Action       string
-	Scope        string
-	Status       string
-	Metadata     json.RawMessage
-	RequestID    string
-	Ip           *netip.Addr
+type LockHeadRow struct {
+	Seq  int64
+	Hash []byte
+	At   time.Time
 }
 
-func (q *Queries) AppendEntry(ctx context.Context, db DBTX, arg AppendEntryParams) error {
-	_, err := db.Exec(ctx, appendEntry,
-		arg.ID,
-		arg.TeamID,
-		arg.ActorType,
-		arg.ActorID,
-		arg.ActorName,
-		arg.ResourceType,
-		arg.ResourceID,
-		arg.Action,
-		arg.Scope,
-		arg.Status,
-		arg.Metadata,
-		arg.RequestID,
-		arg.Ip,
-	)
+// Locks the end of a team's chain, which begins at zero. The time grows along
+// the chain, because it is read under the lock.
+func (q *Queries) LockHead(ctx context.Context, db DBTX, teamID id.Team) (LockHeadRow, error) {
+	row := db.QueryRow(ctx, lockHead, teamID)
+	var i LockHeadRow
+	err := row.Scan(&i.Seq, &i.Hash, &i.At)
+	return i, err
+}
+
+const moveHead = `-- name: MoveHead :exec
+UPDATE audit_heads SET seq = $2, hash = $3 WHERE team_id = $1
+`
+
+type MoveHeadParams struct {
+	TeamID id.Team
+	Seq    int64
+	Hash   []byte
+}
+
+func (q *Queries) MoveHead(ctx context.Context, db DBTX, arg MoveHeadParams) error {
+	_, err := db.Exec(ctx, moveHead, arg.TeamID, arg.Seq, arg.Hash)
 	return err
 }

@@ -3,6 +3,7 @@ package sandboxiohttp
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -142,8 +143,9 @@ type stream struct {
 	lanes     *lanes
 	wg        sync.WaitGroup
 
-	reading atomic.Bool // the reader is waiting for the client
-	writing atomic.Bool // a write is waiting for the client
+	reading atomic.Bool  // the reader is waiting for the client
+	writing atomic.Bool  // a write is waiting for the client
+	heard   atomic.Int64 // how often bytes of messages came from the client
 
 	mu       sync.Mutex // held while writing
 	finished bool       // the last message went out
@@ -290,7 +292,7 @@ func (s *stream) read() {
 	defer s.cancel()
 	for n := 0; ; n++ {
 		s.reading.Store(true)
-		kind, data, err := s.conn.Read(s.h.closed)
+		kind, data, err := s.receive()
 		s.reading.Store(false)
 		if err != nil {
 			return
@@ -307,6 +309,30 @@ func (s *stream) read() {
 			s.report(err)
 		}
 	}
+}
+
+// receive reads one message and counts its pieces as signs of life.
+func (s *stream) receive() (websocket.MessageType, []byte, error) {
+	kind, r, err := s.conn.Reader(s.h.closed)
+	if err != nil {
+		return 0, nil, err
+	}
+	data, err := io.ReadAll(listener{r, &s.heard})
+	return kind, data, err
+}
+
+// listener counts the reads that give something.
+type listener struct {
+	r     io.Reader
+	heard *atomic.Int64
+}
+
+func (l listener) Read(p []byte) (int, error) {
+	n, err := l.r.Read(p)
+	if n > 0 {
+		l.heard.Add(1)
+	}
+	return n, err
 }
 
 // accept puts one message into its lane.
@@ -336,7 +362,8 @@ func (s *stream) accept(f frame) error {
 
 // ping keeps every leg in between from calling the stream idle, and finds
 // clients that are gone. A client that is slow to read, or whose input the
-// command does not take, cannot answer in time and is not gone.
+// command does not take, cannot answer in time and is not gone; nor is one whose
+// answer waits behind what it is sending.
 func (s *stream) ping() {
 	tick := time.NewTicker(s.h.opt.PingEvery)
 	defer tick.Stop()
@@ -350,6 +377,7 @@ func (s *stream) ping() {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(s.ctx, s.h.opt.PingEvery)
+		before := s.heard.Load()
 		err := s.conn.Ping(ctx)
 		cancel()
 		switch {
@@ -357,6 +385,8 @@ func (s *stream) ping() {
 			missed = 0
 		case !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled):
 			missed = 2 // the connection is broken
+		case s.heard.Load() != before:
+			missed = 0
 		case s.reading.Load() && !s.writing.Load():
 			missed++
 		}

@@ -18,6 +18,7 @@ type Operation struct {
 	TeamID      id.Team
 	Kind        string
 	Incarnation int64
+	Params      json.RawMessage
 	Status      string
 	Reason      string
 	Message     string
@@ -30,33 +31,41 @@ type Operation struct {
 }
 
 type Sandbox struct {
-	ID             id.Sandbox
-	TeamID         id.Team
-	HostID         id.Host
-	TemplateID     id.Template
-	TemplateName   string
-	ImageDigest    string
-	Status         string
-	Incarnation    int64
-	Engine         string
-	EngineVersion  string
-	CpuMillis      int32
-	MemoryMb       int32
-	DiskMb         int32
-	Internet       bool
-	EnvSealed      []byte
-	Metadata       json.RawMessage
-	TimeoutSec     int32
-	OnTimeout      string
-	IdleTimeoutSec *int32
-	DeadlineAt     *time.Time
-	EndReason      string
-	Error          string
-	CreatedByType  string
-	CreatedByID    string
-	CreatedByName  string
-	CreatedAt      time.Time
-	StartedAt      *time.Time
-	EndedAt        *time.Time
-	UpdatedAt      time.Time
+	ID                    id.Sandbox
+	TeamID                id.Team
+	HostID                id.Host
+	TemplateID            id.Template
+	TemplateName          string
+	ImageDigest           string
+	Status                string
+	Incarnation           int64
+	Engine                string
+	EngineVersion         string
+	CpuMillis             int32
+	MemoryMb              int32
+	DiskMb                int32
+	Internet              bool
+	EnvSealed             []byte
+	Metadata              json.RawMessage
+	TimeoutSec            int32
+	OnTimeout             string
+	IdleTimeoutSec        *int32
+	DeadlineAt            *time.Time
+	IdleCheckAt           *time.Time
+	CheckpointIntervalSec *int32
+	CheckpointDueAt       *time.Time
+	FromSnapshotID        *id.Snapshot
+	StateID               *id.Snapshot
+	StateAt               *time.Time
+	PausedAt              *time.Time
+	PausedReason          string
+	EndReason             string
+	Error                 string
+	CreatedByType         string
+	CreatedByID           string
+	CreatedByName         string
+	CreatedAt             time.Time
+	StartedAt             *time.Time
+	EndedAt               *time.Time
+	UpdatedAt             time.Time
 }

@@ -18,7 +18,7 @@ const beginDelete = `-- name: BeginDelete :one
 WITH moved AS (
     UPDATE sandboxes SET status = 'stopping', incarnation = incarnation + 1, end_reason = $1, updated_at = now()
     WHERE sandboxes.id = $2 AND sandboxes.status = ANY($3::text[])
-    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at
+    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at
 ), superseded AS (
     UPDATE operations o SET status = 'superseded', reason = $1, finished_at = now(), lease_owner = NULL, lease_until = NULL
     FROM moved WHERE o.sandbox_id = moved.id AND o.status = 'open'
@@ -33,7 +33,7 @@ WITH moved AS (
     INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
     SELECT moved.id, moved.team_id, 'stopping', $8::jsonb FROM moved
 )
-SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at FROM moved
+SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at FROM moved
 `
 
 type BeginDeleteParams struct {
@@ -48,35 +48,43 @@ type BeginDeleteParams struct {
 }
 
 type BeginDeleteRow struct {
-	ID             uuid.UUID
-	TeamID         id.Team
-	HostID         uuid.UUID
-	TemplateID     id.Template
-	TemplateName   string
-	ImageDigest    string
-	Status         string
-	Incarnation    int64
-	Engine         string
-	EngineVersion  string
-	CpuMillis      int32
-	MemoryMb       int32
-	DiskMb         int32
-	Internet       bool
-	EnvSealed      []byte
-	Metadata       json.RawMessage
-	TimeoutSec     int32
-	OnTimeout      string
-	IdleTimeoutSec *int32
-	DeadlineAt     *time.Time
-	EndReason      string
-	Error          string
-	CreatedByType  string
-	CreatedByID    string
-	CreatedByName  string
-	CreatedAt      time.Time
-	StartedAt      *time.Time
-	EndedAt        *time.Time
-	UpdatedAt      time.Time
+	ID                    uuid.UUID
+	TeamID                id.Team
+	HostID                uuid.UUID
+	TemplateID            id.Template
+	TemplateName          string
+	ImageDigest           string
+	Status                string
+	Incarnation           int64
+	Engine                string
+	EngineVersion         string
+	CpuMillis             int32
+	MemoryMb              int32
+	DiskMb                int32
+	Internet              bool
+	EnvSealed             []byte
+	Metadata              json.RawMessage
+	TimeoutSec            int32
+	OnTimeout             string
+	IdleTimeoutSec        *int32
+	DeadlineAt            *time.Time
+	IdleCheckAt           *time.Time
+	CheckpointIntervalSec *int32
+	CheckpointDueAt       *time.Time
+	FromSnapshotID        *uuid.UUID
+	StateID               *uuid.UUID
+	StateAt               *time.Time
+	PausedAt              *time.Time
+	PausedReason          string
+	EndReason             string
+	Error                 string
+	CreatedByType         string
+	CreatedByID           string
+	CreatedByName         string
+	CreatedAt             time.Time
+	StartedAt             *time.Time
+	EndedAt               *time.Time
+	UpdatedAt             time.Time
 }
 
 // The row was locked by LockSandbox in this transaction. The new operation is
@@ -114,6 +122,14 @@ func (q *Queries) BeginDelete(ctx context.Context, db DBTX, arg BeginDeleteParam
 		&i.OnTimeout,
 		&i.IdleTimeoutSec,
 		&i.DeadlineAt,
+		&i.IdleCheckAt,
+		&i.CheckpointIntervalSec,
+		&i.CheckpointDueAt,
+		&i.FromSnapshotID,
+		&i.StateID,
+		&i.StateAt,
+		&i.PausedAt,
+		&i.PausedReason,
 		&i.EndReason,
 		&i.Error,
 		&i.CreatedByType,
@@ -182,7 +198,7 @@ func (q *Queries) ExpiredSandboxes(ctx context.Context, db DBTX, maxRows int32) 
 }
 
 const getSandbox = `-- name: GetSandbox :one
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id
 WHERE s.id = $1
 `
@@ -217,6 +233,14 @@ func (q *Queries) GetSandbox(ctx context.Context, db DBTX, argID id.Sandbox) (Ge
 		&i.Sandbox.OnTimeout,
 		&i.Sandbox.IdleTimeoutSec,
 		&i.Sandbox.DeadlineAt,
+		&i.Sandbox.IdleCheckAt,
+		&i.Sandbox.CheckpointIntervalSec,
+		&i.Sandbox.CheckpointDueAt,
+		&i.Sandbox.FromSnapshotID,
+		&i.Sandbox.StateID,
+		&i.Sandbox.StateAt,
+		&i.Sandbox.PausedAt,
+		&i.Sandbox.PausedReason,
 		&i.Sandbox.EndReason,
 		&i.Sandbox.Error,
 		&i.Sandbox.CreatedByType,
@@ -233,7 +257,7 @@ func (q *Queries) GetSandbox(ctx context.Context, db DBTX, argID id.Sandbox) (Ge
 }
 
 const getSandboxWithUser = `-- name: GetSandboxWithUser :one
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status, t.default_user
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status, t.default_user
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id JOIN templates t ON t.id = s.template_id
 WHERE s.id = $1
 `
@@ -269,6 +293,14 @@ func (q *Queries) GetSandboxWithUser(ctx context.Context, db DBTX, argID id.Sand
 		&i.Sandbox.OnTimeout,
 		&i.Sandbox.IdleTimeoutSec,
 		&i.Sandbox.DeadlineAt,
+		&i.Sandbox.IdleCheckAt,
+		&i.Sandbox.CheckpointIntervalSec,
+		&i.Sandbox.CheckpointDueAt,
+		&i.Sandbox.FromSnapshotID,
+		&i.Sandbox.StateID,
+		&i.Sandbox.StateAt,
+		&i.Sandbox.PausedAt,
+		&i.Sandbox.PausedReason,
 		&i.Sandbox.EndReason,
 		&i.Sandbox.Error,
 		&i.Sandbox.CreatedByType,
@@ -320,7 +352,7 @@ VALUES ($1, $2, $3, $4, $5, $6, 'pending', 1,
     $7, $8, $9, $10, $11, $12,
     $13, $14, $15, $16, $17,
     $18, $19, $20)
-RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at
+RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at
 `
 
 type InsertPendingParams struct {
@@ -401,6 +433,14 @@ func (q *Queries) InsertPending(ctx context.Context, db DBTX, arg InsertPendingP
 		&i.OnTimeout,
 		&i.IdleTimeoutSec,
 		&i.DeadlineAt,
+		&i.IdleCheckAt,
+		&i.CheckpointIntervalSec,
+		&i.CheckpointDueAt,
+		&i.FromSnapshotID,
+		&i.StateID,
+		&i.StateAt,
+		&i.PausedAt,
+		&i.PausedReason,
 		&i.EndReason,
 		&i.Error,
 		&i.CreatedByType,
@@ -493,7 +533,7 @@ func (q *Queries) ListEvents(ctx context.Context, db DBTX, arg ListEventsParams)
 }
 
 const listSandboxes = `-- name: ListSandboxes :many
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id
 WHERE s.team_id = $1
   AND ($2::bool = false OR s.ended_at IS NULL)
@@ -564,6 +604,14 @@ func (q *Queries) ListSandboxes(ctx context.Context, db DBTX, arg ListSandboxesP
 			&i.Sandbox.OnTimeout,
 			&i.Sandbox.IdleTimeoutSec,
 			&i.Sandbox.DeadlineAt,
+			&i.Sandbox.IdleCheckAt,
+			&i.Sandbox.CheckpointIntervalSec,
+			&i.Sandbox.CheckpointDueAt,
+			&i.Sandbox.FromSnapshotID,
+			&i.Sandbox.StateID,
+			&i.Sandbox.StateAt,
+			&i.Sandbox.PausedAt,
+			&i.Sandbox.PausedReason,
 			&i.Sandbox.EndReason,
 			&i.Sandbox.Error,
 			&i.Sandbox.CreatedByType,
@@ -639,7 +687,7 @@ func (q *Queries) LockCandidateHosts(ctx context.Context, db DBTX, teamID id.Tea
 }
 
 const lockSandbox = `-- name: LockSandbox :one
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status, coalesce(s.deadline_at < now(), false)::bool AS expired
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status, coalesce(s.deadline_at < now(), false)::bool AS expired
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id
 WHERE s.id = $1
 FOR NO KEY UPDATE OF s
@@ -676,6 +724,14 @@ func (q *Queries) LockSandbox(ctx context.Context, db DBTX, argID id.Sandbox) (L
 		&i.Sandbox.OnTimeout,
 		&i.Sandbox.IdleTimeoutSec,
 		&i.Sandbox.DeadlineAt,
+		&i.Sandbox.IdleCheckAt,
+		&i.Sandbox.CheckpointIntervalSec,
+		&i.Sandbox.CheckpointDueAt,
+		&i.Sandbox.FromSnapshotID,
+		&i.Sandbox.StateID,
+		&i.Sandbox.StateAt,
+		&i.Sandbox.PausedAt,
+		&i.Sandbox.PausedReason,
 		&i.Sandbox.EndReason,
 		&i.Sandbox.Error,
 		&i.Sandbox.CreatedByType,
@@ -693,7 +749,7 @@ func (q *Queries) LockSandbox(ctx context.Context, db DBTX, argID id.Sandbox) (L
 }
 
 const onHost = `-- name: OnHost :many
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id
 WHERE (s.host_id = $1 AND s.ended_at IS NULL) OR s.id = ANY($2::uuid[])
 `
@@ -739,6 +795,14 @@ func (q *Queries) OnHost(ctx context.Context, db DBTX, arg OnHostParams) ([]OnHo
 			&i.Sandbox.OnTimeout,
 			&i.Sandbox.IdleTimeoutSec,
 			&i.Sandbox.DeadlineAt,
+			&i.Sandbox.IdleCheckAt,
+			&i.Sandbox.CheckpointIntervalSec,
+			&i.Sandbox.CheckpointDueAt,
+			&i.Sandbox.FromSnapshotID,
+			&i.Sandbox.StateID,
+			&i.Sandbox.StateAt,
+			&i.Sandbox.PausedAt,
+			&i.Sandbox.PausedReason,
 			&i.Sandbox.EndReason,
 			&i.Sandbox.Error,
 			&i.Sandbox.CreatedByType,
@@ -876,7 +940,7 @@ func (q *Queries) ReservedByHost(ctx context.Context, db DBTX, arg ReservedByHos
 }
 
 const seenSandboxes = `-- name: SeenSandboxes :many
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id
 WHERE s.id IN (
     SELECT x.id FROM (SELECT unnest($1::uuid[]) AS id, unnest($2::timestamptz[]) AS seen) AS w JOIN sandboxes x ON x.id = w.id
@@ -925,6 +989,14 @@ func (q *Queries) SeenSandboxes(ctx context.Context, db DBTX, arg SeenSandboxesP
 			&i.Sandbox.OnTimeout,
 			&i.Sandbox.IdleTimeoutSec,
 			&i.Sandbox.DeadlineAt,
+			&i.Sandbox.IdleCheckAt,
+			&i.Sandbox.CheckpointIntervalSec,
+			&i.Sandbox.CheckpointDueAt,
+			&i.Sandbox.FromSnapshotID,
+			&i.Sandbox.StateID,
+			&i.Sandbox.StateAt,
+			&i.Sandbox.PausedAt,
+			&i.Sandbox.PausedReason,
 			&i.Sandbox.EndReason,
 			&i.Sandbox.Error,
 			&i.Sandbox.CreatedByType,
@@ -956,7 +1028,7 @@ WHERE id IN (
     ORDER BY lease_until NULLS FIRST
     LIMIT $3
     FOR UPDATE SKIP LOCKED)
-RETURNING id, sandbox_id, team_id, kind, incarnation, status, reason, message, attempts, lease_owner, lease_until, deadline_at, created_at, finished_at
+RETURNING id, sandbox_id, team_id, kind, incarnation, params, status, reason, message, attempts, lease_owner, lease_until, deadline_at, created_at, finished_at
 `
 
 type TakeDueParams struct {
@@ -980,6 +1052,7 @@ func (q *Queries) TakeDue(ctx context.Context, db DBTX, arg TakeDueParams) ([]Op
 			&i.TeamID,
 			&i.Kind,
 			&i.Incarnation,
+			&i.Params,
 			&i.Status,
 			&i.Reason,
 			&i.Message,
@@ -1014,7 +1087,7 @@ WITH moved AS (
             ELSE deadline_at END,
         ended_at = CASE WHEN $5::bool THEN now() END
     WHERE sandboxes.id = $6 AND sandboxes.status = $7 AND sandboxes.incarnation = $8
-    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at
+    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at
 ), closed AS (
     UPDATE operations o SET status = $9, reason = $10, message = $11, finished_at = now(),
         lease_owner = NULL, lease_until = NULL
@@ -1023,7 +1096,7 @@ WITH moved AS (
     INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
     SELECT moved.id, moved.team_id, $12::text, $13::jsonb FROM moved WHERE $12::text <> ''
 )
-SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at FROM moved
+SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at FROM moved
 `
 
 type TransitionParams struct {
@@ -1043,35 +1116,43 @@ type TransitionParams struct {
 }
 
 type TransitionRow struct {
-	ID             uuid.UUID
-	TeamID         id.Team
-	HostID         uuid.UUID
-	TemplateID     id.Template
-	TemplateName   string
-	ImageDigest    string
-	Status         string
-	Incarnation    int64
-	Engine         string
-	EngineVersion  string
-	CpuMillis      int32
-	MemoryMb       int32
-	DiskMb         int32
-	Internet       bool
-	EnvSealed      []byte
-	Metadata       json.RawMessage
-	TimeoutSec     int32
-	OnTimeout      string
-	IdleTimeoutSec *int32
-	DeadlineAt     *time.Time
-	EndReason      string
-	Error          string
-	CreatedByType  string
-	CreatedByID    string
-	CreatedByName  string
-	CreatedAt      time.Time
-	StartedAt      *time.Time
-	EndedAt        *time.Time
-	UpdatedAt      time.Time
+	ID                    uuid.UUID
+	TeamID                id.Team
+	HostID                uuid.UUID
+	TemplateID            id.Template
+	TemplateName          string
+	ImageDigest           string
+	Status                string
+	Incarnation           int64
+	Engine                string
+	EngineVersion         string
+	CpuMillis             int32
+	MemoryMb              int32
+	DiskMb                int32
+	Internet              bool
+	EnvSealed             []byte
+	Metadata              json.RawMessage
+	TimeoutSec            int32
+	OnTimeout             string
+	IdleTimeoutSec        *int32
+	DeadlineAt            *time.Time
+	IdleCheckAt           *time.Time
+	CheckpointIntervalSec *int32
+	CheckpointDueAt       *time.Time
+	FromSnapshotID        *uuid.UUID
+	StateID               *uuid.UUID
+	StateAt               *time.Time
+	PausedAt              *time.Time
+	PausedReason          string
+	EndReason             string
+	Error                 string
+	CreatedByType         string
+	CreatedByID           string
+	CreatedByName         string
+	CreatedAt             time.Time
+	StartedAt             *time.Time
+	EndedAt               *time.Time
+	UpdatedAt             time.Time
 }
 
 func (q *Queries) Transition(ctx context.Context, db DBTX, arg TransitionParams) (TransitionRow, error) {
@@ -1112,6 +1193,14 @@ func (q *Queries) Transition(ctx context.Context, db DBTX, arg TransitionParams)
 		&i.OnTimeout,
 		&i.IdleTimeoutSec,
 		&i.DeadlineAt,
+		&i.IdleCheckAt,
+		&i.CheckpointIntervalSec,
+		&i.CheckpointDueAt,
+		&i.FromSnapshotID,
+		&i.StateID,
+		&i.StateAt,
+		&i.PausedAt,
+		&i.PausedReason,
 		&i.EndReason,
 		&i.Error,
 		&i.CreatedByType,
