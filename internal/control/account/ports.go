@@ -54,8 +54,8 @@ type Store interface {
 	// is false when the session has ended or the user is disabled.
 	PrincipalOf(ctx context.Context, session id.Session) (p principal.Principal, found bool, err error)
 	// LivingSessions are those of the given ones that PrincipalOf would find, and
-	// whether they have a team.
-	LivingSessions(ctx context.Context, sessions []id.Session) (map[id.Session]bool, error)
+	// what their rights rest on.
+	LivingSessions(ctx context.Context, sessions []id.Session) (map[id.Session]principal.Standing, error)
 	// MakeAdmin makes an existing user an active platform admin, with the entry
 	// granted only if that changes anything. A newHash that is not empty becomes
 	// the password's and ends all sessions of the user, with the entry reset.

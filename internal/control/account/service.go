@@ -213,8 +213,8 @@ func (s *Service) AuthenticateUser(ctx context.Context, claims keyring.UserClaim
 }
 
 // LivingSessions are those of the given ones that still stand for somebody, and
-// whether they have a team.
-func (s *Service) LivingSessions(ctx context.Context, sessions []id.Session) (map[id.Session]bool, error) {
+// what their rights rest on.
+func (s *Service) LivingSessions(ctx context.Context, sessions []id.Session) (map[id.Session]principal.Standing, error) {
 	return s.store.LivingSessions(ctx, sessions)
 }
 

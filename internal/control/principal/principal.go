@@ -75,6 +75,19 @@ type Principal struct {
 	UserAgent string
 }
 
+// Standing is what a caller's rights rest on beside the session or key itself.
+type Standing struct {
+	HasTeam bool
+	TeamID  id.Team
+	Role    Role
+	IsAdmin bool
+}
+
+// Standing returns the caller's.
+func (p Principal) Standing() Standing {
+	return Standing{HasTeam: p.HasTeam, TeamID: p.TeamID, Role: p.Role, IsAdmin: p.IsAdmin}
+}
+
 // System is Skerry itself: sweeps, monitors, recoveries.
 func System(name string) Principal {
 	return Principal{Kind: KindSystem, UserName: name}

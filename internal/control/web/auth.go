@@ -24,8 +24,8 @@ type Tokens interface {
 type UserAuthenticator interface {
 	AuthenticateUser(ctx context.Context, claims keyring.UserClaims) (principal.Principal, error)
 	// LivingSessions are those of the given ones that still stand for somebody,
-	// and whether they have a team, in one query.
-	LivingSessions(ctx context.Context, sessions []id.Session) (map[id.Session]bool, error)
+	// with what that somebody's rights rest on, in one query.
+	LivingSessions(ctx context.Context, sessions []id.Session) (map[id.Session]principal.Standing, error)
 }
 
 // KeyAuthenticator finds the API key, now, in one query. A key that is unknown,

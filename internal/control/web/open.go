@@ -15,7 +15,8 @@ import (
 // most, beside the time of one query.
 const recheckEvery = 800 * time.Millisecond
 
-var errRevoked = errs.Unauthenticated("access_ended", "The session or API key behind this stream has ended. Log in again, or use another key.")
+var errRevoked = errs.Unauthenticated("access_ended",
+	"The session or API key behind this stream has ended, or its team or role has changed. Connect again; log in first, or use another key, when that is refused.")
 
 // openRequests are the requests on mounted routes that are being served, which
 // may be streams of any length. Its zero value is empty.
@@ -88,7 +89,7 @@ func end[K comparable](o *openRequests, in *map[K]map[*openRequest]struct{}, ask
 }
 
 // Recheck ends what is being streamed to callers whose session or key has
-// ended, until ctx does: two queries for all of them together, and none while
+// ended, or whose team or role is another by now, until ctx does: two queries for all of them together, and none while
 // nothing is open. While the database cannot be asked, streams go on.
 func (s *Server) Recheck(ctx context.Context) error {
 	ticker := time.NewTicker(recheckEvery)
@@ -114,8 +115,8 @@ func (s *Server) recheck(ctx context.Context) error {
 			return err
 		}
 		end(&s.open, &s.open.sessions, sessions, func(session id.Session, caller principal.Principal) bool {
-			hasTeam, lives := living[session]
-			return lives && (hasTeam || !caller.HasTeam)
+			standing, lives := living[session]
+			return lives && standing == caller.Standing()
 		})
 	}
 	if keys := callers(&s.open, &s.open.keys); len(keys) > 0 {

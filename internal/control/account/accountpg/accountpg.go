@@ -169,7 +169,7 @@ func (s *Store) PrincipalOf(ctx context.Context, session id.Session) (principal.
 }
 
 // LivingSessions implements account.Store.
-func (s *Store) LivingSessions(ctx context.Context, sessions []id.Session) (map[id.Session]bool, error) {
+func (s *Store) LivingSessions(ctx context.Context, sessions []id.Session) (map[id.Session]principal.Standing, error) {
 	ids := make([]uuid.UUID, len(sessions))
 	for i, session := range sessions {
 		ids[i] = session.UUID()
@@ -178,9 +178,13 @@ func (s *Store) LivingSessions(ctx context.Context, sessions []id.Session) (map[
 	if err != nil {
 		return nil, pg.Map(err)
 	}
-	living := make(map[id.Session]bool, len(rows))
+	living := make(map[id.Session]principal.Standing, len(rows))
 	for _, row := range rows {
-		living[row.ID] = row.HasTeam
+		standing := principal.Standing{IsAdmin: row.IsAdmin}
+		if row.HasTeam && row.TeamID != nil {
+			standing.HasTeam, standing.TeamID, standing.Role = true, *row.TeamID, principal.Role(row.Role)
+		}
+		living[row.ID] = standing
 	}
 	return living, nil
 }

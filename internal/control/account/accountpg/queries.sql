@@ -57,7 +57,7 @@ WHERE s.id = $1 AND s.ended_at IS NULL AND s.expires_at > now() AND u.is_active;
 
 -- name: LivingSessions :many
 -- GetSessionPrincipal for many at once, as far as it may have changed.
-SELECT s.id, (t.id IS NOT NULL)::boolean AS has_team
+SELECT s.id, (t.id IS NOT NULL)::boolean AS has_team, s.team_id, coalesce(m.role, '')::text AS role, u.is_admin
 FROM sessions s
 JOIN users u ON u.id = s.user_id
 LEFT JOIN users_teams m ON m.user_id = s.user_id AND m.team_id = s.team_id

@@ -273,7 +273,7 @@ func (q *Queries) InsertUser(ctx context.Context, db DBTX, arg InsertUserParams)
 }
 
 const livingSessions = `-- name: LivingSessions :many
-SELECT s.id, (t.id IS NOT NULL)::boolean AS has_team
+SELECT s.id, (t.id IS NOT NULL)::boolean AS has_team, s.team_id, coalesce(m.role, '')::text AS role, u.is_admin
 FROM sessions s
 JOIN users u ON u.id = s.user_id
 LEFT JOIN users_teams m ON m.user_id = s.user_id AND m.team_id = s.team_id
@@ -284,6 +284,9 @@ WHERE s.id = ANY($1::uuid[]) AND s.ended_at IS NULL AND s.expires_at > now() AND
 type LivingSessionsRow struct {
 	ID      id.Session
 	HasTeam bool
+	TeamID  *id.Team
+	Role    string
+	IsAdmin bool
 }
 
 // GetSessionPrincipal for many at once, as far as it may have changed.
@@ -296,7 +299,13 @@ func (q *Queries) LivingSessions(ctx context.Context, db DBTX, ids []uuid.UUID) 
 	var items []LivingSessionsRow
 	for rows.Next() {
 		var i LivingSessionsRow
-		if err := rows.Scan(&i.ID, &i.HasTeam); err != nil {
+		if err := rows.Scan(
+			&i.ID,
+			&i.HasTeam,
+			&i.TeamID,
+			&i.Role,
+			&i.IsAdmin,
+		); err != nil {
 			return nil, err
 		}
 		items = append(items, i)
