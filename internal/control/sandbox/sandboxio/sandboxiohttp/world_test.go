@@ -92,9 +92,13 @@ type client struct {
 	conn *websocket.Conn
 }
 
-func (w *world) dial(route string) *client {
+func (w *world) dial(route string, change ...func(*websocket.DialOptions)) *client {
 	w.t.Helper()
-	conn, res, err := websocket.Dial(w.t.Context(), w.url+route, &websocket.DialOptions{Subprotocols: []string{"skerry.exec.v1"}})
+	opt := &websocket.DialOptions{Subprotocols: []string{"skerry.exec.v1"}}
+	for _, c := range change {
+		c(opt)
+	}
+	conn, res, err := websocket.Dial(w.t.Context(), w.url+route, opt)
 	if err != nil {
 		w.t.Fatal(err)
 	}
