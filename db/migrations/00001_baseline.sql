@@ -187,6 +187,7 @@ CREATE TABLE outbox (
     at       timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX outbox_order ON outbox (tx, id);
+CREATE INDEX outbox_team ON outbox (team_id, tx, id);
 CREATE INDEX outbox_age ON outbox (at);
 
 CREATE TABLE team_api_keys (
@@ -208,7 +209,7 @@ CREATE INDEX team_api_keys_team ON team_api_keys (team_id, created_at DESC, id D
 -- SKERRY_SECRET.
 CREATE TABLE platform_keys (
     kid        text PRIMARY KEY,
-    kind       text        NOT NULL CHECK (kind IN ('user_jwt', 'host_jwt', 'ca')),
+    kind       text        NOT NULL CHECK (kind IN ('user_jwt', 'host_jwt', 'audit', 'ca')),
     sealed     bytea       NOT NULL,
     public     bytea       NOT NULL, -- public key or certificate, DER
     created_at timestamptz NOT NULL DEFAULT now(),
@@ -497,8 +498,83 @@ CREATE TABLE refusal_counts (
     PRIMARY KEY (minute, ip, reason)
 );
 
+CREATE INDEX refusal_counts_ip ON refusal_counts (ip, minute);
+
+-- The trail is append-only for everybody, its owner too: an entry goes only
+-- once its team's anchor has passed it, which prune_audit_logs alone moves for
+-- the application.
+-- +goose StatementBegin
+CREATE FUNCTION refuse_audit_change() RETURNS trigger LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        IF EXISTS (SELECT FROM audit_heads h WHERE h.team_id = OLD.team_id AND h.anchor_seq >= OLD.seq) THEN
+            RETURN OLD;
+        END IF;
+    END IF;
+    RAISE EXCEPTION 'audit_logs is append-only: % is refused', TG_OP
+        USING ERRCODE = 'insufficient_privilege', HINT = 'Old entries go by SKERRY_AUDIT_RETENTION.';
+END $$;
+-- +goose StatementEnd
+CREATE TRIGGER audit_logs_append_only BEFORE UPDATE OR DELETE ON audit_logs FOR EACH ROW EXECUTE FUNCTION refuse_audit_change();
+CREATE TRIGGER audit_logs_no_truncate BEFORE TRUNCATE ON audit_logs FOR EACH STATEMENT EXECUTE FUNCTION refuse_audit_change();
+ALTER TABLE audit_logs ENABLE ALWAYS TRIGGER audit_logs_append_only;
+ALTER TABLE audit_logs ENABLE ALWAYS TRIGGER audit_logs_no_truncate;
+
+-- Removes at most max_rows of a team's oldest entries, those before a time at
+-- least a day ago, and anchors the chain at the last of them. Entries about
+-- earlier removals go only along with others. Returns how many went and the
+-- last one's sequence, zeros for nothing. Its caller records that.
+-- +goose StatementBegin
+CREATE FUNCTION prune_audit_logs(team uuid, before timestamptz, max_rows integer, OUT removed bigint, OUT up_to bigint)
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    head audit_heads%ROWTYPE;
+    kept bigint;
+BEGIN
+    removed := 0;
+    up_to := 0;
+    IF before IS NULL OR before > now() - interval '1 day' THEN
+        RAISE EXCEPTION 'audit entries are kept for a day at least' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF max_rows IS NULL OR max_rows NOT BETWEEN 1 AND 10000 THEN
+        RAISE EXCEPTION 'between 1 and 10000 entries at once' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    SELECT * INTO head FROM audit_heads WHERE team_id = team FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    -- The first of the batch that stays: the rest of the chain stays with it.
+    SELECT min(l.seq) INTO kept FROM audit_logs l
+        WHERE l.team_id = team AND l.seq > head.anchor_seq AND l.seq <= head.anchor_seq + max_rows AND l.created_at >= before;
+    kept := coalesce(kept, least(head.anchor_seq + max_rows, head.seq) + 1);
+    IF NOT EXISTS (SELECT FROM audit_logs l WHERE l.team_id = team AND l.seq > head.anchor_seq AND l.seq < kept
+                   AND (l.resource_type <> 'audit' OR l.action <> 'prune')) THEN
+        RETURN;
+    END IF;
+    up_to := kept - 1;
+    UPDATE audit_heads h SET anchor_seq = l.seq, anchor_hash = l.hash
+        FROM audit_logs l WHERE h.team_id = team AND l.team_id = team AND l.seq = up_to;
+    DELETE FROM audit_logs l WHERE l.team_id = team AND l.seq <= up_to;
+    GET DIAGNOSTICS removed = ROW_COUNT;
+END $$;
+-- +goose StatementEnd
+
+-- What the servers may do. Their connections take this role, so that a
+-- DATABASE_URL that names the owner cannot touch what is written for good.
+-- Roles belong to the whole PostgreSQL server: pg.Migrate made it.
+GRANT USAGE ON SCHEMA public TO skerry_app;
+GRANT SELECT, INSERT, UPDATE, DELETE ON users, teams, users_teams, sessions, user_identities, oauth_logins, account_tokens, device_logins,
+    team_invitations, team_limits, stream_tickets, outbox, team_api_keys, platform_keys, hosts, host_registration_tokens, host_refresh_tokens,
+    templates, snapshots, sandboxes, operations, sandbox_events, sandbox_samples, idempotency_keys, refusal_counts TO skerry_app;
+GRANT SELECT, INSERT ON audit_logs TO skerry_app;
+GRANT SELECT, INSERT (team_id, seq, hash), UPDATE (seq, hash) ON audit_heads TO skerry_app;
+REVOKE ALL ON FUNCTION prune_audit_logs FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION prune_audit_logs TO skerry_app;
+
 -- +goose Down
+DROP FUNCTION prune_audit_logs;
 DROP TABLE refusal_counts, audit_heads, audit_logs, idempotency_keys, sandbox_samples, sandbox_events, operations, sandboxes, snapshots, templates,
     host_refresh_tokens, host_registration_tokens, hosts, platform_keys, team_api_keys, outbox, stream_tickets, team_limits, team_invitations,
     device_logins, account_tokens, oauth_logins, user_identities, sessions, users_teams, teams, users;
 DROP FUNCTION check_team_has_owner;
+DROP FUNCTION refuse_audit_change;

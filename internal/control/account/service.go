@@ -202,14 +202,20 @@ func (s *Service) Me(ctx context.Context, by principal.Principal) (User, *team.T
 // AuthenticateUser finds who a verified token stands for, by what the database
 // says now.
 func (s *Service) AuthenticateUser(ctx context.Context, claims keyring.UserClaims) (principal.Principal, error) {
-	p, found, err := s.store.PrincipalOf(ctx, claims.Session)
-	if err != nil {
-		return principal.Principal{}, err
-	}
-	if !found || p.UserID != claims.User {
+	p, err := s.BySession(ctx, claims.Session)
+	if err == nil && p.UserID != claims.User {
 		return principal.Principal{}, errSessionEnded
 	}
-	return p, nil
+	return p, err
+}
+
+// BySession finds who a session stands for, by what the database says now.
+func (s *Service) BySession(ctx context.Context, session id.Session) (principal.Principal, error) {
+	p, found, err := s.store.PrincipalOf(ctx, session)
+	if err == nil && !found {
+		err = errSessionEnded
+	}
+	return p, err
 }
 
 // LivingSessions are those of the given ones that still stand for somebody, and

@@ -28,6 +28,8 @@ type Store interface {
 	// Authenticate finds a living key of a living team by its hash. Stale tells
 	// that its last use should be stored.
 	Authenticate(ctx context.Context, hash []byte) (key Key, stale, found bool, err error)
+	// Living finds a key that Authenticate would find, by its id.
+	Living(ctx context.Context, key id.APIKey) (k Key, found bool, err error)
 	// LivingKeys are those of the given keys that Authenticate would find.
 	LivingKeys(ctx context.Context, keys []id.APIKey) ([]id.APIKey, error)
 	// Touch stores that a key is in use, at most once a minute.
@@ -130,9 +132,22 @@ func (s *Service) AuthenticateKey(ctx context.Context, presented string) (princi
 		default:
 		}
 	}
+	return key.principal(), nil
+}
+
+// ByKey finds who a key stands for, by what the database says now.
+func (s *Service) ByKey(ctx context.Context, key id.APIKey) (principal.Principal, error) {
+	k, found, err := s.store.Living(ctx, key)
+	if err == nil && !found {
+		err = errInvalidKey
+	}
+	return k.principal(), err
+}
+
+func (k Key) principal() principal.Principal {
 	return principal.Principal{
-		Kind: principal.KindAPIKey, APIKeyID: key.ID, APIKeyName: key.Name, Scopes: key.Scopes, HasTeam: true, TeamID: key.TeamID,
-	}, nil
+		Kind: principal.KindAPIKey, APIKeyID: k.ID, APIKeyName: k.Name, Scopes: k.Scopes, HasTeam: true, TeamID: k.TeamID,
+	}
 }
 
 // LivingKeys are those of the given keys that still work.

@@ -23,6 +23,9 @@ import (
 	"skerry.dev/skerry/internal/control/apikey"
 	"skerry.dev/skerry/internal/control/apikey/apikeyhttp"
 	"skerry.dev/skerry/internal/control/apikey/apikeypg"
+	"skerry.dev/skerry/internal/control/event"
+	"skerry.dev/skerry/internal/control/event/eventhttp"
+	"skerry.dev/skerry/internal/control/event/eventpg"
 	"skerry.dev/skerry/internal/control/host"
 	"skerry.dev/skerry/internal/control/host/hosthttp"
 	"skerry.dev/skerry/internal/control/host/hostpg"
@@ -31,6 +34,7 @@ import (
 	"skerry.dev/skerry/internal/control/idempotency/idempotencypg"
 	"skerry.dev/skerry/internal/control/keyring"
 	"skerry.dev/skerry/internal/control/keyring/keyringpg"
+	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/control/sandbox"
 	"skerry.dev/skerry/internal/control/sandbox/sandboxhttp"
 	"skerry.dev/skerry/internal/control/sandbox/sandboxio"
@@ -42,6 +46,7 @@ import (
 	"skerry.dev/skerry/internal/control/template/templatepg"
 	"skerry.dev/skerry/internal/control/web"
 	"skerry.dev/skerry/internal/kernel/clock"
+	"skerry.dev/skerry/internal/kernel/id"
 	"skerry.dev/skerry/internal/kernel/lifecycle"
 	"skerry.dev/skerry/internal/pg"
 )
@@ -70,6 +75,8 @@ type control struct {
 	watch     *sandbox.Watch
 	sandboxes *sandbox.Service
 	streams   *sandboxiohttp.Handlers
+	feed      *event.Feed
+	tickets   *event.Tickets
 	web       *web.Server
 	api       http.Handler
 }
@@ -156,6 +163,8 @@ func (c *control) openRooms(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	c.feed = event.NewFeed(eventpg.New(c.pool), c.log)
+	c.tickets = event.NewTickets(eventpg.New(c.pool).Tickets(), callers{c.accounts, c.apiKeys})
 	hosts := hostpg.New(c.pool)
 	c.hosts = host.NewService(hosts, c.keys, c.cfg.secret, agents, c.cfg.AgentURL, c.log)
 	c.templates = template.NewService(templatepg.New(c.pool), c.hosts, agents, c.signer, c.cfg.AgentURL)
@@ -179,6 +188,7 @@ type handler struct {
 	templates
 	sandboxes
 	traffic
+	events
 	unbuilt
 }
 
@@ -194,11 +204,22 @@ type (
 	templates struct{ *templatehttp.Handlers }
 	sandboxes struct{ *sandboxhttp.Handlers }
 	traffic   struct{ *sandboxiohttp.Handlers }
+	events    struct{ *eventhttp.Handlers }
 )
+
+// callers finds who holds a ticket.
+type callers struct {
+	*account.Service
+	keys *apikey.Service
+}
+
+func (c callers) ByKey(ctx context.Context, key id.APIKey) (principal.Principal, error) {
+	return c.keys.ByKey(ctx, key)
+}
 
 func (c *control) openWeb(context.Context) (err error) {
 	c.web, err = web.New(web.Config{
-		Log: c.log, Clock: clock.System{}, Secret: c.cfg.secret, Tokens: c.keys, Users: c.accounts, Keys: c.apiKeys, Hosts: c.hosts,
+		Log: c.log, Clock: clock.System{}, Secret: c.cfg.secret, Tokens: c.keys, Users: c.accounts, Keys: c.apiKeys, Tickets: c.tickets, Hosts: c.hosts,
 		Proxies: c.cfg.proxies, Limits: web.DefaultLimits(),
 		Checks: []web.Check{{Name: "database", Probe: c.pool.Ping}, {Name: "artifact_store", Probe: c.storeThere}},
 	})
@@ -210,7 +231,11 @@ func (c *control) openWeb(context.Context) (err error) {
 		AllowedOrigins: []string{strings.TrimRight(c.cfg.URL, "/")}, // a proxy may send its own Host
 	})
 	built := templatehttp.New(c.templates, func(ctx context.Context, err error) restapi.Error { return web.Errors{}.NewError(ctx, err).Response })
+	changes := eventhttp.New(c.feed, eventpg.New(c.pool), c.tickets, eventhttp.Options{
+		WriteError: web.WriteError, Permit: web.Permit, Sandbox: c.sandboxes.Get, Log: c.log, AllowedOrigins: []string{strings.TrimRight(c.cfg.URL, "/")},
+	})
 	for _, r := range []web.Route{
+		{Method: http.MethodGet, Path: "/v1/events", Operation: "streamEvents", Handler: changes.Stream},
 		{Method: http.MethodPost, Path: "/v1/templates/base/build", Operation: "buildBaseTemplate", Handler: built.BuildBase},
 		{Method: http.MethodGet, Path: "/v1/sandboxes/{id}/exec/stream", Operation: "streamExec", Handler: c.streams.StreamExec},
 		{Method: http.MethodGet, Path: "/v1/sandboxes/{id}/pty", Operation: "openPTY", Handler: c.streams.OpenPTY},
@@ -222,7 +247,7 @@ func (c *control) openWeb(context.Context) (err error) {
 	c.api, err = c.web.Handler(handler{
 		Accounts: accounthttp.New(c.accounts, c.replays), APIKeys: apikeyhttp.New(c.apiKeys, c.replays),
 		Handlers:  hosthttp.New(c.hosts, c.sandboxes, c.replays),
-		templates: templates{built}, sandboxes: sandboxes{sandboxhttp.New(c.sandboxes, c.replays)}, traffic: traffic{c.streams},
+		templates: templates{built}, sandboxes: sandboxes{sandboxhttp.New(c.sandboxes, c.replays)}, traffic: traffic{c.streams}, events: events{changes},
 	})
 	return err
 }
@@ -238,6 +263,7 @@ func (c *control) serve(ctx context.Context, public, agents net.Listener) error 
 	loops, _ := lifecycle.NewGroup(context.WithoutCancel(ctx))
 	for _, loop := range []func(context.Context) error{
 		c.runner.Run, c.watch.Run, c.monitor.Run, sandbox.NewSweep(c.sandboxes, c.log).Run, c.apiKeys.Run, c.web.Recheck, c.forget,
+		c.feed.Run, c.tickets.Run,
 	} {
 		loops.Go(loop)
 	}

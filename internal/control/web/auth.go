@@ -43,8 +43,15 @@ type HostAuthenticator interface {
 	AuthenticateHost(ctx context.Context, claims keyring.HostClaims) (principal.Principal, error)
 }
 
+// Tickets stand for a caller on a stream that cannot send headers: each works
+// once, for one operation on one resource ("" for none). A ticket that does not
+// is errs.CodeUnauthenticated.
+type Tickets interface {
+	Redeem(ctx context.Context, ticket, operation, resource string) (principal.Principal, error)
+}
+
 var (
-	errTwoCredentials = errs.Invalid("ambiguous_credentials", "Send either a bearer token or an API key, not both.")
+	errTwoCredentials = errs.Invalid("ambiguous_credentials", "Send one of a bearer token, an API key and a ticket, not several.")
 	errHostMismatch   = errs.Unauthenticated("certificate_mismatch", "The client certificate is not that of the token's host.")
 )
 
@@ -85,9 +92,19 @@ func (s *Server) authenticate(r *http.Request, operation string) (context.Contex
 	key := r.Header.Get("X-API-Key")
 	scheme, token, bearer := strings.Cut(r.Header.Get("Authorization"), " ")
 	bearer = bearer && strings.EqualFold(scheme, "Bearer")
+	ticket := ""
+	if ticketed[operation] {
+		ticket = r.URL.Query().Get("ticket")
+	}
 	switch {
-	case key != "" && bearer:
+	case key != "" && bearer, ticket != "" && (key != "" || bearer):
 		return nil, errTwoCredentials
+	case ticket != "":
+		caller, err := s.tickets.Redeem(ctx, ticket, operation, r.PathValue("id"))
+		if err != nil {
+			return nil, err
+		}
+		return s.admit(ctx, operation, caller)
 	case key != "":
 		return s.withKey(ctx, operation, key)
 	case bearer && permission.Host:
@@ -98,6 +115,9 @@ func (s *Server) authenticate(r *http.Request, operation string) (context.Contex
 		return nil, errUnauthenticated
 	}
 }
+
+// ticketed are the operations that a ticket may open.
+var ticketed = map[string]bool{"streamEvents": true, "streamExec": true, "openPTY": true, "downloadFile": true}
 
 func (s *Server) withUser(ctx context.Context, operation, token string) (context.Context, error) {
 	claims, err := s.tokens.VerifyUser(ctx, token)

@@ -162,6 +162,15 @@ func PermissionOf(operationID string) (Permission, bool) {
 	return p, ok
 }
 
+// Permit decides whether a caller may call an operation at all.
+func Permit(operationID string, caller principal.Principal) error {
+	p, ok := permissions[operationID]
+	if !ok {
+		return errUnauthenticated
+	}
+	return p.allow(caller)
+}
+
 // PermittedOperations lists the operations that have a line, sorted.
 func PermittedOperations() []string { return slices.Sorted(maps.Keys(permissions)) }
 

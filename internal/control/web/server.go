@@ -34,6 +34,7 @@ type Config struct {
 	Users   UserAuthenticator
 	Keys    KeyAuthenticator
 	Hosts   HostAuthenticator
+	Tickets Tickets
 	Proxies Proxies
 	Limits  Limits
 	// Checks decide readiness.
@@ -75,6 +76,7 @@ type Server struct {
 	users     UserAuthenticator
 	keys      KeyAuthenticator
 	hosts     HostAuthenticator
+	tickets   Tickets
 	proxies   Proxies
 	perIP     *ratelimit.Limiter
 	perCaller *ratelimit.Limiter
@@ -87,7 +89,7 @@ type Server struct {
 // New returns a server that has the system's own routes.
 func New(c Config) (*Server, error) {
 	s := &Server{
-		log: c.Log, secret: c.Secret, tokens: c.Tokens, users: c.Users, keys: c.Keys, hosts: c.Hosts, proxies: c.Proxies, checks: c.Checks,
+		log: c.Log, secret: c.Secret, tokens: c.Tokens, users: c.Users, keys: c.Keys, hosts: c.Hosts, tickets: c.Tickets, proxies: c.Proxies, checks: c.Checks,
 		perIP:     ratelimit.New(c.Clock, c.Limits.Auth, limiterKeys),
 		perCaller: ratelimit.New(c.Clock, c.Limits.Caller, limiterKeys),
 		raw:       http.NewServeMux(),

@@ -137,6 +137,18 @@ func (s *Store) Authenticate(ctx context.Context, hash []byte) (key apikey.Key, 
 	return apikey.Key{ID: row.ID, TeamID: row.TeamID, Name: row.Name, Scopes: scopes(row.Scopes)}, row.Stale, true, nil
 }
 
+// Living implements apikey.Store.
+func (s *Store) Living(ctx context.Context, key id.APIKey) (apikey.Key, bool, error) {
+	row, err := s.q.ByID(ctx, s.pool, key)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return apikey.Key{}, false, nil
+	}
+	if err != nil {
+		return apikey.Key{}, false, pg.Map(err)
+	}
+	return apikey.Key{ID: row.ID, TeamID: row.TeamID, Name: row.Name, Scopes: scopes(row.Scopes)}, true, nil
+}
+
 // LivingKeys implements apikey.Store.
 func (s *Store) LivingKeys(ctx context.Context, keys []id.APIKey) ([]id.APIKey, error) {
 	ids := make([]uuid.UUID, len(keys))

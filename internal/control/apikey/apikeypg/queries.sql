@@ -24,6 +24,11 @@ SELECT k.id, k.team_id, k.name, k.scopes,
 FROM team_api_keys k JOIN teams t ON t.id = k.team_id
 WHERE k.key_hash = $1 AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AND t.deleted_at IS NULL;
 
+-- name: ByID :one
+SELECT k.id, k.team_id, k.name, k.scopes
+FROM team_api_keys k JOIN teams t ON t.id = k.team_id
+WHERE k.id = $1 AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AND t.deleted_at IS NULL;
+
 -- name: LivingKeys :many
 -- Authenticate for many at once.
 SELECT k.id FROM team_api_keys k JOIN teams t ON t.id = k.team_id

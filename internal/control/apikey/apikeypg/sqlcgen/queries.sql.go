@@ -41,6 +41,31 @@ func (q *Queries) Authenticate(ctx context.Context, db DBTX, keyHash []byte) (Au
 	return i, err
 }
 
+const byID = `-- name: ByID :one
+SELECT k.id, k.team_id, k.name, k.scopes
+FROM team_api_keys k JOIN teams t ON t.id = k.team_id
+WHERE k.id = $1 AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AND t.deleted_at IS NULL
+`
+
+type ByIDRow struct {
+	ID     id.APIKey
+	TeamID id.Team
+	Name   string
+	Scopes []string
+}
+
+func (q *Queries) ByID(ctx context.Context, db DBTX, argID id.APIKey) (ByIDRow, error) {
+	row := db.QueryRow(ctx, byID, argID)
+	var i ByIDRow
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.Name,
+		&i.Scopes,
+	)
+	return i, err
+}
+
 const getKey = `-- name: GetKey :one
 SELECT name, created_by FROM team_api_keys WHERE id = $1 AND team_id = $2 AND revoked_at IS NULL
 `
