@@ -34,7 +34,9 @@ func Root(t testing.TB) {
 }
 
 // Eventually waits until ok holds, and fails the test with what it waited for
-// when it does not within the given time.
+// when it does not within the given time. That time is there to end a test that
+// hangs, also on a slow machine that is busy: 30 s or more, never a promise. For
+// those there is Promise.
 func Eventually(t testing.TB, within time.Duration, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(within)
@@ -47,6 +49,24 @@ func Eventually(t testing.TB, within time.Duration, what string, ok func() bool)
 		}
 		timer := time.NewTimer(pause)
 		<-timer.C
+	}
+}
+
+// Promise fails the test when what takes longer than the product promises. one
+// does it anew and returns how long it took. A machine that is busy with others
+// holds up one run, or two; so when the first took too long there are four more,
+// and the median counts.
+func Promise(t testing.TB, most time.Duration, what string, one func() time.Duration) {
+	t.Helper()
+	var took []time.Duration
+	for range 5 {
+		took = append(took, one())
+		if t.Failed() || len(took) == 1 && took[0] <= most {
+			return
+		}
+	}
+	if slices.Sort(took); took[len(took)/2] > most {
+		t.Errorf("%s took %v, want at most %s", what, took, most)
 	}
 }
 
