@@ -107,7 +107,7 @@ func TestClusterLivesThroughStopAdoptionAndKill(t *testing.T) {
 	// A backend that is busy while its postmaster dies keeps the shared memory.
 	busy := start(t, c)
 	go func() { _, _ = busy.Exec(ctx, "SELECT pg_sleep(600)") }()
-	testkit.Eventually(t, 10*time.Second, "the busy backend sleeps", func() bool {
+	testkit.Eventually(t, 30*time.Second, "the busy backend sleeps", func() bool {
 		var n int
 		err := conn.QueryRow(ctx, "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%' AND state = 'active'").Scan(&n)
 		return err == nil && n == 1
@@ -115,7 +115,7 @@ func TestClusterLivesThroughStopAdoptionAndKill(t *testing.T) {
 	if err := syscall.Kill(first, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	testkit.Eventually(t, 10*time.Second, "the postmaster is dead", func() bool { return syscall.Kill(first, 0) != nil })
+	testkit.Eventually(t, 30*time.Second, "the postmaster is dead", func() bool { return syscall.Kill(first, 0) != nil })
 	if n := count(start(t, c)); n != 1 {
 		t.Errorf("%d rows after kill -9", n)
 	}

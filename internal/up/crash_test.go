@@ -256,7 +256,7 @@ func TestO1_KilledAnywhereAndFinishedByTheNext(t *testing.T) {
 				t.Fatalf("the first start was to be killed at change %d: %v\n%s", n, err, out)
 			}
 			// Its children end with it, or the next start has no port.
-			testkit.Eventually(t, 20*time.Second, "the port to be free", func() bool {
+			testkit.Eventually(t, 30*time.Second, "the port to be free", func() bool {
 				l, err := net.Listen("tcp", listen)
 				if err == nil {
 					_ = l.Close()

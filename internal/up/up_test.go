@@ -92,7 +92,7 @@ func TestO1_AChildThatDiesIsStartedAgain(t *testing.T) {
 		raw, _ := os.ReadFile(pids)
 		return strings.Fields(string(raw))
 	}
-	testkit.Eventually(t, 10*time.Second, "the child to start", func() bool { return len(started()) == 1 })
+	testkit.Eventually(t, 30*time.Second, "the child to start", func() bool { return len(started()) == 1 })
 	first, err := strconv.Atoi(started()[0])
 	if err != nil {
 		t.Fatal(err)
@@ -103,7 +103,7 @@ func TestO1_AChildThatDiesIsStartedAgain(t *testing.T) {
 	if err := syscall.Kill(first, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	testkit.Eventually(t, 10*time.Second, "the child to be started again", func() bool { return len(started()) == 2 })
+	testkit.Eventually(t, 30*time.Second, "the child to be started again", func() bool { return len(started()) == 2 })
 	if !strings.Contains(said(), "starting it again") {
 		t.Errorf("nothing was said of it: %q", said())
 	}
@@ -120,7 +120,7 @@ func TestO1_AChildThatDiesIsStartedAgain(t *testing.T) {
 func TestO1_AChildThatDoesNotStayUpIsExplained(t *testing.T) {
 	c, _ := testChild(t, "dies")
 	c.run(t.Context())
-	testkit.Eventually(t, 20*time.Second, "three deaths", func() bool { return c.failing() != nil })
+	testkit.Eventually(t, 30*time.Second, "three deaths", func() bool { return c.failing() != nil })
 	if err := c.failing(); !strings.Contains(err.Error(), "I cannot go on") {
 		t.Errorf("the error does not hold the child's last words: %v", err)
 	}
@@ -140,7 +140,7 @@ func TestO1_OneUpPerDataDirectory(t *testing.T) {
 	if !errors.As(err, &held) || held.Holder.PID != os.Getpid() || held.Holder.URL != "http://127.0.0.1:7070" {
 		t.Fatalf("the second gets %v", err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	go first.release()
 	again, err := waitFree(ctx, path)

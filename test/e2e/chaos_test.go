@@ -226,7 +226,7 @@ func TestO1_UpAgainIsQuickAndKeepsSandboxes(t *testing.T) {
 	if took > 10*time.Second {
 		t.Errorf("up again took %s, want under 10s", took)
 	}
-	testkit.Eventually(t, 10*time.Second, "the sandbox answers", func() bool {
+	testkit.Eventually(t, 30*time.Second, "the sandbox answers", func() bool {
 		var result execResult
 		_, err := in.Try(t.Context(), "POST", "/v1/sandboxes/"+box.ID+"/exec", map[string]any{"cmd": "cat /home/user/kept /proc/sys/kernel/random/boot_id"}, &result)
 		return err == nil && result.Stdout == "kept\n"+boot

@@ -131,7 +131,7 @@ func TestS14_ForkBombAndFullDiskStayInside(t *testing.T) {
 // event waits until the sandbox's history has an event of the kind.
 func (in *machine) event(t *testing.T, id, kind string) {
 	t.Helper()
-	testkit.Eventually(t, 15*time.Second, "an event "+kind, func() bool {
+	testkit.Eventually(t, 30*time.Second, "an event "+kind, func() bool {
 		var events struct{ Items []struct{ Kind string } }
 		in.Must(t, "GET", "/v1/sandboxes/"+id+"/events?limit=200", nil, &events)
 		for _, event := range events.Items {

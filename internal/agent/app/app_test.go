@@ -108,7 +108,7 @@ func TestTheAgentFromRegistrationToRestart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	testkit.Eventually(t, 10*time.Second, "a heartbeat and the event", func() bool {
+	testkit.Eventually(t, 30*time.Second, "a heartbeat and the event", func() bool {
 		p.control.Lock()
 		defer p.control.Unlock()
 		return len(p.control.Heartbeats) > 0 && len(p.control.Events) == 1 && p.control.Events[0].Kind == "started" &&
@@ -150,7 +150,7 @@ func TestTheAgentFromRegistrationToRestart(t *testing.T) {
 	if _, err := b.CreateSandbox(t.Context(), req); !errs.Is(rpcerr.FromConnect(err), "stale_incarnation") {
 		t.Errorf("a create after the destroy: %v", err)
 	}
-	testkit.Eventually(t, 10*time.Second, "the destroy's event", func() bool {
+	testkit.Eventually(t, 30*time.Second, "the destroy's event", func() bool {
 		p.control.Lock()
 		defer p.control.Unlock()
 		n := len(p.control.Events)

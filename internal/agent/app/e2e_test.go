@@ -158,7 +158,7 @@ func realHost(t *testing.T, p *platform) app.Config {
 }
 
 func purge(t *testing.T, cfg app.Config) {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	tag := readTag(t, cfg)
 	sh, err := shim.Ensure(ctx, shim.Config{Dir: app.ShimDir(cfg.DataDir), Command: cfg.ShimCommand})
@@ -195,7 +195,7 @@ func (p *platform) tunnel(t *testing.T, r *running, sandbox string, port int) (*
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
 	fmt.Fprintf(conn, "CONNECT %[1]s.1:%[2]d HTTP/1.1\r\nHost: %[1]s.1:%[2]d\r\n\r\n", sandbox, port)
 	in := bufio.NewReader(conn)
 	resp, err := http.ReadResponse(in, &http.Request{Method: http.MethodConnect})
@@ -282,7 +282,7 @@ func TestS1_H15_S15_OnARealHost(t *testing.T) {
 		t.Errorf("a call in flight is not cut by the exit: %v", err)
 	}
 	t.Logf("cut %v after the kill", time.Since(began))
-	testkit.Eventually(t, 10*time.Second, "the exit", func() bool {
+	testkit.Eventually(t, 30*time.Second, "the exit", func() bool {
 		inv, err := b.Inventory(t.Context(), &agentv1.InventoryRequest{})
 		return err == nil && len(inv.Sandboxes) == 1 && inv.Sandboxes[0].Phase == agentv1.SandboxPhase_SANDBOX_PHASE_EXITED
 	})

@@ -218,7 +218,7 @@ func (s setup) registered(t *testing.T) *identity.Identity {
 
 func (s setup) eventually(t *testing.T, what string, ok func(*identitytest.Control) bool) {
 	t.Helper()
-	testkit.Eventually(t, 10*time.Second, what, func() bool {
+	testkit.Eventually(t, 30*time.Second, what, func() bool {
 		s.control.Lock()
 		defer s.control.Unlock()
 		return ok(s.control)
@@ -268,7 +268,7 @@ func TestH5_AnOutageIsOutlasted(t *testing.T) {
 	b.add("a", "b")
 	run(t, i, b)
 	s.eventually(t, "a heartbeat after the outage", func(c *identitytest.Control) bool { return len(c.Heartbeats) > 0 })
-	testkit.Eventually(t, 5*time.Second, "the events", func() bool { return b.left() == 0 })
+	testkit.Eventually(t, 30*time.Second, "the events", func() bool { return b.left() == 0 })
 	if s.control.Refreshes != 0 {
 		t.Error("an outage made the host renew its credentials")
 	}
@@ -339,7 +339,7 @@ func TestEventsAreDeliveredAtLeastOnceAndInOrder(t *testing.T) {
 		b.add("k")
 	}
 	run(t, i, b)
-	testkit.Eventually(t, 10*time.Second, "an empty outbox", func() bool { return b.left() == 0 })
+	testkit.Eventually(t, 30*time.Second, "an empty outbox", func() bool { return b.left() == 0 })
 	b.mu.Lock()
 	b.events = nil
 	b.mu.Unlock()
@@ -369,7 +369,7 @@ func TestAnEventNobodyTakesHoldsUpNoOther(t *testing.T) {
 	s.control.Refuse = "poison"
 	s.control.Unlock()
 	run(t, i, b)
-	testkit.Eventually(t, 10*time.Second, "an empty outbox", func() bool { return b.left() == 0 })
+	testkit.Eventually(t, 30*time.Second, "an empty outbox", func() bool { return b.left() == 0 })
 	s.control.Lock()
 	defer s.control.Unlock()
 	got := map[string]bool{}

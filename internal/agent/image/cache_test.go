@@ -371,7 +371,7 @@ func TestMountByLoop_ForKernelsThatNeedIt(t *testing.T) {
 		t.Error("no loop device carries the file")
 	}
 	must(t, unix.Unmount(dir, 0))
-	testkit.Eventually(t, 5*time.Second, "the loop device is free again", func() bool { return !backed() })
+	testkit.Eventually(t, 30*time.Second, "the loop device is free again", func() bool { return !backed() })
 }
 
 // TestS14_TreeIsAGvisorRoot runs a sandbox on a merged tree: the overlay over

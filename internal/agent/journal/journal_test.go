@@ -126,7 +126,7 @@ func TestOutboxIsOrderedBoundedAndConfirmed(t *testing.T) {
 	}
 	select {
 	case <-j.Wake():
-	case <-time.After(time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("no wake-up for new events")
 	}
 	seqs := func(j *Journal) []uint64 {

@@ -133,7 +133,7 @@ func TestParallelEqualCreatesAreOne(t *testing.T) {
 			got[n] = r.Instance
 		})
 	}
-	testkit.Eventually(t, 5*time.Second, "a create in flight", func() bool { return w.calls("acquire_image") > 0 })
+	testkit.Eventually(t, 30*time.Second, "a create in flight", func() bool { return w.calls("acquire_image") > 0 })
 	release()
 	wg.Wait()
 	for _, i := range got {
@@ -186,7 +186,7 @@ func TestACleanupThatFailsIsTriedAgain(t *testing.T) {
 		}
 		wantReason(t, a.Destroy(t.Context(), s.Sandbox, 1, "deleted"), "destroy_unfinished")
 		w.set(call, nil)
-		testkit.Eventually(t, 5*time.Second, "the cleanup's end", func() bool { return len(inventory(t, a)) == 0 })
+		testkit.Eventually(t, 30*time.Second, "the cleanup's end", func() bool { return len(inventory(t, a)) == 0 })
 		w.empty(t, dir)
 	}
 }
@@ -200,7 +200,7 @@ func TestDeadlineAbortsAndLeavingDoesNot(t *testing.T) {
 	defer cancel()
 	_, err := a.Create(ctx, spec(id.NewSandbox(), 1))
 	wantReason(t, err, "deadline_exceeded")
-	testkit.Eventually(t, 5*time.Second, "the undo", func() bool { return len(inventory(t, a)) == 0 })
+	testkit.Eventually(t, 30*time.Second, "the undo", func() bool { return len(inventory(t, a)) == 0 })
 	w.empty(t, dir)
 
 	left, leave := context.WithCancel(t.Context())
@@ -211,7 +211,7 @@ func TestDeadlineAbortsAndLeavingDoesNot(t *testing.T) {
 		_, err := a.Create(left, s)
 		done <- err
 	}()
-	testkit.Eventually(t, 5*time.Second, "a create in flight", func() bool { return w.calls("acquire_image") > before })
+	testkit.Eventually(t, 30*time.Second, "a create in flight", func() bool { return w.calls("acquire_image") > before })
 	leave()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
@@ -234,7 +234,7 @@ func TestS2_DestroySupersedesACreateInFlight(t *testing.T) {
 			_, err := a.Create(t.Context(), s)
 			created <- err
 		}()
-		testkit.Eventually(t, 5*time.Second, "a create in flight", func() bool { return w.calls(call) > 0 })
+		testkit.Eventually(t, 30*time.Second, "a create in flight", func() bool { return w.calls(call) > 0 })
 		if err := a.Destroy(t.Context(), s.Sandbox, 2, "deleted"); err != nil {
 			t.Fatal(err)
 		}
@@ -252,13 +252,13 @@ func TestS15_AnExitIsNoticedAndCutsConnections(t *testing.T) {
 	s := spec(id.NewSandbox(), 1)
 	r := mustCreate(t, a, s)
 	w.kill(r.Instance, engine.ExitOutOfMemory)
-	testkit.Eventually(t, 5*time.Second, "the exit", func() bool {
+	testkit.Eventually(t, 30*time.Second, "the exit", func() bool {
 		inv := inventory(t, a)
 		return len(inv) == 1 && inv[0].Phase == journal.PhaseExited && inv[0].EndReason == engine.ExitOutOfMemory
 	})
-	testkit.Eventually(t, 5*time.Second, "cut connections", func() bool { return a.links[0].closed.Load() })
+	testkit.Eventually(t, 30*time.Second, "cut connections", func() bool { return a.links[0].closed.Load() })
 	// Nobody has to come by: the record alone is left.
-	testkit.Eventually(t, 5*time.Second, "nothing left on the host", func() bool {
+	testkit.Eventually(t, 30*time.Second, "nothing left on the host", func() bool {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		entries, err := os.ReadDir(filepath.Join(dir, "instances"))
@@ -273,7 +273,7 @@ func TestS15_AnExitIsNoticedAndCutsConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.empty(t, dir)
-	testkit.Eventually(t, 5*time.Second, "the events", func() bool {
+	testkit.Eventually(t, 30*time.Second, "the events", func() bool {
 		k := a.kinds(t)
 		return len(k) == 3 && k[0] == "started" && k[1] == "exited" && k[2] == "destroyed"
 	})
@@ -370,7 +370,7 @@ func TestCloseUndoesWhatIsInFlight(t *testing.T) {
 		_, err := a.Create(t.Context(), spec(id.NewSandbox(), 1))
 		created <- err
 	}()
-	testkit.Eventually(t, 5*time.Second, "a create in flight", func() bool { return w.calls("await") > 1 })
+	testkit.Eventually(t, 30*time.Second, "a create in flight", func() bool { return w.calls("await") > 1 })
 	a.stop()
 	wantReason(t, <-created, "agent_stopping")
 	if in, ok := w.sim.Instance(keep.Instance); len(w.sim.Instances()) != 1 || !ok || !in.Running() {
@@ -389,7 +389,7 @@ func TestTooManyCreatesAreRefused(t *testing.T) {
 		_, err := a.Create(t.Context(), spec(id.NewSandbox(), 1))
 		done <- err
 	}()
-	testkit.Eventually(t, 5*time.Second, "a create in flight", func() bool { return w.calls("await") > 0 })
+	testkit.Eventually(t, 30*time.Second, "a create in flight", func() bool { return w.calls("await") > 0 })
 	_, err := a.Create(t.Context(), spec(id.NewSandbox(), 1))
 	wantReason(t, err, "host_busy")
 	release()

@@ -52,7 +52,7 @@ func TestH15_RestartReadoptsAndNoticesExits(t *testing.T) {
 			t.Errorf("sandbox %d: %+v", n, got)
 		}
 	}
-	testkit.Eventually(t, 5*time.Second, "what the living have, and no more", func() bool {
+	testkit.Eventually(t, 30*time.Second, "what the living have, and no more", func() bool {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		_, ok := w.slots[99]
@@ -64,7 +64,7 @@ func TestH15_RestartReadoptsAndNoticesExits(t *testing.T) {
 		_ = c.Close()
 	}
 	w.kill(runs[5].Instance, engine.ExitKilled) // the watch is on again
-	testkit.Eventually(t, 5*time.Second, "an exit after the restart", func() bool {
+	testkit.Eventually(t, 30*time.Second, "an exit after the restart", func() bool {
 		_, err := b.Dial(t.Context(), runs[5].Sandbox, 1, 80)
 		return errs.Is(err, "sandbox_not_running")
 	})
@@ -88,7 +88,7 @@ func TestH15_AnEngineThatGivesNoVerdictLosesNothing(t *testing.T) {
 		t.Fatalf("the inventory is %v", inv)
 	}
 	release()
-	testkit.Eventually(t, 5*time.Second, "the sandbox", func() bool {
+	testkit.Eventually(t, 30*time.Second, "the sandbox", func() bool {
 		c, err := b.Dial(t.Context(), r.Sandbox, 1, 80)
 		if err == nil {
 			_ = c.Close()

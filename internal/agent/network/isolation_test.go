@@ -169,7 +169,7 @@ func TestS14_NW03_IPv6IsClosed(t *testing.T) {
 	// Without the table it does: the refusal above is the rules' own.
 	must(t, m.Close())
 	must(t, deleteTable(t.Context(), m.tag))
-	testkit.Eventually(t, 10*time.Second, "without the table IPv6 passes", func() bool {
+	testkit.Eventually(t, 30*time.Second, "without the table IPv6 passes", func() bool {
 		_, err := dialFrom(s.Net.NamespacePath, "tcp6", "[fd5b::1]:"+hostPort)
 		return err == nil
 	})

@@ -66,7 +66,7 @@ func TestH14_ARestartedAgentTakesOverWithoutDisturbing(t *testing.T) {
 	if _, err := m.Adopt(t.Context(), lost.Index, owner(3)); !errors.Is(err, ErrNoSlot) {
 		t.Errorf("a released slot is adopted: %v", err)
 	}
-	testkit.Eventually(t, 5*time.Second, "left-overs are gone", func() bool {
+	testkit.Eventually(t, 30*time.Second, "left-overs are gone", func() bool {
 		_, err := os.Stat(m.tag.nsPath(200))
 		return os.IsNotExist(err)
 	})
@@ -95,7 +95,7 @@ func TestLL01_LL07_AcquireAndReleaseTwoHundredTimes(t *testing.T) {
 	}
 	var fromWarm, releases []time.Duration
 	for i := range 200 {
-		testkit.Eventually(t, 10*time.Second, "slots are warm", full)
+		testkit.Eventually(t, 30*time.Second, "slots are warm", full)
 		start := time.Now()
 		s := acquire(t, m, i, Policy{Internet: true})
 		fromWarm = append(fromWarm, time.Since(start))
@@ -104,7 +104,7 @@ func TestLL01_LL07_AcquireAndReleaseTwoHundredTimes(t *testing.T) {
 		must(t, m.Release(t.Context(), s.Index))
 		releases = append(releases, time.Since(start))
 	}
-	testkit.Eventually(t, 10*time.Second, "slots are warm", full)
+	testkit.Eventually(t, 30*time.Second, "slots are warm", full)
 	if leaks, err := m.Leaks(t.Context()); err != nil || len(leaks) != 0 {
 		t.Errorf("leaks: %q %v", leaks, err)
 	}
@@ -198,7 +198,7 @@ func TestLL07_SlotsAreBoundedAndComeBack(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	testkit.Eventually(t, 5*time.Second, "a released place is usable", func() bool {
+	testkit.Eventually(t, 30*time.Second, "a released place is usable", func() bool {
 		_, err := m.Acquire(t.Context(), owner(7), Policy{Internet: true})
 		return err == nil
 	})
@@ -217,7 +217,7 @@ func TestLL01_FailedBuildLeavesNothing(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	pc.Close()
-	testkit.Eventually(t, 5*time.Second, "nothing is left of the failed build", func() bool {
+	testkit.Eventually(t, 30*time.Second, "nothing is left of the failed build", func() bool {
 		links, err := tagLinks(m.tag)
 		return err == nil && len(links) == 0 && len(m.Slots()) == 0
 	})

@@ -286,7 +286,7 @@ func (f *fixture) connectTo(t *testing.T, authority, early string) (*http.Respon
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = raw.Close() })
-	_ = raw.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = raw.SetDeadline(time.Now().Add(time.Minute))
 	fmt.Fprintf(raw, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n%s", authority, authority, early)
 	r := bufio.NewReader(raw)
 	resp, err := http.ReadResponse(r, &http.Request{Method: http.MethodConnect})
@@ -353,7 +353,7 @@ func TestS15_TunnelsAreCutWhenTheSandboxEnds(t *testing.T) {
 		t.Errorf("a third tunnel of two: %s", resp.Status)
 	}
 	_ = second.Close()
-	testkit.Eventually(t, 5*time.Second, "room after a tunnel was closed", func() bool {
+	testkit.Eventually(t, 30*time.Second, "room after a tunnel was closed", func() bool {
 		resp, raw, _ := f.connectTo(t, f.authority(2, 80), "")
 		_ = raw.Close()
 		return resp.StatusCode == http.StatusOK

@@ -49,7 +49,7 @@ func start(t *testing.T) (*shim.Client, shim.Config) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		list, err := c.List(ctx)
 		if err != nil {
@@ -144,7 +144,7 @@ func TestClientTimeoutAndEnd(t *testing.T) {
 			return
 		}
 	})
-	testkit.Eventually(t, 5*time.Second, "a second spawn under the key is refused", func() bool {
+	testkit.Eventually(t, 30*time.Second, "a second spawn under the key is refused", func() bool {
 		_, err := c.Spawn(t.Context(), shim.Spawn{Key: "slow", Argv: []string{"/bin/true"}})
 		return errors.Is(err, shim.ErrBusy)
 	})
@@ -247,7 +247,7 @@ func TestH15_KilledShimIsReplaced(t *testing.T) {
 	logHas := func(s string) func() bool {
 		return func() bool { b, _ := os.ReadFile(log); return string(b) == s }
 	}
-	testkit.Eventually(t, 5*time.Second, "first line", logHas("one\n"))
+	testkit.Eventually(t, 30*time.Second, "first line", logHas("one\n"))
 
 	info, err := c.Info(t.Context())
 	if err != nil {
@@ -269,7 +269,7 @@ func TestH15_KilledShimIsReplaced(t *testing.T) {
 	if err != nil || after.PID == info.PID || after.Watched != 2 {
 		t.Fatalf("next shim: %+v %v", after, err)
 	}
-	testkit.Eventually(t, 5*time.Second, "lines written while the shim was away", logHas("one\ntwo\nthree\n"))
+	testkit.Eventually(t, 30*time.Second, "lines written while the shim was away", logHas("one\ntwo\nthree\n"))
 	if err := os.Remove(flag); err != nil {
 		t.Fatal(err)
 	}
@@ -296,7 +296,7 @@ func TestLL03_ConsoleIsBounded(t *testing.T) {
 		t.Fatalf("%+v %v", e, err)
 	}
 	log := filepath.Join(cfg.Dir, "loud.log")
-	testkit.Eventually(t, 10*time.Second, "the last line", func() bool {
+	testkit.Eventually(t, 30*time.Second, "the last line", func() bool {
 		b, _ := os.ReadFile(log)
 		return bytes.HasSuffix(b, []byte("end\n"))
 	})
@@ -358,7 +358,7 @@ func TestRC03_ClientsDieWithTheShim(t *testing.T) {
 		}
 	})
 	var client shim.Process
-	testkit.Eventually(t, 5*time.Second, "the client runs", func() bool {
+	testkit.Eventually(t, 30*time.Second, "the client runs", func() bool {
 		b, _ := os.ReadFile(pidFile)
 		client.PID, _ = strconv.Atoi(strings.TrimSpace(string(b)))
 		var err error
@@ -373,7 +373,7 @@ func TestRC03_ClientsDieWithTheShim(t *testing.T) {
 		t.Fatal(err)
 	}
 	wg.Wait()
-	testkit.Eventually(t, 5*time.Second, "the client is gone", func() bool { return !shim.Alive(client) })
+	testkit.Eventually(t, 30*time.Second, "the client is gone", func() bool { return !shim.Alive(client) })
 }
 
 // Many agents (or one that is restarted in a hurry) get the same shim.

@@ -56,7 +56,7 @@ func start(t *testing.T, databaseURL, secret, storeDir string) *server {
 		select {
 		case err := <-done:
 			return err
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			return errors.New("the server does not stop")
 		}
 	}
@@ -65,7 +65,7 @@ func start(t *testing.T, databaseURL, secret, storeDir string) *server {
 			t.Errorf("stop: %v", err)
 		}
 	})
-	testkit.Eventually(t, 20*time.Second, "the server is ready", func() bool {
+	testkit.Eventually(t, 30*time.Second, "the server is ready", func() bool {
 		select {
 		case err := <-done:
 			t.Fatalf("run: %v", err)
@@ -242,7 +242,7 @@ func TestFromAnEmptyDatabaseToASandbox(t *testing.T) {
 		t.Fatalf("stop: %v", err)
 	}
 	s = start(t, databaseURL, secret, storeDir)
-	testkit.Eventually(t, 10*time.Second, "the one that nobody waited for runs", func() bool {
+	testkit.Eventually(t, 30*time.Second, "the one that nobody waited for runs", func() bool {
 		s.do(t, http.MethodGet, "/v1/sandboxes/"+accepted.Sandbox.ID, key.Key, nil, http.StatusOK, &x)
 		return x.Status == "running"
 	})

@@ -309,7 +309,7 @@ func TestC7_ForwardedAddressOnlyBehindTrustedProxies(t *testing.T) {
 		id := fmt.Sprintf("probe-%d", len(s.log.String()))
 		s.call(t, "GET", "/healthz", nil, "X-Forwarded-For", header, "X-Request-Id", id)
 		line := regexp.MustCompile(`\{[^\n]*"request_id":"` + id + `"[^\n]*"ip":"([^"]*)"`)
-		testkit.Eventually(t, 5*time.Second, "the line of "+header, func() bool { return line.MatchString(s.log.String()) })
+		testkit.Eventually(t, 30*time.Second, "the line of "+header, func() bool { return line.MatchString(s.log.String()) })
 		if got := line.FindStringSubmatch(s.log.String())[1]; got != want {
 			t.Errorf("%q is %s, want %s", header, got, want)
 		}

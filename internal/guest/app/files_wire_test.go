@@ -141,7 +141,7 @@ func TestFI01_ACutUploadLeavesTheOldContentWhole(t *testing.T) {
 		_, _ = io.ReadAll(c)
 		c.Close()
 	}
-	testkit.Eventually(t, 5*time.Second, "no unfinished upload is left", func() bool { return len(d.leftovers()) == 0 })
+	testkit.Eventually(t, 30*time.Second, "no unfinished upload is left", func() bool { return len(d.leftovers()) == 0 })
 	if data, _ := os.ReadFile(target); string(data) != "old" {
 		t.Errorf("content is %q", data)
 	}
@@ -370,7 +370,7 @@ func TestS9_WatchSeesNewDirectoriesAndUploads(t *testing.T) {
 	if s.Err() != nil {
 		t.Fatal(s.Err())
 	}
-	testkit.Eventually(t, 5*time.Second, "the polled watch has the directory", func() bool {
+	testkit.Eventually(t, 30*time.Second, "the polled watch has the directory", func() bool {
 		res, err := d.fs.GetWatcherEvents(ctx, &fspb.GetWatcherEventsRequest{WatcherId: poll.WatcherId})
 		return err == nil && len(res.Events) > 0 && res.Events[0].Name == "x" && res.Events[0].Type == fspb.EventType_EVENT_TYPE_CREATE
 	})

@@ -129,7 +129,7 @@ func boot(t *testing.T) *daemon {
 	}()
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
-		timer := time.AfterFunc(20*time.Second, func() { cmd.Process.Kill() })
+		timer := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() })
 		<-logged
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("the daemon ended with %v", err)
@@ -140,7 +140,7 @@ func boot(t *testing.T) *daemon {
 	select {
 	case a := <-addr:
 		d.url = "http://" + a
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the daemon did not say where it listens")
 	}
 	t.Cleanup(d.http.CloseIdleConnections)

@@ -50,7 +50,7 @@ func TestH15_ShimKilledUnderARunningSandbox(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	testkit.Eventually(t, 5*time.Second, "all that was written arrives", func() bool {
+	testkit.Eventually(t, 30*time.Second, "all that was written arrives", func() bool {
 		b, _ := os.ReadFile(filepath.Join(spec.WorkDir, "console.log"))
 		return bytes.Count(b, []byte("x")) == 60_000
 	})
@@ -202,7 +202,7 @@ func TestRC03_ShimKilledDuringStart(t *testing.T) {
 		started, startErr := e.Start(t.Context(), h)
 		wg.Wait()
 		if startErr == nil {
-			testkit.Eventually(t, 15*time.Second, "the guest answers", func() bool { return get(t, e, started, "/keep") == nil })
+			testkit.Eventually(t, 30*time.Second, "the guest answers", func() bool { return get(t, e, started, "/keep") == nil })
 		}
 		next := w.engine(t)
 		found, err := next.Inventory(t.Context())

@@ -91,7 +91,7 @@ func newWorld(t testing.TB) *world {
 		if err != nil {
 			t.Error(err)
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		for n := range w.slots { // the cables go with them
 			if err := netns.DeleteNamed(w.slotName(n + 1)); err != nil {

@@ -27,7 +27,7 @@ func running(t *testing.T, w *world, e engine.Engine) (engine.Spec, engine.Handl
 		h, err = e.Start(t.Context(), h)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := e.Destroy(ctx, spec.ID); err != nil {
 			t.Error(err)
@@ -39,7 +39,7 @@ func running(t *testing.T, w *world, e engine.Engine) (engine.Spec, engine.Handl
 	if err != nil {
 		t.Fatal(err)
 	}
-	testkit.Eventually(t, 15*time.Second, "the guest answers", func() bool { return get(t, e, h, "/keep") == nil })
+	testkit.Eventually(t, 30*time.Second, "the guest answers", func() bool { return get(t, e, h, "/keep") == nil })
 	return spec, h
 }
 

@@ -258,7 +258,7 @@ func TestSX05_ACallerWhoLeavesEndsTheCommandWithItsTree(t *testing.T) {
 			}
 			return all
 		}
-		testkit.Eventually(t, 10*time.Second, "the tree has started", func() bool { return pids() != nil })
+		testkit.Eventually(t, 30*time.Second, "the tree has started", func() bool { return pids() != nil })
 		cancel()
 		if err := <-done; errs.CodeOf(err) != errs.CodeCanceled {
 			t.Fatalf("got %v", err)
@@ -281,7 +281,7 @@ func TestS8_ASandboxThatEndsIsAnErrorWithinASecond(t *testing.T) {
 		_, err := w.Exec(t.Context(), principal.System("test"), w.targets.Sandbox, shell("touch ~/running; sleep 600"))
 		done <- err
 	}()
-	testkit.Eventually(t, 10*time.Second, "the command runs", func() bool {
+	testkit.Eventually(t, 30*time.Second, "the command runs", func() bool {
 		_, err := os.Stat(filepath.Join(w.guest.Home, "running"))
 		return err == nil
 	})

@@ -88,7 +88,7 @@ func TestFI01_ACutUploadChangesNothing(t *testing.T) {
 	if raw, err := os.ReadFile(filepath.Join(w.guest.Home, "kept")); err != nil || string(raw) != "old" {
 		t.Errorf("the old content is %q, %v", raw, err)
 	}
-	testkit.Eventually(t, 5*time.Second, "nothing is left behind", func() bool {
+	testkit.Eventually(t, 30*time.Second, "nothing is left behind", func() bool {
 		names, err := os.ReadDir(w.guest.Home)
 		return err == nil && len(names) == 1
 	})

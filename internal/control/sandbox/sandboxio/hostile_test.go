@@ -137,7 +137,7 @@ func TestSX02_AGuestThatBreaksTheProtocolIsNeverASuccess(t *testing.T) {
 			if err == nil {
 				t.Fatalf("got %+v", res)
 			}
-			if d := time.Since(begin); d > 4*time.Second {
+			if d := time.Since(begin); d > 20*time.Second {
 				t.Errorf("took %s: %v", d, err)
 			}
 		})

@@ -28,7 +28,7 @@ func request() sandbox.CreateRequest { return sandbox.CreateRequest{Template: "b
 // create makes a sandbox and waits for it.
 func create(t testing.TB, w *sandboxtest.World, s *sandboxtest.Server, req sandbox.CreateRequest) sandbox.Sandbox {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	receipt, err := s.Service.Create(ctx, w.User(), req)
 	if err != nil {
@@ -378,7 +378,7 @@ func TestS4_AHostThatNeverAnswersHoldsUpOnlyItsOwn(t *testing.T) {
 	if _, err := w.Pool.Exec(context.Background(), `UPDATE hosts SET status = 'unreachable' WHERE id <> $1`, good); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	var deletes sync.WaitGroup
 	defer deletes.Wait()
@@ -386,7 +386,7 @@ func TestS4_AHostThatNeverAnswersHoldsUpOnlyItsOwn(t *testing.T) {
 	for _, x := range stuck {
 		deletes.Go(func() { _ = s.Service.Delete(ctx, w.User(), x) })
 	}
-	testkit.Eventually(t, 10*time.Second, "ends that are asked for more than once", func() bool { return asked.Load() > 4 })
+	testkit.Eventually(t, 30*time.Second, "ends that are asked for more than once", func() bool { return asked.Load() > 4 })
 	for range 3 {
 		if x := create(t, w, s, request()); x.Host.ID != good || x.Status != sandbox.StatusRunning {
 			t.Errorf("created %+v", x)
@@ -405,7 +405,7 @@ func TestS7_TheDeadlineKillsOrWaits(t *testing.T) {
 	kill.TimeoutSec, kill.OnTimeout = p(int64(1)), sandbox.OnTimeoutKill
 	pause.TimeoutSec = p(int64(1))
 	k, ps := create(t, w, s, kill), create(t, w, s, pause)
-	testkit.Eventually(t, 10*time.Second, "the one to kill is stopped", func() bool {
+	testkit.Eventually(t, 30*time.Second, "the one to kill is stopped", func() bool {
 		if err := s.Sweep.Pass(context.Background()); err != nil {
 			t.Fatal(err)
 		}

@@ -253,7 +253,7 @@ func TestSX04_ReattachReplaysWithAGapAndKeepsTheResult(t *testing.T) {
 	}
 	_ = c.conn.CloseNow() // a client that leaves does not kill
 	var o outcome
-	testkit.Eventually(t, 20*time.Second, "the command has ended and its result is kept", func() bool {
+	testkit.Eventually(t, 30*time.Second, "the command has ended and its result is kept", func() bool {
 		c = w.open("/exec/stream", fmt.Sprintf(`{"attach":%q,"after":5}`, id))
 		c.want("start")
 		o = c.drain(5)
@@ -415,7 +415,7 @@ func TestS8_WhatIsNoStreamIsRefusedBeforeIt(t *testing.T) {
 		t.Errorf("one too many: %v %v", res, err)
 	}
 	_ = c.conn.CloseNow()
-	testkit.Eventually(t, 5*time.Second, "the place is free again", func() bool {
+	testkit.Eventually(t, 30*time.Second, "the place is free again", func() bool {
 		conn, _, err := websocket.Dial(t.Context(), w.url+"/exec/stream", opt)
 		if err == nil {
 			_ = conn.CloseNow()
@@ -490,7 +490,9 @@ func TestSX01_PingsKeepWhoeverShowsLife(t *testing.T) {
 
 // SX-01: a client that is gone without a word is noticed.
 func TestSX01_PingsFindDeadClients(t *testing.T) {
-	w := newWorld(t, func(o *sandboxiohttp.Options, _ *sandboxio.Options) { o.PingEvery, o.MaxStreams = 50*time.Millisecond, 1 })
+	w := newWorld(t, func(o *sandboxiohttp.Options, _ *sandboxio.Options) {
+		o.PingEvery, o.MaxStreams = 50*time.Millisecond, 1
+	})
 	dead := sandboxiotest.NewLink(strings.Split(strings.TrimPrefix(w.url, "http://"), "/")[0])
 	defer dead.Close()
 	conn, _, err := websocket.Dial(t.Context(), w.url+"/exec/stream", &websocket.DialOptions{
