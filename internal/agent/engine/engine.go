@@ -62,6 +62,8 @@ type Capabilities struct {
 	Reasons []string // why it is not healthy, each with its remedy
 	// Checkpoint tells whether Checkpoint, Restore work.
 	Checkpoint bool
+	// CPUFeatures of this machine as guests see them; see CheckpointInfo.Fits.
+	CPUFeatures []string
 }
 
 // Exit is how an instance ended.
@@ -140,13 +142,24 @@ type Engine interface {
 	// After a failure it may be tried again.
 	Start(ctx context.Context, h Handle) (Handle, error)
 
-	// Checkpoint writes the instance's state to opts.Dir. On failure the
-	// instance keeps running as before, and the directory holds nothing of use.
-	// With LeaveRunning false the instance is frozen when Checkpoint returns and
-	// the caller ends it with Stop once the image is safe.
+	// Checkpoint writes the instance's state to opts.Dir, which is then described
+	// by its CheckpointInfo; making the files safe on disk is the caller's. On
+	// failure the instance keeps running as before and the directory is empty;
+	// a full disk is a syscall.ENOSPC. With LeaveRunning false the instance is
+	// frozen when Checkpoint returns, nothing having run since the image was
+	// taken, and the caller ends it with Stop once the image is safe, or goes
+	// back with Thaw. A caller who gives up (ctx) waits all the same until the
+	// instance is as before; only Destroy does not wait.
 	Checkpoint(ctx context.Context, h Handle, opts CheckpointOptions) error
 
-	// Restore is Start from a checkpoint directory of an equal engine version.
+	// Restore is Start from a checkpoint directory, which any number of restores
+	// may read at once and which may be removed when it returns. A checkpoint
+	// that is not whole by its sizes, or that does not fit (CheckpointInfo.Fits,
+	// ErrUnsupported), is refused before anything is started, and the instance
+	// may still be started or restored from another. Memory and CPU may differ
+	// from the source's, the disk may not. Processes, memory and listening
+	// sockets come back as they were, the wall clock is right; host name and
+	// environment are still the source's; time has passed on every other clock.
 	Restore(ctx context.Context, h Handle, dir string) (Handle, error)
 
 	// Freeze stops all execution without freeing memory, Thaw goes on. Both are

@@ -45,6 +45,10 @@ type Harness struct {
 	// limits.
 	OutOfMemory bool
 	Limits      bool
+	// Kernel: the guest has one, with sockets and a disk of its own.
+	Kernel bool
+	// Cycles is how often the cases that repeat do so; 0 is a few times.
+	Cycles int
 }
 
 // NewID returns an id nobody has used.
@@ -58,7 +62,15 @@ func NewID() engine.InstanceID {
 type bench struct {
 	*testing.T
 	Harness
-	e engine.Engine
+	e    engine.Engine
+	spec engine.Spec // the last one made
+}
+
+// Spec is the harness's, remembered.
+func (b *bench) Spec(t *testing.T) engine.Spec {
+	t.Helper()
+	b.spec = b.Harness.Spec(t)
+	return b.spec
 }
 
 func newBench(t *testing.T, mk func(t *testing.T) Harness) *bench {

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -70,9 +71,7 @@ func (e *Engine) enter(ctx context.Context, method string, h engine.Handle) (*In
 // Probe implements engine.Engine.
 func (e *Engine) Probe(ctx context.Context) engine.Capabilities {
 	_, err := e.w.step(ctx, Probe, "")
-	e.w.mu.Lock()
-	defer e.w.mu.Unlock()
-	c := engine.Capabilities{Name: "fake", Version: e.w.version, Checkpoint: true, Reasons: append([]string(nil), e.w.reasons...)}
+	c := e.capabilities()
 	if err != nil {
 		c.Reasons = append(c.Reasons, err.Error())
 	}
@@ -142,7 +141,7 @@ func (e *Engine) run(i *Instance, img *image) error {
 		return nil
 	}
 	if img != nil {
-		i.memory, i.files = img.Memory, copyFiles(img.Files)
+		i.memory, i.files = img.memory, copyFiles(img.files)
 	}
 	i.boot(guest, ports)
 	return nil
@@ -327,24 +326,31 @@ func (e *Engine) Dial(ctx context.Context, h engine.Handle, port int) (net.Conn,
 	return i.dial(ctx, port)
 }
 
-// image is a checkpoint: memory and disk, small and real.
+// image is a checkpoint's description; memory and disk lie beside it.
 type image struct {
-	Version  string            `json:"engine_version"`
-	DiskOnly bool              `json:"disk_only"`
-	Disk     int64             `json:"disk_bytes"`
-	Size     int               `json:"memory_size"`
-	Memory   []byte            `json:"-"`
-	Files    map[string][]byte `json:"files"`
+	engine.CheckpointInfo
+	memory []byte
+	files  map[string][]byte
 }
 
 const (
-	imageFile  = "fake.img"
-	memoryFile = "pages.img"
+	memoryFile = "memory.img"
+	diskFile   = "disk.img"
 )
+
+// capabilities of the world now; w.mu is not held.
+func (e *Engine) capabilities() engine.Capabilities {
+	e.w.mu.Lock()
+	defer e.w.mu.Unlock()
+	return engine.Capabilities{
+		Name: "fake", Version: e.w.version, Checkpoint: true,
+		CPUFeatures: slices.Clone(e.w.features), Reasons: slices.Clone(e.w.reasons),
+	}
+}
 
 // Checkpoint implements engine.Engine.
 func (e *Engine) Checkpoint(ctx context.Context, h engine.Handle, opts engine.CheckpointOptions) error {
-	return e.live(ctx, Checkpoint, h, func(i *Instance) (err error) {
+	return e.live(ctx, Checkpoint, h, func(i *Instance) error {
 		entries, err := os.ReadDir(opts.Dir)
 		if err != nil {
 			return fmt.Errorf("fake: %w", err)
@@ -352,23 +358,10 @@ func (e *Engine) Checkpoint(ctx context.Context, h engine.Handle, opts engine.Ch
 		if len(entries) > 0 {
 			return fmt.Errorf("fake: %s is not empty", opts.Dir)
 		}
-		e.w.mu.Lock()
-		img := image{Version: e.w.version, DiskOnly: opts.DiskOnly, Disk: i.Spec.Resources.DiskBytes, Files: i.files}
-		e.w.mu.Unlock()
-		memory := i.memory
-		if opts.DiskOnly {
-			memory = nil
-		}
-		img.Size = len(memory)
-		b, err := json.Marshal(img)
-		if err == nil {
-			err = errors.Join(
-				os.WriteFile(filepath.Join(opts.Dir, memoryFile), memory, 0o600),
-				os.WriteFile(filepath.Join(opts.Dir, imageFile), b, 0o600))
-		}
-		if err != nil {
-			_ = os.Remove(filepath.Join(opts.Dir, memoryFile))
-			_ = os.Remove(filepath.Join(opts.Dir, imageFile))
+		if err := e.write(i, opts); err != nil {
+			for _, name := range []string{memoryFile, diskFile, engine.CheckpointFile} {
+				_ = os.Remove(filepath.Join(opts.Dir, name))
+			}
 			return fmt.Errorf("fake: %w", err)
 		}
 		if !opts.LeaveRunning {
@@ -378,35 +371,67 @@ func (e *Engine) Checkpoint(ctx context.Context, h engine.Handle, opts engine.Ch
 	})
 }
 
+func (e *Engine) write(i *Instance, opts engine.CheckpointOptions) error {
+	c := e.capabilities()
+	disk, err := json.Marshal(i.files)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(opts.Dir, diskFile), disk, 0o600)
+	}
+	if err == nil && !opts.DiskOnly {
+		err = os.WriteFile(filepath.Join(opts.Dir, memoryFile), i.memory, 0o600)
+	}
+	info := engine.CheckpointInfo{
+		Format: engine.CheckpointFormat, Engine: c.Name, Version: c.Version, CPUFeatures: c.CPUFeatures,
+		Memory: !opts.DiskOnly, DiskBytes: i.Spec.Resources.DiskBytes,
+	}
+	if err == nil {
+		info.Files, err = engine.FilesOf(opts.Dir)
+	}
+	if err == nil {
+		err = engine.WriteCheckpointAs(opts.Dir, info)
+	}
+	return err
+}
+
 // Restore implements engine.Engine.
 func (e *Engine) Restore(ctx context.Context, h engine.Handle, dir string) (engine.Handle, error) {
 	i, after, err := e.enter(ctx, Restore, h)
 	if err != nil {
 		return nil, err
 	}
-	var img image
-	b, err := os.ReadFile(filepath.Join(dir, imageFile))
+	img, err := read(dir, e.capabilities())
+	if err != nil {
+		return nil, err
+	}
+	if img.DiskBytes != i.Spec.Resources.DiskBytes {
+		return nil, fmt.Errorf("fake: the checkpoint has a disk of %d bytes, not %d: %w", img.DiskBytes, i.Spec.Resources.DiskBytes, engine.ErrUnsupported)
+	}
+	return encode(i.Spec.ID), after(e.run(i, img))
+}
+
+func read(dir string, c engine.Capabilities) (*image, error) {
+	info, err := engine.ReadCheckpoint(dir)
 	if err == nil {
-		err = json.Unmarshal(b, &img)
+		err = info.Fits(c)
 	}
 	if err == nil {
-		img.Memory, err = os.ReadFile(filepath.Join(dir, memoryFile))
+		err = info.Whole(dir)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("fake: no whole checkpoint in %s: %w", dir, err)
+		return nil, err
 	}
-	e.w.mu.Lock()
-	version := e.w.version
-	e.w.mu.Unlock()
-	switch {
-	case len(img.Memory) != img.Size:
-		return nil, fmt.Errorf("fake: the checkpoint's memory has %d bytes, not %d", len(img.Memory), img.Size)
-	case img.Version != version:
-		return nil, fmt.Errorf("fake: made by version %s, this is %s: %w", img.Version, version, engine.ErrUnsupported)
-	case img.Disk != i.Spec.Resources.DiskBytes:
-		return nil, fmt.Errorf("fake: the checkpoint's disk has %d bytes: %w", img.Disk, engine.ErrUnsupported)
+	img := image{CheckpointInfo: info}
+	disk, err := os.ReadFile(filepath.Join(dir, diskFile))
+	if err == nil {
+		err = json.Unmarshal(disk, &img.files)
 	}
-	return encode(i.Spec.ID), after(e.run(i, &img))
+	if err == nil && info.Memory {
+		img.memory, err = os.ReadFile(filepath.Join(dir, memoryFile))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("fake: %w", err)
+	}
+	return &img, nil
 }
 
 // Guest is a handler that listens on chosen ports only.

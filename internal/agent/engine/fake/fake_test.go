@@ -2,6 +2,7 @@ package fake_test
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -80,6 +81,8 @@ func suiteGuest(i *fake.Instance) http.Handler {
 		b, _ := i.File(r.FormValue("path"))
 		say(w, string(b))
 	})
+	mux.HandleFunc("/time", func(w http.ResponseWriter, _ *http.Request) { say(w, time.Now().UnixNano()) })
+	mux.HandleFunc("/random", func(w http.ResponseWriter, _ *http.Request) { say(w, rand.Text()) })
 	mux.HandleFunc("/spawn", func(w http.ResponseWriter, _ *http.Request) { say(w, 2) })
 	mux.HandleFunc("/exit", func(_ http.ResponseWriter, r *http.Request) {
 		code, _ := strconv.Atoi(r.FormValue("code"))

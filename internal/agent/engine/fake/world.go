@@ -61,6 +61,7 @@ type World struct {
 	mu        sync.Mutex
 	handler   func(*Instance) http.Handler // nil is DefaultGuest
 	version   string
+	features  []string // of the processor
 	reasons   []string
 	faults    map[string][]*Fault
 	steps     map[string]int
@@ -75,7 +76,7 @@ const maxEnded = 1024
 // NewWorld returns an empty world.
 func NewWorld() *World {
 	return &World{
-		version: "fake-1", faults: map[string][]*Fault{}, steps: map[string]int{},
+		version: "fake-1", features: []string{"fpu", "sse"}, faults: map[string][]*Fault{}, steps: map[string]int{},
 		instances: map[engine.InstanceID]*Instance{}, ended: map[engine.InstanceID]engine.Exit{},
 	}
 }
@@ -94,6 +95,14 @@ func (w *World) SetVersion(v string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.version = v
+}
+
+// SetCPUFeatures changes the machine's processor: checkpoints of one with more
+// features are refused.
+func (w *World) SetCPUFeatures(features ...string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.features = features
 }
 
 // SetUnhealthy makes Probe report reasons; none makes it healthy.

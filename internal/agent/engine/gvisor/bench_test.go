@@ -164,9 +164,9 @@ func startInstance(b *testing.B, e engine.Engine, spec engine.Spec) engine.Handl
 	return h
 }
 
-func destroyInstance(b *testing.B, e engine.Engine, id engine.InstanceID) {
+func destroyInstance(b testing.TB, e engine.Engine, id engine.InstanceID) {
 	b.Helper()
-	if err := e.Destroy(b.Context(), id); err != nil {
+	if err := e.Destroy(context.WithoutCancel(b.Context()), id); err != nil {
 		b.Fatal(err)
 	}
 }

@@ -2,7 +2,6 @@ package gvisor
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -10,31 +9,30 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"skerry.dev/skerry/internal/agent/engine"
 	"skerry.dev/skerry/internal/agent/shim"
 )
 
-// metaName is our own file in a checkpoint directory, written last: without it
-// the directory is not a checkpoint.
-const metaName = "skerry.json"
-
-// meta describes a checkpoint, and what it must find again.
+// meta describes a checkpoint.
 type meta struct {
-	Format   int              `json:"format"`
-	Version  string           `json:"engine_version"`
-	DiskOnly bool             `json:"disk_only"`
-	Disk     int64            `json:"disk_bytes"`
-	ShmSize  string           `json:"shm_option"` // runsc compares mount options
-	Files    map[string]int64 `json:"files"`      // name to size: a short one would show up only in mid-run
+	engine.CheckpointInfo
+	ShmSize string `json:"shm_option,omitempty"` // runsc compares mount options
 }
 
-const metaFormat = 1
+// The files of a checkpoint with memory, in the order the sentry takes them.
+var imageFiles = []string{"checkpoint.img", "pages_meta.img", "pages.img"}
 
-// checkpointWithin bounds one client; the time goes into writing memory.
-const checkpointWithin = 10 * time.Minute
+// writeWithin bounds the writing of a checkpoint: what an instance can have at
+// most, to a slow disk.
+func writeWithin(r engine.Resources) time.Duration {
+	const slowest = 20 << 20 // bytes a second
+	return 2*time.Minute + time.Duration((r.MemoryBytes+r.DiskBytes)/slowest)*time.Second
+}
 
-// Checkpoint implements engine.Engine. It always lets runsc leave the guest
-// running: a checkpoint that stops its source destroys it also when it fails.
+// Checkpoint implements engine.Engine. It always lets the sentry go on
+// afterwards: a checkpoint that ends its source does so also when it fails.
 func (e *Engine) Checkpoint(ctx context.Context, h engine.Handle, opts engine.CheckpointOptions) error {
 	return e.withRunning(ctx, h, func(ctx context.Context, r *record) error {
 		entries, err := os.ReadDir(opts.Dir)
@@ -44,7 +42,7 @@ func (e *Engine) Checkpoint(ctx context.Context, h engine.Handle, opts engine.Ch
 		if len(entries) > 0 {
 			return fmt.Errorf("gvisor: the checkpoint directory %s is not empty", opts.Dir)
 		}
-		version, err := e.version(ctx)
+		b, err := e.runscBuild(ctx)
 		if err != nil {
 			return err
 		}
@@ -52,10 +50,15 @@ func (e *Engine) Checkpoint(ctx context.Context, h engine.Handle, opts engine.Ch
 		if err := e.cg.setFrozen(ctx, string(r.ID), false); err != nil {
 			return err
 		}
-		if err := e.pause(ctx, r); err != nil {
-			return errors.Join(err, e.reinstate(ctx, r, wasFrozen))
+		// A save holds the guest by itself; the pause keeps it from running after
+		// it, or before it where nothing ran until now.
+		if !opts.LeaveRunning || wasFrozen || opts.DiskOnly {
+			err = e.pause(ctx, r)
 		}
-		if err := e.writeCheckpoint(ctx, r, version, opts); err != nil {
+		if err == nil {
+			err = e.writeCheckpoint(ctx, r, b, opts)
+		}
+		if err != nil {
 			return errors.Join(err, e.reinstate(ctx, r, wasFrozen), emptyDir(opts.Dir))
 		}
 		if opts.LeaveRunning {
@@ -68,9 +71,8 @@ func (e *Engine) Checkpoint(ctx context.Context, h engine.Handle, opts engine.Ch
 // reinstate puts the instance back to how it was before Checkpoint, also when
 // the caller has given up.
 func (e *Engine) reinstate(ctx context.Context, r *record, frozen bool) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	ctx, cancel := patience(ctx, time.Minute)
 	defer cancel()
-	// The client of a call that was given up may still be at work.
 	if err := e.unpause(ctx, r); err != nil {
 		return err
 	}
@@ -80,49 +82,17 @@ func (e *Engine) reinstate(ctx context.Context, r *record, frozen bool) error {
 	return nil
 }
 
-// pause stops the guest's tasks inside the sentry, so that nothing changes
-// between the image and the end. It is recorded first: after a crash Thaw must
-// know.
-func (e *Engine) pause(ctx context.Context, r *record) error {
-	if r.Paused {
-		return nil
-	}
-	r.Paused = true
-	if err := e.save(r); err != nil {
-		return err
-	}
-	_, err := e.runsc(ctx, r, shim.Spawn{}, "pause", string(r.ID))
-	return err
-}
-
-func (e *Engine) unpause(ctx context.Context, r *record) error {
-	if !r.Paused {
-		return nil
-	}
-	err := poll(ctx, time.Minute, func() error {
-		_, err := e.runsc(ctx, r, shim.Spawn{}, "resume", string(r.ID))
-		if errors.Is(err, shim.ErrBusy) {
-			return err
-		}
-		// Not paused after all: the pause itself was cut off.
-		if err != nil && strings.Contains(err.Error(), "not paused") || err == nil {
-			r.Paused = false
-		}
-		return nil
-	})
-	if err == nil && r.Paused {
-		err = fmt.Errorf("gvisor: %s cannot be resumed", r.ID)
-	}
-	return errors.Join(err, e.save(r))
-}
-
-func (e *Engine) writeCheckpoint(ctx context.Context, r *record, version string, opts engine.CheckpointOptions) error {
-	command := "checkpoint"
+func (e *Engine) writeCheckpoint(ctx context.Context, r *record, b build, opts engine.CheckpointOptions) error {
+	m := meta{CheckpointInfo: engine.CheckpointInfo{
+		Format: engine.CheckpointFormat, Engine: name, Version: b.version, CPUFeatures: b.features,
+		Memory: !opts.DiskOnly, DiskBytes: r.Resources.DiskBytes,
+	}}
+	var err error
 	if opts.DiskOnly {
-		command = "fscheckpoint"
+		err = e.saveDisk(ctx, r, opts.Dir)
+	} else {
+		err = e.saveAll(ctx, r, opts.Dir)
 	}
-	_, err := e.runsc(ctx, r, shim.Spawn{Timeout: checkpointWithin},
-		command, "-leave-running", "-image-path="+opts.Dir, string(r.ID))
 	if err != nil {
 		return err
 	}
@@ -130,36 +100,59 @@ func (e *Engine) writeCheckpoint(ctx context.Context, r *record, version string,
 	if err != nil {
 		return err
 	}
-	m := meta{Format: metaFormat, Version: version, DiskOnly: opts.DiskOnly, Disk: r.Resources.DiskBytes, Files: map[string]int64{}}
 	m.ShmSize = shmOptionOf(spec.Mounts)
-	entries, err := os.ReadDir(opts.Dir)
-	if err != nil {
-		return fmt.Errorf("gvisor: %w", err)
+	if m.Files, err = engine.FilesOf(opts.Dir); err != nil {
+		return err
 	}
-	for _, entry := range entries {
-		info, err := entry.Info()
+	return engine.WriteCheckpointAs(opts.Dir, m)
+}
+
+// saveAll has the sentry write memory and disk. It cannot be told to stop: when
+// the caller gives up, its end is awaited, since until then the guest stands
+// still and a second save would come in its way.
+func (e *Engine) saveAll(ctx context.Context, r *record, dir string) error {
+	var files []*os.File
+	defer func() {
+		for _, f := range files {
+			_ = f.Close()
+		}
+	}()
+	for _, name := range imageFiles {
+		f, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 		if err != nil {
 			return fmt.Errorf("gvisor: %w", err)
 		}
-		m.Files[entry.Name()] = info.Size()
+		files = append(files, f)
 	}
-	if len(m.Files) == 0 {
-		return errors.New("gvisor: runsc wrote no checkpoint")
+	own, cancel := patience(ctx, writeWithin(r.Resources))
+	defer cancel()
+	err := e.call(own, r.ID, callCheckpoint, saveOptions{
+		Metadata: map[string]string{"compression": "none"}, HavePagesFile: true, Resume: true,
+	}, files, nil)
+	if err == nil {
+		err = ctx.Err()
 	}
-	b, err := json.Marshal(m)
-	if err != nil {
-		return err
+	return err
+}
+
+// saveDisk writes what the guest changed of its root.
+func (e *Engine) saveDisk(ctx context.Context, r *record, dir string) error {
+	_, err := e.runsc(ctx, r, shim.Spawn{Timeout: writeWithin(r.Resources)},
+		"fscheckpoint", "-leave-running", "-image-path="+dir, string(r.ID))
+	if err != nil && strings.Contains(err.Error(), unix.ENOSPC.Error()) {
+		err = fmt.Errorf("%w: %w", unix.ENOSPC, err)
 	}
-	if err := os.WriteFile(filepath.Join(opts.Dir, metaName), b, 0o600); err != nil {
-		return fmt.Errorf("gvisor: %w", err)
-	}
-	return nil
+	return err
 }
 
 // Restore implements engine.Engine. Memory is loaded while the guest already
 // runs; the directory may be removed at once.
 func (e *Engine) Restore(ctx context.Context, h engine.Handle, dir string) (engine.Handle, error) {
-	m, err := e.verify(ctx, dir)
+	b, err := e.runscBuild(ctx)
+	if err != nil {
+		return nil, err
+	}
+	m, err := verify(dir, b)
 	if err != nil {
 		return nil, err
 	}
@@ -167,10 +160,10 @@ func (e *Engine) Restore(ctx context.Context, h engine.Handle, dir string) (engi
 	if err != nil {
 		return nil, err
 	}
-	if r.Resources.DiskBytes != m.Disk {
-		return nil, fmt.Errorf("gvisor: the checkpoint has a disk of %d bytes, not %d: %w", m.Disk, r.Resources.DiskBytes, engine.ErrUnsupported)
+	if r.Resources.DiskBytes != m.DiskBytes {
+		return nil, fmt.Errorf("gvisor: the checkpoint has a disk of %d bytes, not %d: %w", m.DiskBytes, r.Resources.DiskBytes, engine.ErrUnsupported)
 	}
-	if m.DiskOnly {
+	if !m.Memory {
 		return e.launch(ctx, h, "run", []string{"-fs-restore-image-path=" + dir})
 	}
 	// Memory may differ from the source's, but for what was made from it there.
@@ -191,39 +184,20 @@ func (e *Engine) Restore(ctx context.Context, h engine.Handle, dir string) (engi
 	return e.launch(ctx, h, "restore", []string{"-background", "-image-path=" + dir})
 }
 
-// verify reads a checkpoint's description and finds it whole.
-func (e *Engine) verify(ctx context.Context, dir string) (*meta, error) {
-	b, err := os.ReadFile(filepath.Join(dir, metaName))
-	if err != nil {
-		return nil, fmt.Errorf("gvisor: %s holds no complete checkpoint: %w", dir, err)
+// verify reads a checkpoint's description and finds it whole and fitting.
+func verify(dir string, b build) (meta, error) {
+	info, err := engine.ReadCheckpoint(dir)
+	if err == nil {
+		err = info.Fits(engine.Capabilities{Name: name, Version: b.version, CPUFeatures: b.features})
+	}
+	if err == nil {
+		err = info.Whole(dir)
 	}
 	var m meta
-	if err := json.Unmarshal(b, &m); err != nil {
-		return nil, fmt.Errorf("gvisor: %s holds an unreadable checkpoint: %w", dir, err)
+	if err == nil {
+		err = engine.ReadCheckpointAs(dir, &m)
 	}
-	if m.Format != metaFormat {
-		return nil, fmt.Errorf("gvisor: checkpoint of format %d, this engine knows %d: %w", m.Format, metaFormat, engine.ErrUnsupported)
-	}
-	version, err := e.version(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if m.Version != version {
-		return nil, fmt.Errorf("gvisor: made by engine version %s, this is %s: %w", m.Version, version, engine.ErrUnsupported)
-	}
-	for name, size := range m.Files {
-		if name != filepath.Base(name) {
-			return nil, fmt.Errorf("gvisor: checkpoint names a file %q", name)
-		}
-		st, err := os.Stat(filepath.Join(dir, name))
-		if err != nil {
-			return nil, fmt.Errorf("gvisor: incomplete checkpoint: %w", err)
-		}
-		if st.Size() != size {
-			return nil, fmt.Errorf("gvisor: %s of the checkpoint has %d bytes, not %d", name, st.Size(), size)
-		}
-	}
-	return &m, nil
+	return m, err
 }
 
 // emptyDir removes what a failed checkpoint left. The files are emptied first:

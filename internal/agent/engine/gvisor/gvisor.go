@@ -18,13 +18,19 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
+	"unicode"
 
 	"skerry.dev/skerry/internal/agent/engine"
 	"skerry.dev/skerry/internal/agent/shim"
 )
+
+// name of the engine.
+const name = "gvisor"
 
 // Config of the engine.
 type Config struct {
@@ -57,6 +63,9 @@ type Engine struct {
 	cg     hierarchy
 	bootID string
 	slots  chan struct{} // one per runsc client that may run
+
+	building sync.Mutex // held while runsc is asked
+	build    build      // what it said
 
 	mu    sync.Mutex
 	calls map[engine.InstanceID]*turn
@@ -136,36 +145,78 @@ func (e *Engine) Purge() error { return e.cg.removeParent() }
 
 // Probe implements engine.Engine.
 func (e *Engine) Probe(ctx context.Context) engine.Capabilities {
-	c := engine.Capabilities{Name: "gvisor", Checkpoint: true}
+	c := engine.Capabilities{Name: name, Checkpoint: true}
 	need := func(ok bool, reason string) {
 		if !ok {
 			c.Reasons = append(c.Reasons, reason)
 		}
 	}
 	need(os.Geteuid() == 0, "the agent does not run as root: start it as root")
-	version, err := e.version(ctx)
+	b, err := e.runscBuild(ctx)
 	if err != nil {
 		c.Reasons = append(c.Reasons, fmt.Sprintf("%s does not run (%v): install the runsc that belongs to this release", e.cfg.Runsc, err))
 	}
-	c.Version = version
+	c.Version, c.CPUFeatures = b.version, slices.Clone(b.features)
 	c.Reasons = append(c.Reasons, e.cg.missing()...)
 	c.Healthy = len(c.Reasons) == 0
 	return c
 }
 
-func (e *Engine) version(ctx context.Context) (string, error) {
+// build is what runsc says of itself and of the processor.
+type build struct {
+	program  string // identity of the file that was asked
+	version  string
+	features []string
+}
+
+// runscBuild asks the program once, and again when it was replaced.
+func (e *Engine) runscBuild(ctx context.Context) (build, error) {
+	st, err := os.Stat(e.cfg.Runsc)
+	if err != nil {
+		return build{}, fmt.Errorf("gvisor: %w", err)
+	}
+	var inode uint64
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		inode = sys.Ino
+	}
+	program := fmt.Sprint(inode, st.Size(), st.ModTime().UnixNano())
+	e.building.Lock()
+	defer e.building.Unlock()
+	if e.build.program == program {
+		return e.build, nil
+	}
+	said, err := e.ask(ctx, "--version")
+	if err != nil {
+		return build{}, err
+	}
+	first, _, _ := strings.Cut(said, "\n")
+	version, ok := strings.CutPrefix(first, "runsc version ")
+	if !ok {
+		return build{}, fmt.Errorf("gvisor: runsc --version says %q", first)
+	}
+	// The list gVisor itself compares; what the kernel calls features has its
+	// own inventions among them.
+	said, err = e.ask(ctx, "cpu-features")
+	if err != nil {
+		return build{}, err
+	}
+	features := strings.FieldsFunc(said, func(r rune) bool { return r == ',' || unicode.IsSpace(r) })
+	slices.Sort(features)
+	e.build = build{program: program, version: version, features: features}
+	return e.build, nil
+}
+
+func (e *Engine) ask(ctx context.Context, arg string) (string, error) {
 	res, err := e.shim.Spawn(ctx, shim.Spawn{
-		Key: "probe-" + fmt.Sprint(time.Now().UnixNano()), Argv: []string{e.cfg.Runsc, "--version"}, Timeout: 10 * time.Second,
+		Key: "probe-" + fmt.Sprint(time.Now().UnixNano()), Argv: []string{e.cfg.Runsc, arg}, Timeout: 10 * time.Second,
 	})
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("gvisor: runsc %s: %w", arg, err)
 	}
-	first, _, _ := strings.Cut(res.Output, "\n")
-	version, ok := strings.CutPrefix(first, "runsc version ")
-	if res.Code != 0 || !ok {
-		return "", fmt.Errorf("status %d: %s", res.Code, first)
+	if res.Code != 0 {
+		return "", fmt.Errorf("gvisor: runsc %s ended with status %d: %.200s", arg, res.Code, res.Output)
 	}
-	return version, nil
+	return res.Output, nil
 }
 
 // turn makes calls about one instance come one after the other. A Destroy
@@ -174,6 +225,20 @@ type turn struct {
 	hold   chan struct{}
 	users  int
 	cancel context.CancelFunc
+}
+
+// patient is the key of a context that does not end with the caller's, but when
+// an urgent call wants the turn.
+type patient struct{}
+
+// patience is the context for putting things right again after the caller has
+// gone, for at most the given time: Destroy need not wait for it.
+func patience(ctx context.Context, within time.Duration) (context.Context, context.CancelFunc) {
+	own, ok := ctx.Value(patient{}).(context.Context)
+	if !ok {
+		own = context.WithoutCancel(ctx)
+	}
+	return context.WithTimeout(own, within)
 }
 
 // begin takes the instance's turn and returns the context of the call. With
@@ -203,7 +268,9 @@ func (e *Engine) begin(ctx context.Context, id engine.InstanceID, urgent bool) (
 		leave()
 		return nil, nil, ctx.Err()
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	ctx, stop := context.WithCancel(context.WithValue(ctx, patient{}, own))
+	context.AfterFunc(own, stop)
 	e.mu.Lock()
 	if !urgent {
 		t.cancel = cancel

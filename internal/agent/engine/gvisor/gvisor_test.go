@@ -130,6 +130,8 @@ func (w *world) harness() enginetest.Harness {
 		Leaks:       func(*testing.T) []string { return w.leaks() },
 		OutOfMemory: true,
 		Limits:      true,
+		Kernel:      true,
+		Cycles:      cycles(),
 	}
 }
 
@@ -309,4 +311,12 @@ func fillRoot(dir string) error {
 		err = errors.Join(err, fmt.Errorf("build the guest: %w: %s", buildErr, out))
 	}
 	return err
+}
+
+// cycles is how often cases repeat: more where there is time.
+func cycles() int {
+	if os.Getenv("SKERRY_TEST_LONG") != "" {
+		return 100
+	}
+	return 20
 }

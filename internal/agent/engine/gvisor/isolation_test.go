@@ -68,6 +68,12 @@ func TestLL09_HostProcessesAreJailed(t *testing.T) {
 	if err := get(t, e, h, "/spawn"); err != nil {
 		t.Fatal(err)
 	}
+	w.jailed(t, spec)
+}
+
+// jailed looks at every host process of an instance.
+func (w *world) jailed(t *testing.T, spec engine.Spec) {
+	t.Helper()
 	sentry := w.sentry(t, spec.ID).PID
 	// The sentry is the guest's kernel: nobody, without any right, its filter
 	// on, in namespaces of its own, its root empty. What runs guest code has the

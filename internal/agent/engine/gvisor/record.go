@@ -24,8 +24,9 @@ type record struct {
 	Resources engine.Resources  `json:"resources"`
 	// Process is the sentry once the instance was started.
 	Process shim.Process `json:"process,omitzero"`
-	// Paused is set while runsc has the guest paused, over and above a freeze.
-	Paused bool `json:"paused,omitempty"`
+	// Pause is set while the sentry holds the guest's tasks, over and above a
+	// freeze.
+	Pause string `json:"pause,omitempty"`
 }
 
 const recordVersion = 1

@@ -5,6 +5,7 @@ package main
 
 import (
 	"bufio"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -16,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 )
 
 func main() {
@@ -102,6 +104,23 @@ func handler(stdin string) http.Handler {
 		b, err := os.ReadFile(r.FormValue("path"))
 		return string(b), err
 	})
+	var disk writer
+	answer("/write", func(*http.Request) (any, error) { return nil, disk.start() })
+	answer("/written", func(*http.Request) (any, error) { return disk.safe() })
+	answer("/stopwriting", func(*http.Request) (any, error) { return disk.end() })
+	answer("/verify", func(*http.Request) (any, error) { return verify() })
+	var open sockets
+	answer("/dial", func(r *http.Request) (any, error) { return nil, open.dial(r.FormValue("addr")) })
+	answer("/dialled", func(*http.Request) (any, error) { return open.state(), nil })
+	answer("/listen", func(r *http.Request) (any, error) {
+		port, err := strconv.Atoi(r.FormValue("port"))
+		if err != nil {
+			return nil, err
+		}
+		return nil, open.listen(port)
+	})
+	answer("/time", func(*http.Request) (any, error) { return time.Now().UnixNano(), nil })
+	answer("/random", func(*http.Request) (any, error) { return rand.Text(), nil })
 	answer("/spawn", func(r *http.Request) (any, error) {
 		cmd := exec.Command("/guest", "sleep")
 		err := cmd.Start()
