@@ -89,8 +89,16 @@ type Init struct {
 	VolumeMounts []VolumeMount `json:"volumeMounts,omitempty"`
 	HyperloopIP  string        `json:"hyperloopIP,omitempty"`
 	// LifecycleID changes whenever the sandbox was restored or forked. On a
-	// change the daemon starts its measurements anew.
+	// change the daemon begins anew: connections made before are closed, events
+	// and measurements of before are forgotten, activity counts from now.
+	// Commands, their output and their results stay.
 	LifecycleID string `json:"lifecycleID,omitempty"`
+
+	// NewInitSecret, ours: from this call's answer on the only one accepted, on
+	// every internal path and also after a restart of the daemon. A copy starts
+	// with its source's, which others know. Such a call is applied whatever its
+	// Timestamp; when its answer was lost, repeat it with the new secret.
+	NewInitSecret string `json:"newInitSecret,omitempty"`
 
 	// Hostname, ours: the new name after a fork; empty leaves it.
 	Hostname string `json:"hostname,omitempty"`
@@ -121,8 +129,12 @@ type Metrics struct {
 	DiskTotal  uint64  `json:"disk_total"`
 	// Processes, ours: how many exist in the sandbox.
 	Processes int `json:"processes"`
-	// IdleMS, ours: milliseconds since the last request or byte on any stream;
-	// 0 while a command the daemon started is running.
+	// IdleMS, ours: milliseconds since somebody last used the sandbox, 0 while
+	// somebody does: while a command the daemon started is running, a stream, a
+	// terminal or a tunnel is open or a call is in progress. What is left behind
+	// by a command that has ended does not count, nor do refused calls, nor
+	// PathHealth, PathMetrics, PathInit and PathEvents. Counts from a restore at
+	// the earliest, once Init has told of it.
 	IdleMS int64 `json:"idle_ms"`
 }
 
