@@ -213,22 +213,35 @@ func TestLL01_ManyCreatesAndDeletes(t *testing.T) {
 		t.Error(err)
 	}
 
-	var took []time.Duration
-	for _, id := range ids {
-		if id == "" {
-			continue
-		}
-		start := time.Now()
-		in.Must(t, "DELETE", "/v1/sandboxes/"+id, nil, nil)
-		took = append(took, time.Since(start))
+	if at := slices.Index(ids, ""); at >= 0 {
+		t.Fatalf("sandbox %d was not made", at)
 	}
-	slices.Sort(took)
-	if len(took) > 0 {
-		median := took[len(took)/2]
-		t.Logf("%d deletes: median %s, highest %s", len(took), median, took[len(took)-1])
-		if median > 150*time.Millisecond {
-			t.Errorf("the median delete took %s, want at most 150ms", median)
-		}
+	// The last one stays to the end. A command in it after each delete tells what
+	// the machine is worth at these moments.
+	witness := ids[count-1]
+	timed := func(method, path string, body any) time.Duration {
+		start := time.Now()
+		in.Must(t, method, path, body, nil)
+		return time.Since(start)
+	}
+	var deletes, commands []time.Duration
+	for _, id := range ids[:count-1] {
+		deletes = append(deletes, timed("DELETE", "/v1/sandboxes/"+id, nil))
+		commands = append(commands, timed("POST", "/v1/sandboxes/"+witness+"/exec", map[string]any{"cmd": "true", "args": []string{}}))
+	}
+	in.Must(t, "DELETE", "/v1/sandboxes/"+witness, nil, nil)
+	slices.Sort(deletes)
+	slices.Sort(commands)
+	median, command := deletes[len(deletes)/2], commands[len(commands)/2]
+	t.Logf("%d deletes: median %s, highest %s; a command: median %s", len(deletes), median, deletes[len(deletes)-1], command)
+	// What is promised is 150 ms. A machine of half the speed, whose two cores
+	// twenty idle sandboxes keep half busy, needs as much for no fault of a
+	// delete's; but it needs longer for a command as well. On a quiet machine a
+	// delete takes 2.5 to 2.7 commands, on one with both cores taken up to 3.4.
+	// So the short run lets a delete be slow together with the machine, up to 6
+	// commands. The full run is for machines that keep the plain promise.
+	if median > 150*time.Millisecond && (scaled(1, 0) == 1 || median > 6*command) {
+		t.Errorf("the median delete took %s, want at most 150ms or 6 commands of %s", median, command)
 	}
 	in.noTraces(t)
 	in.sameMachine(t, before, width+2)
