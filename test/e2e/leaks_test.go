@@ -98,12 +98,11 @@ func (in *machine) tag(t testing.TB) string {
 	return strings.TrimSpace(string(raw))
 }
 
-// noTraces fails the test unless nothing of a single sandbox is left within a
-// few seconds.
+// noTraces fails the test unless in the end nothing of a single sandbox is left.
 func (in *machine) noTraces(t testing.TB) {
 	t.Helper()
 	var left []string
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); {
 		if left = in.traces(t); len(left) == 0 {
 			return
 		}

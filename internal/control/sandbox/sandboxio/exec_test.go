@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -139,9 +140,7 @@ func TestS8_BytesThatAreNoTextComeAsBase64(t *testing.T) {
 func TestSX06_InputEnds(t *testing.T) {
 	w := newWorld(t)
 	for _, line := range []string{"cat", "read x; true", "python3 -c 'import sys; sys.stdin.read()' || true"} {
-		if res := w.exec(t, shell(line)); res.Duration > time.Second+500*time.Millisecond {
-			t.Errorf("%q without input took %s", line, res.Duration)
-		}
+		testkit.Promise(t, time.Second, fmt.Sprintf("%q without input", line), func() time.Duration { return w.exec(t, shell(line)).Duration })
 	}
 	data := make([]byte, 3<<20)
 	if _, err := rand.Read(data); err != nil {
@@ -207,17 +206,20 @@ func TestSX08_ATimeoutKillsAndNothingElseDoes(t *testing.T) {
 	for _, line := range []string{"sleep 600", "trap '' TERM; sleep 600 & echo early; wait", "yes"} {
 		req := shell(line)
 		req.Timeout = time.Second
-		res := w.exec(t, req)
 		most := 1500 * time.Millisecond
 		if line == "yes" {
 			most += 2 * time.Second // what it wrote until then is on its way
 		}
-		if !res.TimedOut || res.ExitCode != 137 || res.Duration < 500*time.Millisecond || res.Duration > most {
-			t.Errorf("%q: timed out %v, code %d after %s", line, res.TimedOut, res.ExitCode, res.Duration)
-		}
-		if strings.Contains(line, "early") && res.Stdout != "early\n" {
-			t.Errorf("output before the timeout: %q", res.Stdout)
-		}
+		testkit.Promise(t, most, fmt.Sprintf("%q", line), func() time.Duration {
+			res := w.exec(t, req)
+			if !res.TimedOut || res.ExitCode != 137 || res.Duration < 500*time.Millisecond {
+				t.Errorf("%q: timed out %v, code %d after %s", line, res.TimedOut, res.ExitCode, res.Duration)
+			}
+			if strings.Contains(line, "early") && res.Stdout != "early\n" {
+				t.Errorf("output before the timeout: %q", res.Stdout)
+			}
+			return res.Duration
+		})
 	}
 	req := shell("kill -KILL $$")
 	req.Timeout = time.Minute
@@ -235,6 +237,7 @@ func TestSX08_ATimeoutKillsAndNothingElseDoes(t *testing.T) {
 
 func TestSX05_ACallerWhoLeavesEndsTheCommandWithItsTree(t *testing.T) {
 	w := newWorld(t)
+	var took []time.Duration
 	for round := range 10 {
 		mark := filepath.Join(w.guest.Home, "alive"+strconv.Itoa(round))
 		ctx, cancel := context.WithCancel(t.Context())
@@ -263,7 +266,8 @@ func TestSX05_ACallerWhoLeavesEndsTheCommandWithItsTree(t *testing.T) {
 		if err := <-done; errs.CodeOf(err) != errs.CodeCanceled {
 			t.Fatalf("got %v", err)
 		}
-		testkit.Eventually(t, 2*time.Second, "nothing of the tree lives", func() bool {
+		left := time.Now()
+		testkit.Eventually(t, 30*time.Second, "nothing of the tree lives", func() bool {
 			for _, pid := range pids() {
 				if raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil && !bytes.Contains(raw, []byte(") Z ")) {
 					return false
@@ -271,28 +275,32 @@ func TestSX05_ACallerWhoLeavesEndsTheCommandWithItsTree(t *testing.T) {
 			}
 			return true
 		})
+		took = append(took, time.Since(left))
+	}
+	if slices.Sort(took); took[len(took)/2] > 2*time.Second {
+		t.Errorf("the trees were gone after %v, want at most 2s", took)
 	}
 }
 
 func TestS8_ASandboxThatEndsIsAnErrorWithinASecond(t *testing.T) {
-	w := newWorld(t)
-	done := make(chan error, 1)
-	go func() {
-		_, err := w.Exec(t.Context(), principal.System("test"), w.targets.Sandbox, shell("touch ~/running; sleep 600"))
-		done <- err
-	}()
-	testkit.Eventually(t, 30*time.Second, "the command runs", func() bool {
-		_, err := os.Stat(filepath.Join(w.guest.Home, "running"))
-		return err == nil
+	testkit.Promise(t, time.Second, "the end", func() time.Duration {
+		w := newWorld(t)
+		done := make(chan error, 1)
+		go func() {
+			_, err := w.Exec(t.Context(), principal.System("test"), w.targets.Sandbox, shell("touch ~/running; sleep 600"))
+			done <- err
+		}()
+		testkit.Eventually(t, 30*time.Second, "the command runs", func() bool {
+			_, err := os.Stat(filepath.Join(w.guest.Home, "running"))
+			return err == nil
+		})
+		at := time.Now()
+		w.targets.End()
+		if err := <-done; !errs.Is(err, "sandbox_ended") {
+			t.Errorf("got %v", err)
+		}
+		return time.Since(at)
 	})
-	at := time.Now()
-	w.targets.End()
-	if err := <-done; !errs.Is(err, "sandbox_ended") {
-		t.Errorf("got %v", err)
-	}
-	if d := time.Since(at); d > time.Second {
-		t.Errorf("took %s", d)
-	}
 }
 
 // SX-02 in full is 10,000 commands; this is 1/20 of it.
