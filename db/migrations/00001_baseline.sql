@@ -15,6 +15,7 @@ CREATE TABLE users (
     created_at    timestamptz NOT NULL DEFAULT now(),
     updated_at    timestamptz NOT NULL DEFAULT now()
 );
+CREATE INDEX users_email_prefix ON users (email text_pattern_ops);
 
 CREATE TABLE teams (
     id         uuid PRIMARY KEY,
@@ -100,7 +101,7 @@ CREATE TABLE oauth_logins (
     provider   text        NOT NULL,
     sealed     bytea       NOT NULL, -- nonce and PKCE verifier, sealed under the state
     link_user  uuid REFERENCES users (id) ON DELETE CASCADE, -- set when a logged-in user links
-    device_id  uuid, -- set when it is to approve a device login
+    user_code  text        NOT NULL DEFAULT '', -- of a device login to go on to
     created_at timestamptz NOT NULL DEFAULT now(),
     expires_at timestamptz NOT NULL
 );
@@ -329,15 +330,21 @@ CREATE TABLE snapshots (
     created_by_name text        NOT NULL,
     created_at      timestamptz NOT NULL DEFAULT now(),
     ready_at        timestamptz,
+    drop_at         timestamptz, -- of one to be removed from its host: when to try next
     deleted_at      timestamptz,
     CHECK ((kind = 'snapshot') = (name IS NOT NULL)),
     CHECK (status <> 'ready' OR (digest <> '' AND ready_at IS NOT NULL)),
     CHECK ((status = 'deleted') = (deleted_at IS NOT NULL))
 );
-CREATE UNIQUE INDEX snapshots_name ON snapshots (team_id, name) WHERE status IN ('creating', 'ready');
+-- One of a name may be there while its successor is being made.
+CREATE UNIQUE INDEX snapshots_name ON snapshots (team_id, name) WHERE status = 'ready';
+CREATE UNIQUE INDEX snapshots_name_next ON snapshots (team_id, name) WHERE status = 'creating';
 CREATE INDEX snapshots_team ON snapshots (team_id, created_at DESC, id DESC) WHERE deleted_at IS NULL;
 CREATE INDEX snapshots_sandbox ON snapshots (sandbox_id) WHERE deleted_at IS NULL;
-CREATE INDEX snapshots_deleting ON snapshots (host_id) WHERE status = 'deleting';
+CREATE INDEX snapshots_named ON snapshots (team_id, created_at DESC, id DESC) WHERE kind = 'snapshot' AND deleted_at IS NULL;
+CREATE INDEX snapshots_dropping ON snapshots (drop_at NULLS FIRST) WHERE status IN ('failed', 'deleting');
+CREATE INDEX snapshots_forks ON snapshots (id) WHERE kind = 'fork' AND status = 'ready';
+CREATE INDEX snapshots_deleted ON snapshots (deleted_at) WHERE deleted_at IS NOT NULL;
 
 CREATE TABLE sandboxes (
     id               uuid PRIMARY KEY,
@@ -364,6 +371,7 @@ CREATE TABLE sandboxes (
     idle_check_at    timestamptz, -- before then it cannot have been idle for long enough
     checkpoint_interval_sec integer,
     checkpoint_due_at timestamptz,
+    retry_at         timestamptz, -- after a pause at the deadline failed: when the next one may begin
     -- What it was or is being started from; NULL for its template's image.
     from_snapshot_id uuid REFERENCES snapshots (id),
     -- Its newest complete saved state: what a paused one resumes from, what is
@@ -390,7 +398,10 @@ CREATE INDEX sandboxes_metadata ON sandboxes USING gin (metadata jsonb_path_ops)
 CREATE INDEX sandboxes_idle ON sandboxes (idle_check_at) WHERE status = 'running' AND idle_check_at IS NOT NULL;
 CREATE INDEX sandboxes_checkpoint ON sandboxes (checkpoint_due_at) WHERE status = 'running' AND checkpoint_due_at IS NOT NULL;
 CREATE INDEX sandboxes_state ON sandboxes (state_id) WHERE state_id IS NOT NULL;
-CREATE INDEX sandboxes_from ON sandboxes (from_snapshot_id) WHERE ended_at IS NULL AND from_snapshot_id IS NOT NULL;
+CREATE INDEX sandboxes_from ON sandboxes (from_snapshot_id) WHERE from_snapshot_id IS NOT NULL;
+CREATE INDEX sandboxes_paused ON sandboxes (paused_at) WHERE status = 'paused';
+CREATE INDEX sandboxes_missing ON sandboxes (updated_at) WHERE status = 'missing';
+CREATE INDEX sandboxes_ended ON sandboxes (ended_at) WHERE ended_at IS NOT NULL;
 CREATE INDEX sandboxes_deadline ON sandboxes (deadline_at) WHERE ended_at IS NULL AND deadline_at IS NOT NULL;
 
 CREATE TABLE operations (
@@ -431,6 +442,15 @@ CREATE TABLE sandbox_events (
     UNIQUE (host_id, generation, seq)
 );
 CREATE INDEX sandbox_events_sandbox ON sandbox_events (sandbox_id, id DESC);
+-- Whoever watches hears of each.
+-- +goose StatementBegin
+CREATE FUNCTION tell_sandbox_event() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO outbox (team_id, kind, resource, scope) VALUES (NEW.team_id, 'sandbox.' || NEW.kind, 'sb-' || NEW.sandbox_id, 'team');
+    RETURN NULL;
+END $$;
+-- +goose StatementEnd
+CREATE TRIGGER sandbox_events_told AFTER INSERT ON sandbox_events FOR EACH ROW EXECUTE FUNCTION tell_sandbox_event();
 
 -- Figures of running sandboxes, kept for a day.
 CREATE TABLE sandbox_samples (
@@ -576,5 +596,5 @@ DROP FUNCTION prune_audit_logs;
 DROP TABLE refusal_counts, audit_heads, audit_logs, idempotency_keys, sandbox_samples, sandbox_events, operations, sandboxes, snapshots, templates,
     host_refresh_tokens, host_registration_tokens, hosts, platform_keys, team_api_keys, outbox, stream_tickets, team_limits, team_invitations,
     device_logins, account_tokens, oauth_logins, user_identities, sessions, users_teams, teams, users;
-DROP FUNCTION check_team_has_owner;
+DROP FUNCTION tell_sandbox_event, check_team_has_owner;
 DROP FUNCTION refuse_audit_change;

@@ -17,6 +17,8 @@ import (
 // call it at once: one works, the others wait and find nothing to do. Each
 // migration is one transaction, so a process that dies in the middle is
 // followed by one that goes on. A schema newer than the program is refused.
+// The URL's user owns the schema and must be able to make AppRole, unless
+// somebody made it and granted it to that user.
 func Migrate(ctx context.Context, url string) error {
 	config, err := pgx.ParseConfig(url)
 	if err != nil {
@@ -40,6 +42,9 @@ func Migrate(ctx context.Context, url string) error {
 		return errs.FailedPrecondition("schema_too_new", fmt.Sprintf(
 			"The database has schema version %d, this program knows only %d. Start the newer program, or restore a backup made by this one.", current, target)).
 			With("schema_version", current).With("program_version", target)
+	}
+	if err := ensureAppRole(ctx, config); err != nil {
+		return err
 	}
 	if _, err := provider.Up(ctx); err != nil {
 		return Map(fmt.Errorf("migrate: %w", err))

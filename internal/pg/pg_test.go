@@ -44,7 +44,7 @@ func TestTypedIDsTravelAloneInArraysAndAsNull(t *testing.T) {
 func TestInTxRunsAgainAfterSerializationFailure(t *testing.T) {
 	ctx := context.Background()
 	pool := pgtest.New(t)
-	if _, err := pool.Exec(ctx, "CREATE TABLE counter (n int); INSERT INTO counter VALUES (0)"); err != nil {
+	if _, err := pgtest.Owner(t, pool).Exec(ctx, "CREATE TABLE counter (n int); INSERT INTO counter VALUES (0); GRANT SELECT, UPDATE ON counter TO skerry_app"); err != nil {
 		t.Fatal(err)
 	}
 	const workers = 4
@@ -157,7 +157,7 @@ func TestAP08_NewerSchemaIsRefusedByName(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer pool.Close()
-	if _, err := pool.Exec(ctx, "INSERT INTO goose_db_version (version_id, is_applied) VALUES (90001, true)"); err != nil {
+	if _, err := pgtest.Owner(t, pool).Exec(ctx, "INSERT INTO goose_db_version (version_id, is_applied) VALUES (90001, true)"); err != nil {
 		t.Fatal(err)
 	}
 	err = pg.Migrate(ctx, url)

@@ -18,8 +18,9 @@ import (
 // machine still has requests that wait for each other's locks.
 const minPoolConns = 16
 
-// Open connects a pool to a database. URL parameters of pgxpool
-// (pool_max_conns, …) win over the defaults. The caller closes the pool.
+// Open connects a pool to a migrated database. Its connections act as AppRole,
+// whoever the URL names. URL parameters of pgxpool (pool_max_conns, …) win over
+// the defaults. The caller closes the pool.
 func Open(ctx context.Context, url string) (*pgxpool.Pool, error) {
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
@@ -35,9 +36,9 @@ func Open(ctx context.Context, url string) (*pgxpool.Pool, error) {
 	config.ConnConfig.RuntimeParams["timezone"] = "UTC"
 	// A transaction that its server forgot must not hold its locks for ever.
 	config.ConnConfig.RuntimeParams["idle_in_transaction_session_timeout"] = "60000"
-	config.AfterConnect = func(_ context.Context, conn *pgx.Conn) error {
+	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
 		registerIDs(conn.TypeMap())
-		return nil
+		return becomeApp(ctx, conn)
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {

@@ -292,7 +292,7 @@ func TestAU01_WithoutItsEntryNothingChanges(t *testing.T) {
 	if err := g.pool.QueryRow(ctx, `SELECT id FROM users WHERE email = 'ann@example.org'`).Scan(&ann); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := g.pool.Exec(ctx, `ALTER TABLE audit_logs ADD CONSTRAINT broken CHECK (false) NOT VALID`); err != nil {
+	if _, err := pgtest.Owner(t, g.pool).Exec(ctx, `ALTER TABLE audit_logs ADD CONSTRAINT broken CHECK (false) NOT VALID`); err != nil {
 		t.Fatal(err)
 	}
 	entry := audit.By(principal.System("test")).HostMarkedDown(id.PlatformTeamID, hostID, "test")

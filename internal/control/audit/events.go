@@ -157,3 +157,21 @@ func (l AuditLogger) TemplateBuilt(team id.Team, template id.Template, name stri
 	}
 	return e
 }
+
+// Refused records that a known caller was told no; of the call nothing but its
+// operation and the reason.
+func (l AuditLogger) Refused(team id.Team, operation, reason string) Entry {
+	e := entry(l.by, team, operation, "", "refused")
+	e.Scope, e.Status = ScopeAdmin, StatusWarning
+	e.Metadata = map[string]any{"reason": reason}
+	return e
+}
+
+// Pruned records that retention removed a team's oldest entries, up to and with
+// a sequence.
+func (l AuditLogger) Pruned(team id.Team, removed, upTo int64) Entry {
+	e := entry(l.by, team, "audit", team.String(), "prune")
+	e.Scope, e.Status = ScopeAdmin, StatusInfo
+	e.Metadata = map[string]any{"removed": removed, "up_to_seq": upTo}
+	return e
+}

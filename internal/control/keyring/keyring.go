@@ -22,6 +22,7 @@ type Kind string
 const (
 	KindUserJWT Kind = "user_jwt"
 	KindHostJWT Kind = "host_jwt"
+	KindAudit   Kind = "audit" // signs the heads of exported trails
 	KindCA      Kind = "ca"
 )
 
@@ -34,10 +35,19 @@ type StoredKey struct {
 	CreatedAt time.Time
 }
 
+// PublicKey is what everybody may know of a key.
+type PublicKey struct {
+	KID    string
+	Public []byte // PKIX, DER
+}
+
 // Store keeps the keys.
 type Store interface {
 	// Keys returns all keys that are not retired, oldest first.
 	Keys(ctx context.Context) ([]StoredKey, error)
+	// PublicKeys returns the public keys of a kind by their names, oldest first,
+	// the retired ones too.
+	PublicKeys(ctx context.Context, kind Kind) ([]PublicKey, error)
 	// Ensure calls create while no other server can, with the kinds that have
 	// no key yet, stores what it returns, and returns all keys like Keys.
 	// Repeating it changes nothing.
@@ -76,7 +86,7 @@ type verifyKey struct {
 // fails when the keys were sealed under another secret.
 func Load(ctx context.Context, store Store, secret Secret, clock clock.Clock) (*Keyring, error) {
 	k := &Keyring{Secret: secret, store: store, clock: clock}
-	keys, err := store.Ensure(ctx, []Kind{KindUserJWT, KindHostJWT, KindCA}, k.create)
+	keys, err := store.Ensure(ctx, []Kind{KindUserJWT, KindHostJWT, KindAudit, KindCA}, k.create)
 	if err != nil {
 		return nil, err
 	}

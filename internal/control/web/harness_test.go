@@ -36,6 +36,7 @@ import (
 // real database and behind a real server.
 type stack struct {
 	pool     *pgxpool.Pool
+	owner    *pgxpool.Pool
 	keys     *keyring.Keyring
 	web      *web.Server
 	url      string
@@ -84,6 +85,7 @@ func newStack(t *testing.T, o options) *stack {
 		o.cost = cheap
 	}
 	s := &stack{pool: pgtest.New(t), log: &logBuffer{}}
+	s.owner = pgtest.Owner(t, s.pool)
 	log := slog.New(slog.NewJSONHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	secret, _ := keyring.NewSecret()
 	var err error
@@ -270,9 +272,10 @@ func (s *stack) count(t *testing.T, query string, args ...any) int {
 	return n
 }
 
+// exec works on the database as its owner.
 func (s *stack) exec(t *testing.T, sql string, args ...any) {
 	t.Helper()
-	if _, err := s.pool.Exec(context.Background(), sql, args...); err != nil {
+	if _, err := s.owner.Exec(context.Background(), sql, args...); err != nil {
 		t.Fatal(err)
 	}
 }

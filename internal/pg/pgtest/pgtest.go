@@ -50,6 +50,21 @@ func New(t testing.TB) *pgxpool.Pool {
 	return pool
 }
 
+// Owner returns a pool on the same database that acts as its owner: to break
+// or to look at what the application's role may not touch.
+func Owner(t testing.TB, pool *pgxpool.Pool) *pgxpool.Pool {
+	t.Helper()
+	config := pool.Config()
+	config.AfterConnect = nil
+	config.MaxConns = 2
+	owner, err := pgxpool.NewWithConfig(context.Background(), config)
+	if err != nil {
+		t.Fatalf("open the test's database as its owner: %v", err)
+	}
+	t.Cleanup(owner.Close)
+	return owner
+}
+
 // URL returns the address of a fresh, migrated database, dropped when the test
 // ends.
 func URL(t testing.TB) string {

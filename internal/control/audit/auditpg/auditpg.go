@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -41,6 +42,9 @@ func Append(ctx context.Context, tx pgx.Tx, entries ...audit.Entry) error {
 	return nil
 }
 
+// maxMetadata bounds what an entry says beside its fields, in bytes of JSON.
+const maxMetadata = 16 << 10
+
 func appendTo(ctx context.Context, tx pgx.Tx, team id.Team, entries []audit.Entry) error {
 	q := sqlcgen.New()
 	head, err := q.LockHead(ctx, tx, team)
@@ -51,19 +55,9 @@ func appendTo(ctx context.Context, tx pgx.Tx, team id.Team, entries []audit.Entr
 	rows := make([]sqlcgen.InsertEntryParams, len(entries))
 	for i, e := range entries {
 		seq++
-		r := audit.Record{
-			ID: e.ID, TeamID: team, Seq: seq,
-			ActorType: string(e.Actor.Kind), ActorID: e.Actor.ActorID(), ActorName: e.Actor.ActorName(),
-			ResourceType: e.ResourceType, ResourceID: e.ResourceID, Action: e.Action, Scope: e.Scope, Status: e.Status,
-			Metadata: []byte("{}"), RequestID: e.Actor.RequestID, IP: e.Actor.IP.Unmap(), At: head.At,
-		}
-		if r.ID.IsZero() {
-			r.ID = id.NewAuditEntry()
-		}
-		if len(e.Metadata) > 0 {
-			if r.Metadata, err = json.Marshal(e.Metadata); err != nil {
-				return fmt.Errorf("metadata of %s.%s: %w", e.ResourceType, e.Action, err)
-			}
+		r, err := record(e, seq, head.At)
+		if err != nil {
+			return err
 		}
 		hash = r.After(hash)
 		var ip *netip.Addr
@@ -72,7 +66,7 @@ func appendTo(ctx context.Context, tx pgx.Tx, team id.Team, entries []audit.Entr
 		}
 		rows[i] = sqlcgen.InsertEntryParams{
 			ID: r.ID, TeamID: team, Seq: seq, Hash: bytes.Clone(hash[:]), ActorType: r.ActorType, ActorID: r.ActorID, ActorName: r.ActorName,
-			ResourceType: r.ResourceType, ResourceID: r.ResourceID, Action: r.Action, Scope: string(r.Scope), Status: string(r.Status),
+			ResourceType: r.ResourceType, ResourceID: r.ResourceID, Action: r.Action, Scope: r.Scope, Status: r.Status,
 			Metadata: r.Metadata, RequestID: r.RequestID, Ip: ip, CreatedAt: r.At,
 		}
 	}
@@ -82,8 +76,28 @@ func appendTo(ctx context.Context, tx pgx.Tx, team id.Team, entries []audit.Entr
 			failed = err
 		}
 	})
-	if failed != nil {
-		return failed
+	return failed
+}
+
+func record(e audit.Entry, seq int64, at time.Time) (audit.Record, error) {
+	r := audit.Record{
+		ID: e.ID, TeamID: e.TeamID, Seq: seq,
+		ActorType: string(e.Actor.Kind), ActorID: e.Actor.ActorID(), ActorName: e.Actor.ActorName(),
+		ResourceType: e.ResourceType, ResourceID: e.ResourceID, Action: e.Action, Scope: string(e.Scope), Status: string(e.Status),
+		Metadata: []byte("{}"), RequestID: e.Actor.RequestID, IP: e.Actor.IP.Unmap().WithZone(""), At: at,
 	}
-	return q.MoveHead(ctx, tx, sqlcgen.MoveHeadParams{TeamID: team, Seq: seq, Hash: hash[:]})
+	if r.ID.IsZero() {
+		r.ID = id.NewAuditEntry()
+	}
+	if len(e.Metadata) == 0 {
+		return r, nil
+	}
+	var err error
+	if r.Metadata, err = json.Marshal(e.Metadata); err == nil && len(r.Metadata) > maxMetadata {
+		err = fmt.Errorf("%d bytes, more than %d", len(r.Metadata), maxMetadata)
+	}
+	if err != nil {
+		return r, fmt.Errorf("metadata of %s.%s: %w", e.ResourceType, e.Action, err)
+	}
+	return r, nil
 }

@@ -18,6 +18,8 @@ import (
 	"skerry.dev/skerry/internal/control/host"
 	"skerry.dev/skerry/internal/control/host/hostpg/sqlcgen"
 	"skerry.dev/skerry/internal/control/idempotency/idempotencypg"
+	"skerry.dev/skerry/internal/control/quota"
+	"skerry.dev/skerry/internal/control/quota/quotapg"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
 	"skerry.dev/skerry/internal/kernel/page"
@@ -45,6 +47,9 @@ func (s *Store) Create(ctx context.Context, h host.Host, by *id.User, token host
 				if _, err := s.q.ByocTeam(ctx, tx, h.TeamID); errors.Is(err, pgx.ErrNoRows) {
 					return nil, errs.Forbidden("not_byoc", "This team may not bring its own hosts. Ask a platform admin to switch that on.")
 				} else if err != nil {
+					return nil, err
+				}
+				if err := quotapg.Check(ctx, tx, h.TeamID, quota.Want{Hosts: 1}); err != nil {
 					return nil, err
 				}
 			}
@@ -264,18 +269,17 @@ func (s *Store) MarkStale(ctx context.Context, after time.Duration, reason strin
 	var out []host.Host
 	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
 		out = out[:0]
+		var entries []audit.Entry
 		rows, err := s.q.MarkStale(ctx, tx, sqlcgen.MarkStaleParams{Reason: reason, AfterSecs: after.Seconds()})
 		if err != nil {
 			return err
 		}
 		for _, r := range rows {
 			h := host.Host{ID: r.ID, TeamID: r.TeamID, Name: r.Name, Status: host.StatusUnreachable}
-			if err := auditpg.Append(ctx, tx, entry(h)); err != nil {
-				return err
-			}
+			entries = append(entries, entry(h))
 			out = append(out, h)
 		}
-		return nil
+		return auditpg.Append(ctx, tx, entries...)
 	})
 	return out, err
 }

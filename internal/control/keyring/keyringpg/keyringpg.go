@@ -28,6 +28,19 @@ func (s *Store) Keys(ctx context.Context) ([]keyring.StoredKey, error) {
 	return keys, pg.Map(err)
 }
 
+// PublicKeys implements keyring.Store.
+func (s *Store) PublicKeys(ctx context.Context, kind keyring.Kind) ([]keyring.PublicKey, error) {
+	rows, err := s.q.ListPublic(ctx, s.pool, string(kind))
+	if err != nil {
+		return nil, pg.Map(err)
+	}
+	keys := make([]keyring.PublicKey, len(rows))
+	for i, row := range rows {
+		keys[i] = keyring.PublicKey{KID: row.Kid, Public: row.Public}
+	}
+	return keys, nil
+}
+
 // Ensure implements keyring.Store.
 func (s *Store) Ensure(ctx context.Context, kinds []keyring.Kind, create func([]keyring.Kind) ([]keyring.StoredKey, error)) ([]keyring.StoredKey, error) {
 	var keys []keyring.StoredKey

@@ -19,10 +19,71 @@ var (
 	ErrBatchAlreadyClosed = errors.New("batch already closed")
 )
 
+const addRefusals = `-- name: AddRefusals :batchexec
+INSERT INTO refusal_counts AS r (ip, minute, reason, count) VALUES ($1, $2, $3, $4)
+ON CONFLICT (minute, ip, reason) DO UPDATE SET count = r.count + excluded.count
+`
+
+type AddRefusalsBatchResults struct {
+	br     pgx.BatchResults
+	tot    int
+	closed bool
+}
+
+type AddRefusalsParams struct {
+	Ip     netip.Addr
+	Minute time.Time
+	Reason string
+	Count  int64
+}
+
+func (q *Queries) AddRefusals(ctx context.Context, db DBTX, arg []AddRefusalsParams) *AddRefusalsBatchResults {
+	batch := &pgx.Batch{}
+	for _, a := range arg {
+		vals := []interface{}{
+			a.Ip,
+			a.Minute,
+			a.Reason,
+			a.Count,
+		}
+		batch.Queue(addRefusals, vals...)
+	}
+	br := db.SendBatch(ctx, batch)
+	return &AddRefusalsBatchResults{br, len(arg), false}
+}
+
+func (b *AddRefusalsBatchResults) Exec(f func(int, error)) {
+	defer b.br.Close()
+	for t := 0; t < b.tot; t++ {
+		if b.closed {
+			if f != nil {
+				f(t, ErrBatchAlreadyClosed)
+			}
+			continue
+		}
+		_, err := b.br.Exec()
+		if f != nil {
+			f(t, err)
+		}
+	}
+}
+
+func (b *AddRefusalsBatchResults) Close() error {
+	b.closed = true
+	return b.br.Close()
+}
+
 const insertEntry = `-- name: InsertEntry :batchexec
+WITH head AS (
+    UPDATE audit_heads SET seq = $3, hash = $4 WHERE team_id = $2
+), event AS (
+    INSERT INTO outbox (team_id, kind, resource, scope)
+    VALUES ($2, $8::text || '.' || $10::text, $9, $11)
+)
 INSERT INTO audit_logs (id, team_id, seq, hash, actor_type, actor_id, actor_name, resource_type, resource_id, action, scope, status,
                         metadata, request_id, ip, created_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
+        $13, $14, $15, $16)
 `
 
 type InsertEntryBatchResults struct {
@@ -50,6 +111,8 @@ type InsertEntryParams struct {
 	CreatedAt    time.Time
 }
 
+// Adds one entry at the end of a chain that is locked, and tells those who
+// watch.
 func (q *Queries) InsertEntry(ctx context.Context, db DBTX, arg []InsertEntryParams) *InsertEntryBatchResults {
 	batch := &pgx.Batch{}
 	for _, a := range arg {

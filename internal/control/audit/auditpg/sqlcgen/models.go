@@ -3,3 +3,29 @@
 //   sqlc v1.31.1
 
 package sqlcgen
+
+import (
+	"net/netip"
+	"time"
+
+	"skerry.dev/skerry/internal/kernel/id"
+)
+
+type AuditLog struct {
+	ID           id.AuditEntry
+	TeamID       id.Team
+	Seq          int64
+	Hash         []byte
+	ActorType    string
+	ActorID      string
+	ActorName    string
+	ResourceType string
+	ResourceID   string
+	Action       string
+	Scope        string
+	Status       string
+	Metadata     []byte
+	RequestID    string
+	Ip           *netip.Addr
+	CreatedAt    time.Time
+}

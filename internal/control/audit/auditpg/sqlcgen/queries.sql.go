@@ -9,8 +9,253 @@ import (
 	"context"
 	"time"
 
+	"github.com/google/uuid"
 	"skerry.dev/skerry/internal/kernel/id"
 )
+
+const deleteOldRefusals = `-- name: DeleteOldRefusals :execrows
+DELETE FROM refusal_counts WHERE (minute, ip, reason) IN (
+    SELECT minute, ip, reason FROM refusal_counts
+    WHERE minute < now() - make_interval(secs => $1::double precision) ORDER BY minute LIMIT 10000)
+`
+
+func (q *Queries) DeleteOldRefusals(ctx context.Context, db DBTX, keepSecs float64) (int64, error) {
+	result, err := db.Exec(ctx, deleteOldRefusals, keepSecs)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const getChain = `-- name: GetChain :one
+SELECT h.anchor_seq, h.anchor_hash, h.seq, h.hash FROM teams t LEFT JOIN audit_heads h ON h.team_id = t.id WHERE t.id = $1
+`
+
+type GetChainRow struct {
+	AnchorSeq  *int64
+	AnchorHash []byte
+	Seq        *int64
+	Hash       []byte
+}
+
+// Where a team's chain begins and ends, NULL when nothing was ever recorded.
+func (q *Queries) GetChain(ctx context.Context, db DBTX, argID id.Team) (GetChainRow, error) {
+	row := db.QueryRow(ctx, getChain, argID)
+	var i GetChainRow
+	err := row.Scan(
+		&i.AnchorSeq,
+		&i.AnchorHash,
+		&i.Seq,
+		&i.Hash,
+	)
+	return i, err
+}
+
+const listAll = `-- name: ListAll :many
+SELECT id, team_id, seq, hash, actor_type, actor_id, actor_name, resource_type, resource_id, action, scope, status, metadata, request_id, ip, created_at FROM audit_logs
+WHERE (created_at, id) < ($1::timestamptz, $2::uuid)
+  AND (cardinality($3::text[]) = 0 OR resource_type = ANY($3::text[]))
+  AND (cardinality($4::text[]) = 0 OR action = ANY($4::text[]))
+ORDER BY created_at DESC, id DESC
+LIMIT $5::int
+`
+
+type ListAllParams struct {
+	BeforeAt      time.Time
+	BeforeID      uuid.UUID
+	ResourceTypes []string
+	Actions       []string
+	MaxRows       int32
+}
+
+// Of all teams, newest first; an empty filter takes all.
+func (q *Queries) ListAll(ctx context.Context, db DBTX, arg ListAllParams) ([]AuditLog, error) {
+	rows, err := db.Query(ctx, listAll,
+		arg.BeforeAt,
+		arg.BeforeID,
+		arg.ResourceTypes,
+		arg.Actions,
+		arg.MaxRows,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []AuditLog
+	for rows.Next() {
+		var i AuditLog
+		if err := rows.Scan(
+			&i.ID,
+			&i.TeamID,
+			&i.Seq,
+			&i.Hash,
+			&i.ActorType,
+			&i.ActorID,
+			&i.ActorName,
+			&i.ResourceType,
+			&i.ResourceID,
+			&i.Action,
+			&i.Scope,
+			&i.Status,
+			&i.Metadata,
+			&i.RequestID,
+			&i.Ip,
+			&i.CreatedAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listFrom = `-- name: ListFrom :many
+SELECT id, team_id, seq, hash, actor_type, actor_id, actor_name, resource_type, resource_id, action, scope, status, metadata, request_id, ip, created_at FROM audit_logs WHERE team_id = $1 AND seq > $2::bigint ORDER BY seq LIMIT $3::int
+`
+
+type ListFromParams struct {
+	TeamID   id.Team
+	AfterSeq int64
+	MaxRows  int32
+}
+
+// Of one team, oldest first.
+func (q *Queries) ListFrom(ctx context.Context, db DBTX, arg ListFromParams) ([]AuditLog, error) {
+	rows, err := db.Query(ctx, listFrom, arg.TeamID, arg.AfterSeq, arg.MaxRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []AuditLog
+	for rows.Next() {
+		var i AuditLog
+		if err := rows.Scan(
+			&i.ID,
+			&i.TeamID,
+			&i.Seq,
+			&i.Hash,
+			&i.ActorType,
+			&i.ActorID,
+			&i.ActorName,
+			&i.ResourceType,
+			&i.ResourceID,
+			&i.Action,
+			&i.Scope,
+			&i.Status,
+			&i.Metadata,
+			&i.RequestID,
+			&i.Ip,
+			&i.CreatedAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listPrunable = `-- name: ListPrunable :many
+SELECT h.team_id FROM audit_heads h JOIN audit_logs l ON l.team_id = h.team_id AND l.seq = h.anchor_seq + 1
+WHERE l.created_at < now() - make_interval(secs => $1::double precision) AND ($2::uuid IS NULL OR h.team_id > $2::uuid)
+ORDER BY h.team_id LIMIT $3::int
+`
+
+type ListPrunableParams struct {
+	KeepSecs  float64
+	AfterTeam *uuid.UUID
+	MaxRows   int32
+}
+
+// Teams whose oldest entry is old enough to go, in the order of their ids.
+func (q *Queries) ListPrunable(ctx context.Context, db DBTX, arg ListPrunableParams) ([]id.Team, error) {
+	rows, err := db.Query(ctx, listPrunable, arg.KeepSecs, arg.AfterTeam, arg.MaxRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []id.Team
+	for rows.Next() {
+		var team_id id.Team
+		if err := rows.Scan(&team_id); err != nil {
+			return nil, err
+		}
+		items = append(items, team_id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listTeam = `-- name: ListTeam :many
+SELECT id, team_id, seq, hash, actor_type, actor_id, actor_name, resource_type, resource_id, action, scope, status, metadata, request_id, ip, created_at FROM audit_logs
+WHERE team_id = $1 AND seq < $2::bigint
+  AND ($3::boolean OR scope = 'team')
+  AND (cardinality($4::text[]) = 0 OR resource_type = ANY($4::text[]))
+  AND (cardinality($5::text[]) = 0 OR action = ANY($5::text[]))
+ORDER BY seq DESC
+LIMIT $6::int
+`
+
+type ListTeamParams struct {
+	TeamID        id.Team
+	BeforeSeq     int64
+	AdminToo      bool
+	ResourceTypes []string
+	Actions       []string
+	MaxRows       int32
+}
+
+// Of one team, newest first; an empty filter takes all.
+func (q *Queries) ListTeam(ctx context.Context, db DBTX, arg ListTeamParams) ([]AuditLog, error) {
+	rows, err := db.Query(ctx, listTeam,
+		arg.TeamID,
+		arg.BeforeSeq,
+		arg.AdminToo,
+		arg.ResourceTypes,
+		arg.Actions,
+		arg.MaxRows,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []AuditLog
+	for rows.Next() {
+		var i AuditLog
+		if err := rows.Scan(
+			&i.ID,
+			&i.TeamID,
+			&i.Seq,
+			&i.Hash,
+			&i.ActorType,
+			&i.ActorID,
+			&i.ActorName,
+			&i.ResourceType,
+			&i.ResourceID,
+			&i.Action,
+			&i.Scope,
+			&i.Status,
+			&i.Metadata,
+			&i.RequestID,
+			&i.Ip,
+			&i.CreatedAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
 
 const lockHead = `-- name: LockHead :one
 INSERT INTO audit_heads AS h (team_id, seq, hash) VALUES ($1, 0, '\x0000000000000000000000000000000000000000000000000000000000000000')
@@ -33,17 +278,25 @@ func (q *Queries) LockHead(ctx context.Context, db DBTX, teamID id.Team) (LockHe
 	return i, err
 }
 
-const moveHead = `-- name: MoveHead :exec
-UPDATE audit_heads SET seq = $2, hash = $3 WHERE team_id = $1
+const prune = `-- name: Prune :one
+SELECT removed::bigint AS removed, up_to::bigint AS up_to
+FROM prune_audit_logs($1, now() - make_interval(secs => $2::double precision), $3::int)
 `
 
-type MoveHeadParams struct {
-	TeamID id.Team
-	Seq    int64
-	Hash   []byte
+type PruneParams struct {
+	Team     uuid.UUID
+	KeepSecs float64
+	MaxRows  int32
 }
 
-func (q *Queries) MoveHead(ctx context.Context, db DBTX, arg MoveHeadParams) error {
-	_, err := db.Exec(ctx, moveHead, arg.TeamID, arg.Seq, arg.Hash)
-	return err
+type PruneRow struct {
+	Removed int64
+	UpTo    int64
+}
+
+func (q *Queries) Prune(ctx context.Context, db DBTX, arg PruneParams) (PruneRow, error) {
+	row := db.QueryRow(ctx, prune, arg.Team, arg.KeepSecs, arg.MaxRows)
+	var i PruneRow
+	err := row.Scan(&i.Removed, &i.UpTo)
+	return i, err
 }

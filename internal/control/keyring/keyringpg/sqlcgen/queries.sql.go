@@ -69,6 +69,35 @@ func (q *Queries) ListKeys(ctx context.Context, db DBTX) ([]ListKeysRow, error) 
 	return items, nil
 }
 
+const listPublic = `-- name: ListPublic :many
+SELECT kid, public FROM platform_keys WHERE kind = $1 ORDER BY created_at, kid
+`
+
+type ListPublicRow struct {
+	Kid    string
+	Public []byte
+}
+
+func (q *Queries) ListPublic(ctx context.Context, db DBTX, kind string) ([]ListPublicRow, error) {
+	rows, err := db.Query(ctx, listPublic, kind)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ListPublicRow
+	for rows.Next() {
+		var i ListPublicRow
+		if err := rows.Scan(&i.Kid, &i.Public); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const lockKeys = `-- name: LockKeys :exec
 SELECT pg_advisory_xact_lock(hashtext('skerry.platform_keys'))
 `
