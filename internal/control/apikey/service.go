@@ -16,15 +16,16 @@ import (
 
 // Store keeps keys. Each verb is one transaction.
 type Store interface {
-	// Create stores a key by its hash and returns it with the database's time.
-	// It takes part in idempotency with Created{key, secret} as receipt.
+	// Create stores a key by its hash and returns it with the database's time,
+	// within the team's quota and while its creator is in the team. It takes part
+	// in idempotency with Created{key, secret} as receipt.
 	Create(ctx context.Context, key Key, hash []byte, secret string, entry audit.Entry) (Key, error)
 	// List returns a page of a team's keys that are not revoked, newest first.
 	List(ctx context.Context, team id.Team, p page.Request) (page.Page[Key], error)
-	// Get returns a key of the team that is not revoked, or ErrNotFound.
-	Get(ctx context.Context, team id.Team, key id.APIKey) (Key, error)
-	// Revoke ends a key of the team; ErrNotFound when there is none.
-	Revoke(ctx context.Context, team id.Team, key id.APIKey, entry audit.Entry) error
+	// Revoke ends a key of the team; ErrNotFound when there is none. It asks may
+	// with the role that the user has in the team at that moment, and with the
+	// key.
+	Revoke(ctx context.Context, team id.Team, by id.User, key id.APIKey, may func(role principal.Role, key Key) error, entry func(Key) audit.Entry) error
 	// Authenticate finds a living key of a living team by its hash. Stale tells
 	// that its last use should be stored.
 	Authenticate(ctx context.Context, hash []byte) (key Key, stale, found bool, err error)
@@ -102,14 +103,13 @@ func (s *Service) Revoke(ctx context.Context, by principal.Principal, key id.API
 	if err != nil {
 		return err
 	}
-	found, err := s.store.Get(ctx, team, key)
-	if err != nil {
-		return err
+	may := func(role principal.Role, k Key) error {
+		if role == principal.RoleMember && k.CreatedBy != by.UserID {
+			return errNotYours
+		}
+		return nil
 	}
-	if by.Role == principal.RoleMember && found.CreatedBy != by.UserID {
-		return errNotYours
-	}
-	return s.store.Revoke(ctx, team, key, audit.By(by).APIKeyRevoked(team, key, found.Name))
+	return s.store.Revoke(ctx, team, by.UserID, key, may, func(k Key) audit.Entry { return audit.By(by).APIKeyRevoked(team, key, k.Name) })
 }
 
 // AuthenticateKey finds who a presented key stands for, by what the database

@@ -36,7 +36,7 @@ func (a *APIKeys) CreateAPIKey(ctx context.Context, req *restapi.CreateAPIKeyReq
 	if err != nil {
 		return nil, err
 	}
-	return &restapi.CreatedAPIKey{APIKey: keyOf(created.Key), Key: created.Secret}, nil
+	return &restapi.CreatedAPIKey{APIKey: KeyOf(created.Key), Key: created.Secret}, nil
 }
 
 // ListAPIKeys implements restapi.Handler.
@@ -55,7 +55,7 @@ func (a *APIKeys) ListAPIKeys(ctx context.Context, params restapi.ListAPIKeysPar
 	}
 	list := &restapi.APIKeyList{Items: make([]restapi.APIKey, len(found.Items))}
 	for i, key := range found.Items {
-		list.Items[i] = keyOf(key)
+		list.Items[i] = KeyOf(key)
 	}
 	if found.NextCursor != "" {
 		list.NextCursor.SetTo(found.NextCursor)
@@ -72,7 +72,8 @@ func (a *APIKeys) DeleteAPIKey(ctx context.Context, params restapi.DeleteAPIKeyP
 	return a.service.Revoke(ctx, principal.From(ctx), key)
 }
 
-func keyOf(k apikey.Key) restapi.APIKey {
+// KeyOf is a key as the API shows it.
+func KeyOf(k apikey.Key) restapi.APIKey {
 	out := restapi.APIKey{
 		ID: k.ID.String(), Name: k.Name, Prefix: k.Prefix, Scopes: make([]string, len(k.Scopes)), CreatedBy: k.Creator, CreatedAt: k.CreatedAt.UTC(),
 	}

@@ -16,6 +16,8 @@ import (
 	"skerry.dev/skerry/internal/control/audit/auditpg"
 	"skerry.dev/skerry/internal/control/idempotency/idempotencypg"
 	"skerry.dev/skerry/internal/control/principal"
+	"skerry.dev/skerry/internal/control/quota"
+	"skerry.dev/skerry/internal/control/quota/quotapg"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
 	"skerry.dev/skerry/internal/kernel/page"
@@ -35,7 +37,13 @@ func New(pool *pgxpool.Pool) *Store { return &Store{pool: pool, q: sqlcgen.New()
 func (s *Store) Create(ctx context.Context, key apikey.Key, hash []byte, secret string, entry audit.Entry) (apikey.Key, error) {
 	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
 		return idempotencypg.Once(ctx, tx, func() (any, error) {
-			var err error
+			if err := quotapg.Check(ctx, tx, key.TeamID, quota.Want{APIKeys: 1}); err != nil {
+				return nil, err
+			}
+			_, err := s.role(ctx, tx, key.TeamID, key.CreatedBy)
+			if err != nil {
+				return nil, err
+			}
 			key.CreatedAt, err = s.q.InsertKey(ctx, tx, sqlcgen.InsertKeyParams{
 				ID: key.ID, TeamID: key.TeamID, Name: key.Name, KeyHash: hash, KeyPrefix: key.Prefix,
 				Scopes: texts(key.Scopes), CreatedBy: &key.CreatedBy, ExpiresAt: key.ExpiresAt,
@@ -95,33 +103,40 @@ func (s *Store) List(ctx context.Context, team id.Team, p page.Request) (page.Pa
 	return page.Of(keys, p.Limit, func(k apikey.Key) any { return position{At: k.CreatedAt, ID: k.ID} })
 }
 
-// Get implements apikey.Store.
-func (s *Store) Get(ctx context.Context, team id.Team, key id.APIKey) (apikey.Key, error) {
-	row, err := s.q.GetKey(ctx, s.pool, sqlcgen.GetKeyParams{ID: key, TeamID: team})
+// role holds on to a membership until the end of the transaction.
+func (s *Store) role(ctx context.Context, tx pgx.Tx, team id.Team, user id.User) (principal.Role, error) {
+	role, err := s.q.HoldRole(ctx, tx, sqlcgen.HoldRoleParams{TeamID: team, UserID: user})
 	if errors.Is(err, pgx.ErrNoRows) {
-		return apikey.Key{}, apikey.ErrNotFound
+		return "", principal.ErrNoTeam
 	}
-	if err != nil {
-		return apikey.Key{}, pg.Map(err)
-	}
-	found := apikey.Key{ID: key, TeamID: team, Name: row.Name}
-	if row.CreatedBy != nil {
-		found.CreatedBy = *row.CreatedBy
-	}
-	return found, nil
+	return principal.Role(role), err
 }
 
 // Revoke implements apikey.Store.
-func (s *Store) Revoke(ctx context.Context, team id.Team, key id.APIKey, entry audit.Entry) error {
+func (s *Store) Revoke(ctx context.Context, team id.Team, by id.User, key id.APIKey, may func(principal.Role, apikey.Key) error, entry func(apikey.Key) audit.Entry) error {
 	return pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
-		revoked, err := s.q.RevokeKey(ctx, tx, sqlcgen.RevokeKeyParams{ID: key, TeamID: team})
+		role, err := s.role(ctx, tx, team, by)
 		if err != nil {
 			return err
 		}
-		if revoked == 0 {
+		row, err := s.q.LockKey(ctx, tx, sqlcgen.LockKeyParams{ID: key, TeamID: team})
+		if errors.Is(err, pgx.ErrNoRows) {
 			return apikey.ErrNotFound
 		}
-		return auditpg.Append(ctx, tx, entry)
+		if err != nil {
+			return err
+		}
+		found := apikey.Key{ID: key, TeamID: team, Name: row.Name}
+		if row.CreatedBy != nil {
+			found.CreatedBy = *row.CreatedBy
+		}
+		if err := may(role, found); err != nil {
+			return err
+		}
+		if err := s.q.RevokeKey(ctx, tx, key); err != nil {
+			return err
+		}
+		return auditpg.Append(ctx, tx, entry(found))
 	})
 }
 

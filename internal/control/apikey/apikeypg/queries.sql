@@ -12,11 +12,17 @@ WHERE k.team_id = @team_id AND k.revoked_at IS NULL
 ORDER BY k.created_at DESC, k.id DESC
 LIMIT sqlc.arg(max_rows)::int;
 
--- name: GetKey :one
-SELECT name, created_by FROM team_api_keys WHERE id = $1 AND team_id = $2 AND revoked_at IS NULL;
+-- name: HoldRole :one
+-- Neither membership nor team goes before this transaction has ended.
+SELECT m.role FROM users_teams m JOIN teams t ON t.id = m.team_id
+WHERE m.user_id = sqlc.arg(user_id) AND m.team_id = sqlc.arg(team_id) AND t.deleted_at IS NULL
+FOR SHARE OF m;
 
--- name: RevokeKey :execrows
-UPDATE team_api_keys SET revoked_at = now() WHERE id = $1 AND team_id = $2 AND revoked_at IS NULL;
+-- name: LockKey :one
+SELECT name, created_by FROM team_api_keys WHERE id = $1 AND team_id = $2 AND revoked_at IS NULL FOR NO KEY UPDATE;
+
+-- name: RevokeKey :exec
+UPDATE team_api_keys SET revoked_at = now() WHERE id = $1;
 
 -- name: Authenticate :one
 SELECT k.id, k.team_id, k.name, k.scopes,

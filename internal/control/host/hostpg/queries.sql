@@ -5,7 +5,8 @@ VALUES (sqlc.arg(id), sqlc.arg(team_id), sqlc.arg(type), sqlc.arg(name), sqlc.ar
 RETURNING *;
 
 -- name: ByocTeam :one
-SELECT id FROM teams WHERE id = sqlc.arg(id) AND is_byoc AND deleted_at IS NULL FOR KEY SHARE;
+-- The switch is not turned off while a host is being made.
+SELECT id FROM teams WHERE id = sqlc.arg(id) AND is_byoc AND deleted_at IS NULL FOR NO KEY UPDATE;
 
 -- name: LockHost :exec
 -- Of two who issue a token at once one comes second, and voids the other's.

@@ -21,6 +21,7 @@ import (
 	"skerry.dev/skerry/internal/control/keyring/keyringpg"
 	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/control/scheduler"
+	"skerry.dev/skerry/internal/control/team/teamtest"
 	"skerry.dev/skerry/internal/kernel/clock"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
@@ -176,12 +177,7 @@ func TestH1_TheTokenIsShownOnceAndWorksOnce(t *testing.T) {
 func TestH1_WhoMayAddHosts(t *testing.T) {
 	w := newWorld(t)
 	ctx := context.Background()
-	team := id.NewTeam()
-	if _, err := w.pool.Exec(ctx, `INSERT INTO teams (id, name, slug) VALUES ($1, 'x', 'aaaaaa-bbbbbb')`, team); err != nil {
-		t.Fatal(err)
-	}
-	owner := w.admin(t)
-	owner.IsAdmin, owner.HasTeam, owner.TeamID, owner.Role = false, true, team, principal.RoleOwner
+	team, owner := teamtest.New(t, w.pool)
 	member := owner
 	member.Role = principal.RoleMember
 	key := principal.Principal{Kind: principal.KindAPIKey, HasTeam: true, TeamID: team}

@@ -15,6 +15,8 @@ import (
 	"skerry.dev/skerry/internal/control/audit/auditpg"
 	"skerry.dev/skerry/internal/control/host"
 	"skerry.dev/skerry/internal/control/idempotency/idempotencypg"
+	"skerry.dev/skerry/internal/control/quota"
+	"skerry.dev/skerry/internal/control/quota/quotapg"
 	"skerry.dev/skerry/internal/control/sandbox"
 	"skerry.dev/skerry/internal/control/sandbox/sandboxpg/sqlcgen"
 	"skerry.dev/skerry/internal/control/scheduler"
@@ -48,6 +50,11 @@ func (s *Store) CreatePending(ctx context.Context, n sandbox.NewSandbox, lease s
 }
 
 func (s *Store) createPending(ctx context.Context, tx pgx.Tx, n sandbox.NewSandbox, lease sandbox.Lease, place sandbox.Placer) (sandbox.Sandbox, error) {
+	if err := quotapg.Check(ctx, tx, n.Sandbox.TeamID, quota.Want{
+		Sandboxes: 1, CPUMillis: n.Sandbox.CPUMillis, MemoryMB: n.Sandbox.MemoryMB, DiskMB: n.Sandbox.DiskMB,
+	}); err != nil {
+		return sandbox.Sandbox{}, err
+	}
 	views, addresses, err := s.candidates(ctx, tx, n.Sandbox.TeamID)
 	if err != nil {
 		return sandbox.Sandbox{}, err

@@ -17,6 +17,7 @@ import (
 	"skerry.dev/skerry/internal/control/sandbox"
 	"skerry.dev/skerry/internal/control/sandbox/sandboxpg"
 	"skerry.dev/skerry/internal/control/scheduler"
+	"skerry.dev/skerry/internal/control/team/teamtest"
 	"skerry.dev/skerry/internal/control/template"
 	"skerry.dev/skerry/internal/control/template/templatepg"
 	"skerry.dev/skerry/internal/kernel/id"
@@ -56,9 +57,7 @@ func (w *World) exec(sql string, args ...any) {
 // NewTeam makes a team.
 func (w *World) NewTeam() id.Team {
 	w.t.Helper()
-	team := id.NewTeam()
-	u := team.UUID().String()
-	w.exec(`INSERT INTO teams (id, name, slug) VALUES ($1, 'a team', $2)`, team, u[len(u)-6:]+"-"+u[len(u)-12:len(u)-6])
+	team, _ := teamtest.New(w.t, w.Pool)
 	return team
 }
 

@@ -13,6 +13,8 @@ import (
 	"skerry.dev/skerry/internal/artifact"
 	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/audit/auditpg"
+	"skerry.dev/skerry/internal/control/quota"
+	"skerry.dev/skerry/internal/control/quota/quotapg"
 	"skerry.dev/skerry/internal/control/template"
 	"skerry.dev/skerry/internal/control/template/templatepg/sqlcgen"
 	"skerry.dev/skerry/internal/kernel/errs"
@@ -83,6 +85,9 @@ func (s *Store) Publish(ctx context.Context, t template.Template, entry audit.En
 			return err
 		}
 		if err := s.q.RetireByName(ctx, tx, sqlcgen.RetireByNameParams{TeamID: t.TeamID, Name: t.Name}); err != nil {
+			return err
+		}
+		if err := quotapg.Check(ctx, tx, t.TeamID, quota.Want{Templates: 1}); err != nil {
 			return err
 		}
 		row, err := s.q.Insert(ctx, tx, sqlcgen.InsertParams{

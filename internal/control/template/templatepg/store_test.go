@@ -11,6 +11,7 @@ import (
 	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/host"
 	"skerry.dev/skerry/internal/control/principal"
+	"skerry.dev/skerry/internal/control/team/teamtest"
 	"skerry.dev/skerry/internal/control/template"
 	"skerry.dev/skerry/internal/control/template/templatepg"
 	"skerry.dev/skerry/internal/kernel/errs"
@@ -43,11 +44,7 @@ func TestP2_ANewBaseReplacesTheNameNotTheRow(t *testing.T) {
 	b := &builder{}
 	s := template.NewService(templatepg.New(pool), hosts{{ID: id.NewHost()}}, b, grants{}, "https://x/")
 	admin := principal.Principal{Kind: principal.KindUser, IsAdmin: true, UserID: id.NewUser(), UserName: "root"}
-	team := id.NewTeam()
-	if _, err := pool.Exec(ctx, `INSERT INTO teams (id, name, slug) VALUES ($1, 'x', 'aaaaaa-bbbbbb')`, team); err != nil {
-		t.Fatal(err)
-	}
-	user := principal.Principal{Kind: principal.KindUser, HasTeam: true, TeamID: team}
+	team, user := teamtest.New(t, pool)
 	build := func(digest string) template.Template {
 		t.Helper()
 		b.digest = digest

@@ -66,25 +66,23 @@ func (q *Queries) ByID(ctx context.Context, db DBTX, argID id.APIKey) (ByIDRow, 
 	return i, err
 }
 
-const getKey = `-- name: GetKey :one
-SELECT name, created_by FROM team_api_keys WHERE id = $1 AND team_id = $2 AND revoked_at IS NULL
+const holdRole = `-- name: HoldRole :one
+SELECT m.role FROM users_teams m JOIN teams t ON t.id = m.team_id
+WHERE m.user_id = $1 AND m.team_id = $2 AND t.deleted_at IS NULL
+FOR SHARE OF m
 `
 
-type GetKeyParams struct {
-	ID     id.APIKey
+type HoldRoleParams struct {
+	UserID id.User
 	TeamID id.Team
 }
 
-type GetKeyRow struct {
-	Name      string
-	CreatedBy *id.User
-}
-
-func (q *Queries) GetKey(ctx context.Context, db DBTX, arg GetKeyParams) (GetKeyRow, error) {
-	row := db.QueryRow(ctx, getKey, arg.ID, arg.TeamID)
-	var i GetKeyRow
-	err := row.Scan(&i.Name, &i.CreatedBy)
-	return i, err
+// Neither membership nor team goes before this transaction has ended.
+func (q *Queries) HoldRole(ctx context.Context, db DBTX, arg HoldRoleParams) (string, error) {
+	row := db.QueryRow(ctx, holdRole, arg.UserID, arg.TeamID)
+	var role string
+	err := row.Scan(&role)
+	return role, err
 }
 
 const insertKey = `-- name: InsertKey :one
@@ -212,21 +210,34 @@ func (q *Queries) LivingKeys(ctx context.Context, db DBTX, ids []uuid.UUID) ([]i
 	return items, nil
 }
 
-const revokeKey = `-- name: RevokeKey :execrows
-UPDATE team_api_keys SET revoked_at = now() WHERE id = $1 AND team_id = $2 AND revoked_at IS NULL
+const lockKey = `-- name: LockKey :one
+SELECT name, created_by FROM team_api_keys WHERE id = $1 AND team_id = $2 AND revoked_at IS NULL FOR NO KEY UPDATE
 `
 
-type RevokeKeyParams struct {
+type LockKeyParams struct {
 	ID     id.APIKey
 	TeamID id.Team
 }
 
-func (q *Queries) RevokeKey(ctx context.Context, db DBTX, arg RevokeKeyParams) (int64, error) {
-	result, err := db.Exec(ctx, revokeKey, arg.ID, arg.TeamID)
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected(), nil
+type LockKeyRow struct {
+	Name      string
+	CreatedBy *id.User
+}
+
+func (q *Queries) LockKey(ctx context.Context, db DBTX, arg LockKeyParams) (LockKeyRow, error) {
+	row := db.QueryRow(ctx, lockKey, arg.ID, arg.TeamID)
+	var i LockKeyRow
+	err := row.Scan(&i.Name, &i.CreatedBy)
+	return i, err
+}
+
+const revokeKey = `-- name: RevokeKey :exec
+UPDATE team_api_keys SET revoked_at = now() WHERE id = $1
+`
+
+func (q *Queries) RevokeKey(ctx context.Context, db DBTX, argID id.APIKey) error {
+	_, err := db.Exec(ctx, revokeKey, argID)
+	return err
 }
 
 const touch = `-- name: Touch :exec

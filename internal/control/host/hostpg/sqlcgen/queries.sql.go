@@ -15,9 +15,10 @@ import (
 )
 
 const byocTeam = `-- name: ByocTeam :one
-SELECT id FROM teams WHERE id = $1 AND is_byoc AND deleted_at IS NULL FOR KEY SHARE
+SELECT id FROM teams WHERE id = $1 AND is_byoc AND deleted_at IS NULL FOR NO KEY UPDATE
 `
 
+// The switch is not turned off while a host is being made.
 func (q *Queries) ByocTeam(ctx context.Context, db DBTX, argID id.Team) (id.Team, error) {
 	row := db.QueryRow(ctx, byocTeam, argID)
 	var id_2 id.Team
