@@ -35,12 +35,18 @@ import (
 	"skerry.dev/skerry/internal/control/keyring"
 	"skerry.dev/skerry/internal/control/keyring/keyringpg"
 	"skerry.dev/skerry/internal/control/principal"
+	"skerry.dev/skerry/internal/control/quota"
+	"skerry.dev/skerry/internal/control/quota/quotahttp"
+	"skerry.dev/skerry/internal/control/quota/quotapg"
 	"skerry.dev/skerry/internal/control/sandbox"
 	"skerry.dev/skerry/internal/control/sandbox/sandboxhttp"
 	"skerry.dev/skerry/internal/control/sandbox/sandboxio"
 	"skerry.dev/skerry/internal/control/sandbox/sandboxio/sandboxiohttp"
 	"skerry.dev/skerry/internal/control/sandbox/sandboxpg"
 	"skerry.dev/skerry/internal/control/scheduler"
+	"skerry.dev/skerry/internal/control/team"
+	"skerry.dev/skerry/internal/control/team/teamhttp"
+	"skerry.dev/skerry/internal/control/team/teampg"
 	"skerry.dev/skerry/internal/control/template"
 	"skerry.dev/skerry/internal/control/template/templatehttp"
 	"skerry.dev/skerry/internal/control/template/templatepg"
@@ -68,6 +74,8 @@ type control struct {
 	replays   *idempotency.Service
 	accounts  *account.Service
 	apiKeys   *apikey.Service
+	quotas    *quota.Service
+	teams     *team.Service
 	hosts     *host.Service
 	monitor   *host.HostMonitor
 	templates *template.Service
@@ -174,6 +182,8 @@ func (c *control) openRooms(ctx context.Context) (err error) {
 	c.runner = sandbox.NewRunner(sandboxes, agents, c.templates, c.cfg.secret, c.watch, sandbox.Config{}, c.log)
 	sched := scheduler.RoundRobinScheduler{Overcommit: scheduler.Overcommit{CPU: c.cfg.CPUOvercommit, Memory: c.cfg.MemOvercommit}}
 	c.sandboxes = sandbox.NewService(sandboxes, sched, c.templates, agents, c.runner, c.watch, c.cfg.secret, c.log)
+	c.quotas = quota.NewService(quotapg.New(c.pool))
+	c.teams = team.NewService(teampg.New(c.pool), c.sandboxes, account.NormalizeEmail, c.cfg.URL, clock.System{}, c.log)
 	c.monitor = host.NewHostMonitor(hosts, sandbox.NewReconciler(sandboxes, agents, c.watch, 0, c.log), c.log)
 	c.hosts.OnContact(c.monitor.Hint)
 	return nil
@@ -184,6 +194,8 @@ type handler struct {
 	web.Errors
 	*accounthttp.Accounts
 	*apikeyhttp.APIKeys
+	*teamhttp.Teams
+	*quotahttp.Limits
 	*hosthttp.Handlers
 	templates
 	sandboxes
@@ -246,6 +258,7 @@ func (c *control) openWeb(context.Context) (err error) {
 	}
 	c.api, err = c.web.Handler(handler{
 		Accounts: accounthttp.New(c.accounts, c.replays), APIKeys: apikeyhttp.New(c.apiKeys, c.replays),
+		Teams: teamhttp.New(c.teams, c.replays), Limits: quotahttp.New(c.quotas),
 		Handlers:  hosthttp.New(c.hosts, c.sandboxes, c.replays),
 		templates: templates{built}, sandboxes: sandboxes{sandboxhttp.New(c.sandboxes, c.replays)}, traffic: traffic{c.streams}, events: events{changes},
 	})
@@ -262,7 +275,7 @@ func (c *control) storeThere(context.Context) error {
 func (c *control) serve(ctx context.Context, public, agents net.Listener) error {
 	loops, _ := lifecycle.NewGroup(context.WithoutCancel(ctx))
 	for _, loop := range []func(context.Context) error{
-		c.runner.Run, c.watch.Run, c.monitor.Run, sandbox.NewSweep(c.sandboxes, c.log).Run, c.apiKeys.Run, c.web.Recheck, c.forget,
+		c.runner.Run, c.watch.Run, c.monitor.Run, sandbox.NewSweep(c.sandboxes, c.log).Run, c.apiKeys.Run, c.teams.Run, c.web.Recheck, c.forget,
 		c.feed.Run, c.tickets.Run,
 	} {
 		loops.Go(loop)
