@@ -63,7 +63,7 @@ type Options struct {
 type Daemon struct {
 	opt       Options
 	log       *slog.Logger
-	secret    [sha256.Size]byte
+	secret    atomic.Pointer[[sha256.Size]byte] // hash of the init secret
 	processes *process.Manager
 	files     *filesystem.Service
 	events    *guard.Events
@@ -74,8 +74,8 @@ type Daemon struct {
 	initMu  sync.Mutex // one configuration at a time
 	current atomic.Pointer[guestapi.Init]
 
-	busy    atomic.Int64 // requests in progress
-	touched atomic.Int64 // unix nanoseconds of the last request's end
+	conns  connections
+	active *activity
 
 	closing chan struct{}
 	once    sync.Once
@@ -94,9 +94,10 @@ func New(opt Options) (*Daemon, error) {
 		opt.FirstEvent = time.Now().UnixMicro()
 	}
 	d := &Daemon{
-		opt: opt, log: opt.Log, secret: sha256.Sum256([]byte(opt.Boot.InitSecret)),
+		opt: opt, log: opt.Log, active: newActivity(),
 		events: guard.NewEvents(opt.FirstEvent), refuse: connect.NewErrorWriter(), closing: make(chan struct{}),
 	}
+	d.setSecret(opt.Boot.InitSecret)
 	accounts := passwd.New(opt.PasswdPath, opt.GroupPath)
 	var confine func() error
 	if opt.Fence != nil {
@@ -116,9 +117,8 @@ func New(opt Options) (*Daemon, error) {
 		AccessToken: func() string { return d.config().AccessToken },
 	})
 	d.handler = d.routes()
-	d.touched.Store(time.Now().UnixNano())
 	if opt.Init != nil {
-		if err := d.apply(*opt.Init); err != nil {
+		if err := d.apply(context.Background(), *opt.Init); err != nil {
 			d.log.Warn("the last configuration could not be applied in full", "error", err)
 		}
 	}
@@ -220,12 +220,8 @@ func (d *Daemon) routes() http.Handler {
 			d.deny(w, r, connect.CodeUnauthenticated, http.StatusUnauthorized, filesystem.AccessDenied)
 			return
 		}
-		if r.URL.Path != guestapi.PathMetrics {
-			d.busy.Add(1)
-			defer func() {
-				d.touched.Store(time.Now().UnixNano())
-				d.busy.Add(-1)
-			}()
+		if d.counts(r) {
+			defer d.active.use()()
 		}
 		if name, _, ok := r.BasicAuth(); ok {
 			r = r.WithContext(passwd.WithActing(r.Context(), name))
@@ -234,10 +230,27 @@ func (d *Daemon) routes() http.Handler {
 	})
 }
 
+// counts reports whether a call is use of the sandbox. Looking at what goes on
+// in it is none, nor is a call that will be refused.
+func (d *Daemon) counts(r *http.Request) bool {
+	switch r.URL.Path {
+	case guestapi.PathMetrics, guestapi.PathEnvs, processconnect.ProcessListProcedure:
+		return false
+	case guestapi.PathFiles:
+		return d.files.Authorized(r)
+	}
+	return true
+}
+
+func (d *Daemon) setSecret(secret string) {
+	sum := sha256.Sum256([]byte(secret))
+	d.secret.Store(&sum)
+}
+
 // fromHost reports whether the caller knows the secret that only PID 1 and the
-// host have.
+// host have, the one of this moment.
 func (d *Daemon) fromHost(r *http.Request) bool {
-	return sameSecret(r.Header.Get(guestapi.HeaderInit), d.secret)
+	return sameSecret(r.Header.Get(guestapi.HeaderInit), *d.secret.Load())
 }
 
 // sameSecret compares in a time that depends on neither content nor length.

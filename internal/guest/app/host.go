@@ -1,6 +1,7 @@
 package app
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -35,29 +36,47 @@ func (d *Daemon) handleInit(w http.ResponseWriter, r *http.Request) {
 	}
 	d.initMu.Lock()
 	defer d.initMu.Unlock()
-	if last := d.current.Load(); last != nil && !in.Timestamp.IsZero() && in.Timestamp.Before(last.Timestamp) {
+	if !d.fromHost(r) { // the secret was replaced while this call waited
+		filesystem.WriteError(w, http.StatusUnauthorized, "this path is the host's alone")
+		return
+	}
+	replaces := in.NewInitSecret != "" && !sameSecret(in.NewInitSecret, *d.secret.Load())
+	if last := d.current.Load(); last != nil && !replaces && !in.Timestamp.IsZero() && in.Timestamp.Before(last.Timestamp) {
 		w.WriteHeader(http.StatusNoContent)
 		return
 	}
 	if d.opt.Report != nil {
 		if err := d.opt.Report(in); err != nil {
-			// A restarted daemon would come up with the configuration before this
-			// one; the host sends it again then, so this one still serves.
 			d.log.Error("the configuration could not be kept", "error", err)
+			// A restarted daemon would come up with the configuration before this one.
+			// The host sends it again then, so this one still serves, but for a secret
+			// that would be the old one again.
+			if replaces {
+				filesystem.WriteError(w, http.StatusInternalServerError, "the new secret could not be kept")
+				return
+			}
 		}
 	}
-	if err := d.apply(in); err != nil {
+	if err := d.apply(r.Context(), in); err != nil {
 		d.log.Error("the configuration could not be applied in full", "error", err)
 	}
 	w.WriteHeader(http.StatusNoContent)
 }
 
 // apply makes in the configuration. The daemon's own part always takes effect.
-func (d *Daemon) apply(in guestapi.Init) error {
+// ctx is that of the call it came by, whose connection stays.
+func (d *Daemon) apply(ctx context.Context, in guestapi.Init) error {
+	if in.NewInitSecret != "" {
+		d.setSecret(in.NewInitSecret)
+	}
 	old := d.current.Swap(&in)
+	if old != nil && old.LifecycleID != in.LifecycleID {
+		d.conns.closeBut(ctx)
+		d.events.Forget()
+	}
 	if old == nil || old.LifecycleID != in.LifecycleID {
 		d.metrics.reset()
-		d.touched.Store(time.Now().UnixNano())
+		d.active.touch()
 	}
 	var fenced, applied error
 	if d.opt.Fence != nil {
@@ -153,8 +172,7 @@ func (d *Daemon) handleTunnel(w http.ResponseWriter, r *http.Request) {
 		outer.Close()
 		return
 	}
-	d.busy.Add(1)
-	defer d.busy.Add(-1)
+	defer d.active.use()()
 	d.tunnels.Add(1)
 	defer d.tunnels.Done()
 	join(outer, buffered, inner, d.closing)

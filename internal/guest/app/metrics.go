@@ -80,8 +80,8 @@ func (d *Daemon) handleMetrics(w http.ResponseWriter, _ *http.Request) {
 		m.DiskTotal = st.Blocks * uint64(st.Bsize)
 		m.DiskUsed = (st.Blocks - st.Bfree) * uint64(st.Bsize)
 	}
-	if d.busy.Load() == 0 && d.processes.Running() == 0 {
-		m.IdleMS = max(0, (time.Now().UnixNano()-d.touched.Load())/int64(time.Millisecond))
+	if d.processes.Running() == 0 {
+		m.IdleMS = d.active.idle().Milliseconds()
 	}
 	writeJSON(w, m)
 }

@@ -3,6 +3,7 @@ package app
 import (
 	"bytes"
 	"context"
+	"crypto/sha512"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -85,6 +86,7 @@ func Serve(ctx context.Context, stdin io.Reader, log *slog.Logger) error {
 	wg.Go(func() { d.Guard(ctx) })
 
 	server := newServer(d.Handler(), log)
+	server.ConnContext = d.ConnContext
 	wg.Go(func() {
 		<-ctx.Done()
 		grace, stop := context.WithTimeout(context.Background(), shutdownGrace)
@@ -94,7 +96,7 @@ func Serve(ctx context.Context, stdin io.Reader, log *slog.Logger) error {
 		}
 	})
 	log.Info("serving", "addr", ln.Addr().String())
-	if err := server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+	if err := server.Serve(d.Track(ln)); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serving: %w", err)
 	}
 	return nil
@@ -141,6 +143,7 @@ func (s system) Apply(in guestapi.Init) error {
 		initd.SetHostname(in.Hostname),
 		initd.WriteIdentity(s.root, in.Hostname, in.Nameserver),
 		initd.InstallCA(s.root, in.CABundle),
+		stir(in),
 		s.mark(in.EnvVars),
 	)
 }
@@ -155,7 +158,10 @@ func (s system) mark(env map[string]string) error {
 		".E2B_SANDBOX": "true", ".E2B_SANDBOX_ID": env["E2B_SANDBOX_ID"], ".E2B_TEMPLATE_ID": env["E2B_TEMPLATE_ID"],
 	} {
 		path := filepath.Join(dir, name)
-		if value == "" {
+		if value == "" { // a copy is not its source
+			if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
 			continue
 		}
 		if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, []byte(value)) {
@@ -165,5 +171,26 @@ func (s system) mark(env map[string]string) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// stir mixes what no other copy was given into the kernel's randomness, for
+// kernels whose state was copied with the memory.
+func stir(in guestapi.Init) error {
+	if in.NewInitSecret == "" {
+		return nil
+	}
+	seed := sha512.Sum512([]byte("skerry stir\x00" + in.NewInitSecret + "\x00" + in.LifecycleID))
+	f, err := os.OpenFile("/dev/urandom", os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.Write(seed[:]); err != nil {
+		return err
+	}
+	// Where it is known, what was written counts from now on, not from the next
+	// time the kernel stirs by itself.
+	_, _ = unix.IoctlRetInt(int(f.Fd()), unix.RNDRESEEDCRNG)
 	return nil
 }

@@ -36,6 +36,15 @@ func (s *Service) allow(r *http.Request, operation string) error {
 	return checkSignature(r.URL.Query(), operation, token, time.Now())
 }
 
+// Authorized reports whether a request of PathFiles will be let in.
+func (s *Service) Authorized(r *http.Request) bool {
+	operation := opRead
+	if r.Method == http.MethodPost {
+		operation = opWrite
+	}
+	return s.allow(r, operation) == nil
+}
+
 // AccessDenied is what a caller without a good token reads; clients match on
 // its beginning.
 const AccessDenied = "unauthorized access, please provide a valid access token or method signing if supported"

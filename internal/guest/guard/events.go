@@ -49,3 +49,11 @@ func (e *Events) Since(after int64) ([]guestapi.Event, <-chan struct{}) {
 	}
 	return nil, e.changed
 }
+
+// Forget drops what is held: it happened to somebody else, or to an earlier
+// life. The numbers go on.
+func (e *Events) Forget() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.ring = nil
+}

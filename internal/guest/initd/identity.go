@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -15,25 +16,91 @@ import (
 
 // WriteIdentity writes the host name and the resolver below root ("/" outside
 // tests). Without the name in /etc/hosts, sudo and git ask a name server for it
-// and hang for seconds. Empty values leave what is there. Repeating it is
-// harmless.
+// and hang for seconds. Empty values leave what is there, and so does everything
+// else that users wrote to /etc/hosts, or to an /etc/resolv.conf that already
+// names the resolver. Repeating it is harmless.
 func WriteIdentity(root, hostname, nameserver string) error {
 	var errs []error
 	if hostname != "" {
 		if !validHostname(hostname) {
 			return fmt.Errorf("host name %q is not valid", hostname)
 		}
-		hosts := "127.0.0.1 localhost\n127.0.1.1 " + hostname + "\n::1 localhost ip6-localhost ip6-loopback\n"
-		errs = append(errs, replace(filepath.Join(root, "etc/hostname"), hostname+"\n"), replace(filepath.Join(root, "etc/hosts"), hosts))
+		path := filepath.Join(root, "etc/hosts")
+		errs = append(errs, replace(filepath.Join(root, "etc/hostname"), hostname+"\n"), replace(path, hostsWith(small(path), hostname)))
 	}
 	if nameserver != "" {
 		addr, err := netip.ParseAddr(nameserver)
 		if err != nil {
 			return fmt.Errorf("name server: %w", err)
 		}
-		errs = append(errs, replace(filepath.Join(root, "etc/resolv.conf"), "nameserver "+addr.String()+"\n"))
+		path := filepath.Join(root, "etc/resolv.conf")
+		if line := "nameserver " + addr.String(); !onlyNameserver(small(path), line) {
+			errs = append(errs, replace(path, line+"\n"))
+		}
 	}
 	return errors.Join(errs...)
+}
+
+// ownName is the address under which the sandbox finds its own name.
+const ownName = "127.0.1.1"
+
+// hostsWith is an /etc/hosts that gives ownName the host name and is else as it
+// was, or the usual one.
+func hostsWith(old, hostname string) string {
+	own := ownName + " " + hostname
+	if !strings.Contains(old, "localhost") {
+		return "127.0.0.1 localhost\n" + own + "\n::1 localhost ip6-localhost ip6-loopback\n"
+	}
+	var b strings.Builder
+	written := false
+	for line := range strings.Lines(old) {
+		if fields := strings.Fields(line); len(fields) > 0 && fields[0] == ownName {
+			if !written {
+				b.WriteString(own + "\n")
+			}
+			written = true
+			continue
+		}
+		b.WriteString(strings.TrimSuffix(line, "\n") + "\n")
+	}
+	if !written {
+		b.WriteString(own + "\n")
+	}
+	return b.String()
+}
+
+func onlyNameserver(old, want string) bool {
+	found := false
+	for line := range strings.Lines(old) {
+		fields := strings.Fields(line)
+		if len(fields) == 0 || fields[0] != "nameserver" {
+			continue
+		}
+		if strings.Join(fields, " ") != want {
+			return false
+		}
+		found = true
+	}
+	return found
+}
+
+// small reads a file below /etc for being written again. Root inside may have
+// put anything there; what is not an ordinary small file counts as empty.
+func small(path string) string {
+	const most = 256 << 10
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() || fi.Size() > most {
+		return ""
+	}
+	b, err := io.ReadAll(io.LimitReader(f, most))
+	if err != nil {
+		return ""
+	}
+	return string(b)
 }
 
 // SetHostname sets the kernel's host name; a guest that may not is told its

@@ -250,6 +250,9 @@ func (k *keeper) listen(reports *os.File) {
 		}
 		k.mu.Lock()
 		k.last = &in
+		if in.NewInitSecret != "" { // the next daemon must know no other
+			k.boot.InitSecret = in.NewInitSecret
+		}
 		k.mu.Unlock()
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	pb "skerry.dev/skerry/gen/guestrpc/process"
+	"skerry.dev/skerry/internal/guest/awake"
 	"skerry.dev/skerry/internal/guest/passwd"
 	"skerry.dev/skerry/internal/guest/procfs"
 )
@@ -69,7 +70,8 @@ type command struct {
 	exited   chan struct{} // closed when the process itself is gone
 	status   unix.WaitStatus
 	ended    chan struct{} // closed when its end was told
-	deadline *time.Timer
+	deadline *awake.Timer
+	kept     *awake.Timer // until the result is forgotten; guarded by the manager
 	expired  atomic.Bool
 
 	pumps []*pump

@@ -15,6 +15,9 @@ const (
 	// overhead is what one stored piece costs beside its bytes, so that a
 	// process that writes single bytes cannot hold many times the window.
 	overhead = 96
+	// stallLook is how often somebody who waits for readers looks at the clock, to
+	// see that the sandbox stood still.
+	stallLook = 2 * time.Second
 	// pieceMax bounds one event; a terminal's are smaller because its reads are.
 	pieceMax = 32 << 10
 )
@@ -232,7 +235,7 @@ func (h *hub) publishPiece(from stream, data []byte) {
 		if since.IsZero() {
 			since = now
 		}
-		wait := h.dropStalled(since, now)
+		wait := min(h.dropStalled(since, now), stallLook)
 		h.mu.Unlock()
 		if wait > 0 {
 			timer := time.NewTimer(wait)
@@ -241,6 +244,10 @@ func (h *hub) publishPiece(from stream, data []byte) {
 			case <-timer.C:
 			}
 			timer.Stop()
+			if stood := time.Since(now) - wait; stood > wait {
+				since = since.Add(stood)
+				h.excuse(stood)
+			}
 		}
 	}
 }
@@ -274,6 +281,16 @@ func (h *hub) dropStalled(since, now time.Time) time.Duration {
 		next = 0
 	}
 	return next
+}
+
+// excuse takes from every reader's delay the time in which the sandbox stood
+// still.
+func (h *hub) excuse(stood time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for s := range h.subs {
+		s.moved = s.moved.Add(stood)
+	}
 }
 
 func (h *hub) store(from stream, data []byte) {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	pb "skerry.dev/skerry/gen/guestrpc/process"
+	"skerry.dev/skerry/internal/guest/awake"
 	"skerry.dev/skerry/internal/guest/passwd"
 	"skerry.dev/skerry/internal/guest/procfs"
 )
@@ -23,6 +24,10 @@ import (
 const (
 	keepPlain  = 30 * time.Second // exit results of clients that did not ask for replay
 	keepReplay = 24 * time.Hour
+	// A command's time limit and a result's age count while the sandbox runs;
+	// these are what a standstill may cost them.
+	deadlineGrain = time.Second
+	keepGrains    = 64 // parts of the whole
 	// keepCount bounds the exit results that are kept, whatever their age.
 	keepCount = 1024
 	// outputBudget bounds the output of all processes together that is kept for
@@ -45,6 +50,8 @@ type Settings struct {
 type Options struct {
 	Accounts *passwd.Database
 	Settings func() Settings
+	// Clock is what time limits are measured by; nil makes one.
+	Clock *awake.Clock
 	// Confine is called by each thread that starts programs, before the first.
 	Confine func() error
 	Log     *slog.Logger
@@ -71,6 +78,9 @@ type Manager struct {
 func New(opt Options) (*Manager, error) {
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	if opt.Clock == nil {
+		opt.Clock = awake.New(time.Now)
 	}
 	null, err := os.Open(os.DevNull)
 	if err != nil {
@@ -106,6 +116,11 @@ func (m *Manager) Close() {
 		return
 	}
 	m.closed = true
+	for _, c := range m.done {
+		if c.kept != nil {
+			c.kept.Stop()
+		}
+	}
 	all := make([]*command, 0, len(m.byID))
 	for _, c := range m.byID {
 		all = append(all, c)
@@ -184,7 +199,7 @@ func (m *Manager) start(c *command, prepare func() (request, error), timeout tim
 		close(c.exited)
 	})
 	if timeout > 0 {
-		c.deadline = time.AfterFunc(timeout, func() {
+		c.deadline = m.opt.Clock.AfterFunc(timeout, deadlineGrain, func() {
 			c.expired.Store(true)
 			m.killTree(c)
 		})
@@ -216,9 +231,8 @@ func (m *Manager) finished(c *command) {
 	if c.replay {
 		keep = keepReplay
 	}
-	timer := time.AfterFunc(keep, func() { m.forget(c) })
-	if m.closed {
-		timer.Stop()
+	if !m.closed {
+		c.kept = m.opt.Clock.AfterFunc(keep, keep/keepGrains, func() { m.forget(c) })
 	}
 	for len(m.done) > keepCount {
 		m.remove(m.done[0])
@@ -246,6 +260,9 @@ func (m *Manager) remove(c *command) {
 	}
 	if m.byPID[c.pid] == c {
 		delete(m.byPID, c.pid)
+	}
+	if c.kept != nil {
+		c.kept.Stop()
 	}
 	for i, d := range m.done {
 		if d == c {

@@ -25,8 +25,8 @@ type pump struct {
 	size    int
 	drained chan struct{} // closed when all the process wrote was published
 
-	exitedAt atomic.Int64 // unix nanoseconds, 0 while it runs
-	backlog  atomic.Int64 // bytes in the pipe at the exit, less those read since
+	exitedAt atomic.Pointer[time.Time] // nil while it runs
+	backlog  atomic.Int64              // bytes in the pipe at the exit, less those read since
 }
 
 func newPump(f *os.File, from stream, size int) *pump {
@@ -42,8 +42,9 @@ func (p *pump) processExited() {
 			}
 		})
 	}
-	p.exitedAt.Store(time.Now().UnixNano())
-	_ = p.file.SetReadDeadline(time.Now().Add(grace))
+	now := time.Now()
+	p.exitedAt.Store(&now)
+	_ = p.file.SetReadDeadline(now.Add(grace))
 }
 
 func (p *pump) run(h *hub) {
@@ -67,14 +68,14 @@ func (p *pump) run(h *hub) {
 func (p *pump) publish(h *hub) (open bool) {
 	for {
 		at := p.exitedAt.Load()
-		if at != 0 {
-			if time.Since(time.Unix(0, at)) > graceMax && p.backlog.Load() <= 0 {
+		if at != nil {
+			if time.Since(*at) > graceMax && p.backlog.Load() <= 0 {
 				return true
 			}
 			_ = p.file.SetReadDeadline(time.Now().Add(grace))
 		}
 		err := p.read(func(b []byte) {
-			if p.exitedAt.Load() != 0 {
+			if p.exitedAt.Load() != nil {
 				p.backlog.Add(int64(-len(b)))
 			}
 			h.publish(p.from, b)
