@@ -154,6 +154,8 @@ var permissions = map[string]Permission{
 	"getOpenAPI":   anybody,
 	"getDocs":      anybody,
 	"getDocsAsset": anybody,
+
+	"getDeviceLoginPage": anybody,
 }
 
 // PermissionOf returns the line of an operation.

@@ -27,10 +27,12 @@ func (s *Server) mountSystem() error {
 	}
 	assets := map[string]asset{
 		"docs.js":      {"text/javascript; charset=utf-8", mustRead("docs/docs.js")},
+		"device.js":    {"text/javascript; charset=utf-8", mustRead("docs/device.js")},
 		"docs.css":     {"text/css; charset=utf-8", mustRead("docs/docs.css")},
 		"openapi.json": {"application/json; charset=utf-8", document},
 	}
 	page := asset{"text/html; charset=utf-8", mustRead("docs/index.html")}
+	devicePage := asset{"text/html; charset=utf-8", mustRead("docs/device.html")}
 
 	s.Mount(Route{Method: http.MethodGet, Path: "/healthz", Operation: "getHealth", Handler: func(w http.ResponseWriter, _ *http.Request) {
 		asset{"application/json; charset=utf-8", []byte("{\"status\":\"ok\"}\n")}.serve(w)
@@ -41,6 +43,9 @@ func (s *Server) mountSystem() error {
 	}})
 	s.Mount(Route{Method: http.MethodGet, Path: "/docs", Operation: "getDocs", Handler: func(w http.ResponseWriter, _ *http.Request) {
 		page.serve(w)
+	}})
+	s.Mount(Route{Method: http.MethodGet, Path: "/login/device", Operation: "getDeviceLoginPage", Handler: func(w http.ResponseWriter, _ *http.Request) {
+		devicePage.serve(w)
 	}})
 	s.Mount(Route{Method: http.MethodGet, Path: "/docs/{asset}", Operation: "getDocsAsset", Handler: func(w http.ResponseWriter, r *http.Request) {
 		found, ok := assets[r.PathValue("asset")]
