@@ -48,6 +48,10 @@ func (l *Limiter) Take(key string) time.Duration { return l.look(key, 1) }
 // none.
 func (l *Limiter) Wait(key string) time.Duration { return l.look(key, 0) }
 
+// Give puts back a token that was taken for something that does not count
+// after all.
+func (l *Limiter) Give(key string) { l.look(key, -1) }
+
 func (l *Limiter) look(key string, take float64) time.Duration {
 	if l.rate.Burst == 0 {
 		return 0
@@ -70,10 +74,10 @@ func (l *Limiter) look(key string, take float64) time.Duration {
 		b.at = now
 	}
 	var wait time.Duration
-	if b.tokens < 1 {
+	if take >= 0 && b.tokens < 1 {
 		wait = time.Duration((1 - b.tokens) / perSecond * float64(time.Second))
 	} else {
-		b.tokens -= take
+		b.tokens = min(float64(l.rate.Burst), b.tokens-take)
 	}
 	l.young[key] = b
 	return max(wait, 0)
