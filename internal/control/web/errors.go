@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/go-faster/jx"
+	"github.com/ogen-go/ogen/ogenerrors"
 
 	"skerry.dev/skerry/gen/restapi"
 	"skerry.dev/skerry/internal/kernel/errs"
@@ -63,6 +64,10 @@ type Errors struct{}
 func (Errors) NewError(ctx context.Context, err error) *restapi.ErrorStatusCode {
 	e := typed(err)
 	st := stateOf(ctx)
+	var of ogenerrors.Error
+	if st.operation == "" && errors.As(err, &of) {
+		st.operation = of.OperationID()
+	}
 	if e.Reason == errUnauthenticated.Reason && st.sentAPIKey {
 		// The generated plumbing looks at no key where none may act.
 		e = errNoKeysHere

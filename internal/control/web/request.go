@@ -33,6 +33,8 @@ type requestState struct {
 	peer       *x509.Certificate // of a client that proved to have it
 	started    bool              // the answer's header is on its way
 	failure    *errs.Error
+	sent       http.Header // the request's header
+	answer     http.Header // the answer's
 }
 
 type stateKey struct{}
@@ -72,6 +74,7 @@ func (s *Server) outermost(next http.Handler) http.Handler {
 		r = r.WithContext(ctx)
 		rec := &recorder{ResponseWriter: w, st: st}
 		h := w.Header()
+		st.sent, st.answer = r.Header, h
 		h.Set("X-Request-Id", st.requestID)
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Referrer-Policy", "no-referrer")
@@ -91,6 +94,7 @@ func (s *Server) outermost(next http.Handler) http.Handler {
 					panic(http.ErrAbortHandler) // an answer cut short must not look whole
 				}
 			}
+			s.noteRefusal(r, rec.status, st)
 			s.logRequest(r, rec, st, start)
 		}()
 		next.ServeHTTP(rec, r)

@@ -37,6 +37,8 @@ type Config struct {
 	Tickets Tickets
 	Proxies Proxies
 	Limits  Limits
+	// Refusals is told of every refusal; nil keeps none.
+	Refusals Refusals
 	// Checks decide readiness.
 	Checks []Check
 }
@@ -80,6 +82,7 @@ type Server struct {
 	proxies   Proxies
 	perIP     *ratelimit.Limiter
 	perCaller *ratelimit.Limiter
+	refusals  Refusals
 	checks    []Check
 	open      openRequests
 	raw       *http.ServeMux
@@ -89,7 +92,7 @@ type Server struct {
 // New returns a server that has the system's own routes.
 func New(c Config) (*Server, error) {
 	s := &Server{
-		log: c.Log, secret: c.Secret, tokens: c.Tokens, users: c.Users, keys: c.Keys, hosts: c.Hosts, tickets: c.Tickets, proxies: c.Proxies, checks: c.Checks,
+		log: c.Log, secret: c.Secret, tokens: c.Tokens, users: c.Users, keys: c.Keys, hosts: c.Hosts, tickets: c.Tickets, proxies: c.Proxies, refusals: c.Refusals, checks: c.Checks,
 		perIP:     ratelimit.New(c.Clock, c.Limits.Auth, limiterKeys),
 		perCaller: ratelimit.New(c.Clock, c.Limits.Caller, limiterKeys),
 		raw:       http.NewServeMux(),
