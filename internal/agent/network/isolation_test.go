@@ -26,11 +26,11 @@ func TestS14_NW01_OnlyThePublicInternetIsReached(t *testing.T) {
 	}
 	from := a.Net.NamespacePath
 
-	said, err := dialFrom(from, "tcp", publicIP+":80")
+	said, err := reach(from, "tcp", publicIP+":80")
 	if err != nil || !strings.HasPrefix(said, hostIP+":") {
 		t.Fatalf("the public internet sees %q, %v; want the host's address", said, err)
 	}
-	if said, err := dialFrom(from, "tcp", a.Net.GuestAddr+":5000"); err != nil {
+	if said, err := reach(from, "tcp", a.Net.GuestAddr+":5000"); err != nil {
 		t.Fatalf("the guest cannot reach itself: %q %v", said, err)
 	}
 	denied := []string{
@@ -48,7 +48,7 @@ func TestS14_NW01_OnlyThePublicInternetIsReached(t *testing.T) {
 	// The same addresses do answer the host itself: the refusals above prove the
 	// rules, not a missing route. 240/4 and 198.18 included.
 	for _, ip := range elsewhere {
-		c, err := net.DialTimeout("tcp", ip+":80", time.Second)
+		c, err := net.DialTimeout("tcp", ip+":80", hang)
 		if err != nil {
 			t.Errorf("the test's own network has no %s: %v", ip, err)
 			continue
@@ -57,7 +57,7 @@ func TestS14_NW01_OnlyThePublicInternetIsReached(t *testing.T) {
 	}
 
 	// The host opens connections to guests, nobody else does.
-	c, err := net.DialTimeout("tcp", a.Net.GuestAddr+":5000", time.Second)
+	c, err := net.DialTimeout("tcp", a.Net.GuestAddr+":5000", hang)
 	if err != nil {
 		t.Errorf("the host cannot reach the guest: %v", err)
 	} else {
@@ -122,7 +122,7 @@ func TestS14_ForgedSourcesGoNowhere(t *testing.T) {
 	}
 	// The honest one comes last and alone; packets of one path keep their order.
 	must(t, sendFrom(a.Net.NamespacePath, a.Net.GuestAddr, publicIP, 9))
-	must(t, collector.SetReadDeadline(time.Now().Add(2*time.Second)))
+	must(t, collector.SetReadDeadline(time.Now().Add(hang)))
 	buf := make([]byte, 64)
 	_, from, err := collector.ReadFrom(buf)
 	must(t, err)
@@ -187,7 +187,7 @@ func TestNW05_ATakenPolicyCutsOpenConnections(t *testing.T) {
 	s := acquire(t, m, 1, Policy{Internet: true})
 	var c net.Conn
 	must(t, inside(s.Net.NamespacePath, func() (err error) {
-		c, err = net.DialTimeout("tcp", publicIP+":80", time.Second)
+		c, err = net.DialTimeout("tcp", publicIP+":80", hang)
 		return err
 	}))
 	defer c.Close()
@@ -222,7 +222,7 @@ func TestNW02_RulesTakenAwayComeBackBeforeASlotIsGiven(t *testing.T) {
 				if _, err := dialFrom(path, "tcp", elsewhere[0]+":80"); err == nil {
 					t.Error("a private address is open")
 				}
-				if _, err := dialFrom(path, "tcp", publicIP+":80"); err != nil {
+				if _, err := reach(path, "tcp", publicIP+":80"); err != nil {
 					t.Errorf("the internet is closed: %v", err)
 				}
 			}
@@ -230,12 +230,16 @@ func TestNW02_RulesTakenAwayComeBackBeforeASlotIsGiven(t *testing.T) {
 		})
 	}
 	t.Run("without anybody acquiring", func(t *testing.T) {
-		must(t, deleteTable(t.Context(), m.tag))
-		testkit.Eventually(t, 2*time.Second, "the guard restores the table", func() bool {
-			sum, err := m.rules.look()
-			m.rules.mu.Lock()
-			defer m.rules.mu.Unlock()
-			return err == nil && sum == m.rules.seal
+		testkit.Promise(t, 2*time.Second, "restoring the table", func() time.Duration {
+			must(t, deleteTable(t.Context(), m.tag))
+			start := time.Now()
+			testkit.Eventually(t, hang, "the guard restores the table", func() bool {
+				sum, err := m.rules.look()
+				m.rules.mu.Lock()
+				defer m.rules.mu.Unlock()
+				return err == nil && sum == m.rules.seal
+			})
+			return time.Since(start)
 		})
 	})
 }
@@ -266,7 +270,7 @@ func TestH14_OtherTablesAndTagsAreLeftAlone(t *testing.T) {
 		t.Errorf("a sandbox of another agent is reached: %q", said)
 	}
 	must(t, one.Purge(context.Background()))
-	if _, err := dialFrom(b.Net.NamespacePath, "tcp", publicIP+":80"); err != nil {
+	if _, err := reach(b.Net.NamespacePath, "tcp", publicIP+":80"); err != nil {
 		t.Errorf("purging one agent cut another one's sandbox: %v", err)
 	}
 	if after := nft("list table inet somebody"); after != before {

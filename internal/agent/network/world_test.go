@@ -61,16 +61,29 @@ func inside(path string, fn func() error) error {
 	return <-result
 }
 
-// dialFrom connects out of a namespace and returns what the other side says.
+// hang is how long what has to succeed may take on a busy machine.
+const hang = 30 * time.Second
+
+// dialFrom connects out of a namespace and returns what the other side says. It
+// is for what is refused, in silence mostly, and so waits for a moment only.
 func dialFrom(path, network, addr string) (string, error) {
+	return dialWithin(path, network, addr, 250*time.Millisecond)
+}
+
+// reach is dialFrom for what is allowed.
+func reach(path, network, addr string) (string, error) {
+	return dialWithin(path, network, addr, hang)
+}
+
+func dialWithin(path, network, addr string, most time.Duration) (string, error) {
 	var said string
 	err := inside(path, func() error {
-		c, err := net.DialTimeout(network, addr, 250*time.Millisecond)
+		c, err := net.DialTimeout(network, addr, most)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
-		if err := c.SetDeadline(time.Now().Add(time.Second)); err != nil {
+		if err := c.SetDeadline(time.Now().Add(max(most, time.Second))); err != nil {
 			return err
 		}
 		if _, err := c.Write([]byte("hello")); err != nil {
@@ -287,12 +300,12 @@ func dnsQuery(name string) []byte {
 func lookUp(s Slot, network string) ([]byte, error) {
 	var answer []byte
 	err := inside(s.Net.NamespacePath, func() error {
-		c, err := net.DialTimeout(network, s.Net.Gateway+":53", time.Second)
+		c, err := net.DialTimeout(network, s.Net.Gateway+":53", hang)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
-		if err := c.SetDeadline(time.Now().Add(3 * time.Second)); err != nil {
+		if err := c.SetDeadline(time.Now().Add(hang)); err != nil {
 			return err
 		}
 		b := make([]byte, maxDNSQuery)
