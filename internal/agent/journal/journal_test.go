@@ -74,7 +74,8 @@ func TestH15_RecordsSurviveReopen(t *testing.T) {
 	}
 	want := map[id.Sandbox]Record{rec.Spec.Sandbox: rec, other.Spec.Sandbox: other}
 	if diff := cmp.Diff(want, byID, cmp.Comparer(func(a, b id.Sandbox) bool { return a == b }),
-		cmp.Comparer(func(a, b id.Team) bool { return a == b }), cmp.Comparer(func(a, b id.Template) bool { return a == b })); diff != "" {
+		cmp.Comparer(func(a, b id.Team) bool { return a == b }), cmp.Comparer(func(a, b id.Template) bool { return a == b }),
+		cmp.Comparer(func(a, b id.Snapshot) bool { return a == b })); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -18,6 +18,12 @@ const (
 	PhaseRunning    Phase = "running"
 	PhaseDestroying Phase = "destroying"
 	PhaseExited     Phase = "exited"
+	// PhasePausing: a pause is under way. Found after a crash it means that the
+	// instance may be frozen, and that the sandbox runs.
+	PhasePausing Phase = "pausing"
+	// PhasePaused: the state named in Pause is the sandbox. Of the instance
+	// there may be remains to remove.
+	PhasePaused Phase = "paused"
 )
 
 // Image names a template's bytes and where to fetch them.
@@ -51,6 +57,21 @@ type Spec struct {
 	DefaultUser    string            `json:"default_user,omitempty"`
 	DefaultWorkdir string            `json:"default_workdir,omitempty"`
 	Internet       bool              `json:"internet,omitempty"`
+	// State is the saved state to start from; zero boots the image.
+	State id.Snapshot `json:"state,omitzero"`
+	// Deadline is until when it may run at the start; zero is for ever. Later
+	// ones are in the record.
+	Deadline time.Time `json:"deadline,omitzero"`
+}
+
+// Pause is a pause under way, or the one that made a sandbox paused.
+type Pause struct {
+	State  id.Snapshot `json:"state"`
+	Memory bool        `json:"memory"`
+	Reason string      `json:"reason,omitempty"`
+	// Own: the agent decided it by itself.
+	Own bool      `json:"own,omitempty"`
+	At  time.Time `json:"at,omitzero"` // when it was done
 }
 
 // Record is one sandbox on this host.
@@ -73,10 +94,23 @@ type Record struct {
 	StartedAt time.Time `json:"started_at,omitzero"`
 	EndedAt   time.Time `json:"ended_at,omitzero"`
 	EndReason string    `json:"end_reason,omitempty"`
+	// Deadline is until when it may run, changed by SetDeadlines alone.
+	Deadline time.Time `json:"deadline,omitzero"`
+	// Pause is set while pausing and paused.
+	Pause *Pause `json:"pause,omitempty"`
+	// Before is what the sandbox was, and is again when this create fails.
+	Before *Record `json:"before,omitempty"`
 	// DestroyReason is why it is being destroyed, DestroyIncarnation what the
 	// tombstone was written for.
 	DestroyReason      string `json:"destroy_reason,omitempty"`
 	DestroyIncarnation uint64 `json:"destroy_incarnation,omitempty"`
+}
+
+// Deadline says until when an incarnation may run; zero is for ever.
+type Deadline struct {
+	Sandbox     id.Sandbox
+	Incarnation uint64
+	At          time.Time
 }
 
 // Tombstone says that incarnations up to this one are gone for good.

@@ -34,8 +34,53 @@ func (j *Journal) Exited(rec Record, events ...Event) error {
 	return j.save(rec, events)
 }
 
+// Pausing records that a pause begins, before the guest notices anything.
+func (j *Journal) Pausing(rec Record) error { return j.save(rec, nil) }
+
+// Paused records that the sandbox is a saved state from here on; also that it
+// is one again.
+func (j *Journal) Paused(rec Record, events ...Event) error { return j.save(rec, events) }
+
+// SetDeadlines changes the deadlines of those that are here in exactly that
+// incarnation, in one transaction, and skips the others.
+func (j *Journal) SetDeadlines(list []Deadline) error {
+	return j.do(func(t *tx) error {
+		for _, d := range list {
+			rec, ok, err := t.record(d.Sandbox)
+			if err != nil {
+				return err
+			}
+			if !ok || rec.Spec.Incarnation != d.Incarnation || rec.Deadline.Equal(d.At) {
+				continue
+			}
+			rec.Deadline = d.At
+			if err := t.put(rec); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Record returns what is known of one sandbox.
+func (j *Journal) Record(sandbox id.Sandbox) (rec Record, ok bool, err error) {
+	err = j.view(func(btx *bolt.Tx) error {
+		rec, ok, err = (&tx{sandboxes: btx.Bucket(bucketSandboxes())}).record(sandbox)
+		return err
+	})
+	return rec, ok, err
+}
+
+// save replaces a record, but for what has verbs of its own.
 func (j *Journal) save(rec Record, events []Event) error {
 	return j.do(func(t *tx) error {
+		old, ok, err := t.record(rec.Spec.Sandbox)
+		if err != nil {
+			return err
+		}
+		if ok && old.Instance == rec.Instance {
+			rec.GuestSeq, rec.Deadline = max(rec.GuestSeq, old.GuestSeq), old.Deadline
+		}
 		if err := t.put(rec); err != nil {
 			return err
 		}
