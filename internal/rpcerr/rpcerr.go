@@ -5,7 +5,9 @@
 package rpcerr
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"strconv"
@@ -22,10 +24,14 @@ const (
 	HeaderReason     = "X-Skerry-Reason"
 	HeaderCode       = "X-Skerry-Code"
 	HeaderRetryAfter = "Retry-After"
+	headerDetails    = "X-Skerry-Details-Bin"
 )
 
-// maxMetadata bounds what is believed of a peer's error, in bytes.
-const maxMetadata = 128
+// What is believed of a peer's error, in bytes.
+const (
+	maxMetadata = 128
+	maxDetails  = 1 << 10
+)
 
 // ToConnect renders err for the wire. An untyped error becomes internal with a
 // general message; context errors keep their meaning. Nil stays nil, and an
@@ -46,6 +52,38 @@ func ToConnect(err error) error {
 	out.Meta().Set(HeaderCode, string(typed.Code))
 	if typed.RetryAfter > 0 {
 		out.Meta().Set(HeaderRetryAfter, seconds(typed.RetryAfter))
+	}
+	if raw, err := json.Marshal(typed.Details); err == nil && len(typed.Details) > 0 && len(raw) <= maxDetails {
+		out.Meta().Set(headerDetails, connect.EncodeBinaryHeader(raw))
+	}
+	return out
+}
+
+// details reads the public facts of a peer's error: strings, booleans and whole
+// numbers (int64), and of all else nothing.
+func details(header string) map[string]any {
+	raw, err := connect.DecodeBinaryHeader(header)
+	if err != nil || len(raw) > maxDetails {
+		return nil
+	}
+	in := json.NewDecoder(bytes.NewReader(raw))
+	in.UseNumber()
+	var out map[string]any
+	if in.Decode(&out) != nil {
+		return nil
+	}
+	for k, v := range out {
+		switch v := v.(type) {
+		case string, bool:
+		case json.Number:
+			if n, err := v.Int64(); err == nil {
+				out[k] = n
+				continue
+			}
+			delete(out, k)
+		default:
+			delete(out, k)
+		}
 	}
 	return out
 }
@@ -81,6 +119,9 @@ func FromConnect(err error) error {
 	out := errs.New(class(ce.Meta().Get(HeaderCode), ce.Code()), reason, ce.Message())
 	if s, perr := strconv.Atoi(ce.Meta().Get(HeaderRetryAfter)); perr == nil && s > 0 && s <= int(time.Hour/time.Second) {
 		out = out.After(time.Duration(s) * time.Second)
+	}
+	for k, v := range details(ce.Meta().Get(headerDetails)) {
+		out = out.With(k, v)
 	}
 	return out
 }

@@ -53,3 +53,15 @@ func TestAPeerCannotClaimAnotherClass(t *testing.T) {
 		t.Errorf("got %s", got)
 	}
 }
+
+func TestDetailsTravel(t *testing.T) {
+	sent := errs.FailedPrecondition("not_idle", "Busy.").With("idle_ms", int64(1)<<60).With("what", "é").With("list", []int{1})
+	got := errs.As(FromConnect(ToConnect(sent)))
+	if len(got.Details) != 2 || got.Details["idle_ms"] != int64(1)<<60 || got.Details["what"] != "é" {
+		t.Errorf("arrived: %v", got.Details)
+	}
+	huge := errs.As(FromConnect(ToConnect(sent.With("huge", strings.Repeat("x", 1<<20)))))
+	if huge.Reason != "not_idle" || len(huge.Details) != 0 {
+		t.Errorf("what is too large is believed: %.40v", huge)
+	}
+}
