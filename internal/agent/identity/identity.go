@@ -77,7 +77,9 @@ type Identity struct {
 	elsewhere *http.Transport
 
 	current atomic.Pointer[material] // nil until registered
-	renewal sync.Mutex               // one renewal at a time
+	heard   atomic.Pointer[time.Time]
+	refused atomic.Bool
+	renewal sync.Mutex // one renewal at a time
 }
 
 // Refused is an answer of the control plane that is not a success.
@@ -299,8 +301,12 @@ func (i *Identity) Refresh(ctx context.Context, seen string) error {
 		"refresh_token": m.creds.RefreshToken, "csr": csr,
 	}, &got)
 	if err != nil {
+		if Unauthorized(err) {
+			i.refused.Store(true)
+		}
 		return err
 	}
+	i.refused.Store(false)
 	return i.adopt(got, m.creds.TokenHash, "")
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"time"
 
 	"skerry.dev/skerry/internal/agent/journal"
@@ -15,7 +16,11 @@ const (
 	// DefaultHeartbeat is the time between two heartbeats.
 	DefaultHeartbeat = 30 * time.Second
 
-	maxEvents = 200 // in one call
+	// DefaultSampleEvery is the time between two samples of each sandbox.
+	DefaultSampleEvery = 30 * time.Second
+
+	maxEvents  = 200  // in one call
+	maxSamples = 2000 // in one call
 )
 
 // Load is what a heartbeat carries.
@@ -41,6 +46,10 @@ type Contact struct {
 	Address    string
 	Load       func() Load
 	Outbox     Outbox
+	// Samples reads what the sandboxes used; nil sends none. SampleEvery is the
+	// time between two; 0 is DefaultSampleEvery.
+	Samples     func(context.Context) []Sample
+	SampleEvery time.Duration
 	// Heartbeat is the time between two; 0 is DefaultHeartbeat.
 	Heartbeat time.Duration
 	// RetryMin and RetryMax bound the back-off after a failure; 0 is 500 ms and
@@ -52,6 +61,9 @@ func (c Contact) withDefaults() Contact {
 	if c.Heartbeat <= 0 {
 		c.Heartbeat = DefaultHeartbeat
 	}
+	if c.SampleEvery <= 0 {
+		c.SampleEvery = DefaultSampleEvery
+	}
 	if c.RetryMin <= 0 {
 		c.RetryMin = 500 * time.Millisecond
 	}
@@ -59,6 +71,44 @@ func (c Contact) withDefaults() Contact {
 		c.RetryMax = max(c.Heartbeat, c.RetryMin)
 	}
 	return c
+}
+
+// Sample is what one sandbox used.
+type Sample struct {
+	SandboxID   string    `json:"sandbox_id"` // a bare UUID
+	Incarnation uint64    `json:"incarnation"`
+	At          time.Time `json:"at"`
+	CPUMillis   int       `json:"cpu_millis"`
+	MemoryBytes int64     `json:"memory_bytes"`
+	DiskBytes   int64     `json:"disk_bytes"`
+	Processes   int       `json:"processes"`
+}
+
+// Measure sends samples until ctx ends. Those the control plane does not take
+// are dropped: the next are as good.
+func (c Contact) Measure(ctx context.Context) {
+	c = c.withDefaults()
+	if c.Samples == nil {
+		return
+	}
+	ticker := time.NewTicker(c.SampleEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
+		for part := range slices.Chunk(c.Samples(ctx), maxSamples) {
+			err := c.withRenewal(ctx, func(ctx context.Context) error {
+				return c.Identity.call(ctx, "/v1/hosts/"+id.FormatHost(c.Identity.HostID())+"/samples", true, map[string]any{"samples": part}, nil)
+			})
+			if err != nil && ctx.Err() == nil {
+				c.Identity.cfg.Logger.Debug("samples were dropped", "count", len(part), "err", err)
+				break
+			}
+		}
+	}
 }
 
 type wireEvent struct {
@@ -83,6 +133,10 @@ func (c Contact) Beat(ctx context.Context) {
 		}
 		err := c.withRenewal(ctx, c.beat)
 		pause := spread(c.Heartbeat)
+		if err == nil {
+			now := time.Now() // with the monotonic clock
+			c.Identity.heard.Store(&now)
+		}
 		if err != nil && ctx.Err() == nil {
 			c.Identity.cfg.Logger.Warn("a heartbeat failed", "err", err)
 			pause = retry.next(err)
@@ -191,6 +245,19 @@ func (c Contact) withRenewal(ctx context.Context, call func(context.Context) err
 	}
 	return call(ctx)
 }
+
+// Heard is when the last heartbeat was answered, the zero time before the
+// first. It carries the monotonic clock.
+func (i *Identity) Heard() time.Time {
+	if at := i.heard.Load(); at != nil {
+		return *at
+	}
+	return time.Time{}
+}
+
+// Turned reports whether the control plane refused the last renewal of our
+// credentials: it was reached, and does not want this host.
+func (i *Identity) Turned() bool { return i.refused.Load() }
 
 // RenewalDue reports whether half the life of the certificate or the JWT is
 // over.
