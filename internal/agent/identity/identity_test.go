@@ -293,7 +293,7 @@ func TestH4_TwentyRefusalsAreOneRenewal(t *testing.T) {
 
 func TestH3_RenewalAtHalfLife(t *testing.T) {
 	s := newSetup(t)
-	s.control.Lifetime = 2 * time.Second
+	s.control.Lifetime = 8 * time.Second
 	i := s.registered(t)
 	if i.RenewalDue() {
 		t.Fatal("due at once")
