@@ -9,6 +9,7 @@ import (
 
 	"skerry.dev/skerry/internal/agent/engine"
 	"skerry.dev/skerry/internal/agent/guestlink"
+	"skerry.dev/skerry/internal/agent/identity"
 	"skerry.dev/skerry/internal/agent/image"
 	"skerry.dev/skerry/internal/agent/journal"
 	"skerry.dev/skerry/internal/agent/manager"
@@ -68,8 +69,23 @@ func (i images) Recover(ctx context.Context, owners map[string]string) error {
 func newGuest(cfg Config) func(manager.GuestOptions) manager.Guest {
 	return func(o manager.GuestOptions) manager.Guest {
 		return guestlink.New(guestlink.Options{
-			Dial: o.Dial, InitSecret: o.InitSecret, After: o.After, OnEvent: o.OnEvent, Logger: cfg.Logger,
+			Dial: o.Dial, InitSecret: o.InitSecret, AccessToken: o.AccessToken, After: o.After, OnEvent: o.OnEvent, Logger: cfg.Logger,
 		})
+	}
+}
+
+// samples are what the manager measures as the control plane takes it.
+func samples(m *manager.Manager) func(context.Context) []identity.Sample {
+	return func(ctx context.Context) []identity.Sample {
+		list := m.Samples(ctx)
+		out := make([]identity.Sample, len(list))
+		for i, s := range list {
+			out[i] = identity.Sample{
+				SandboxID: s.Sandbox.UUID().String(), Incarnation: s.Incarnation, At: s.At, CPUMillis: s.CPUMillis,
+				MemoryBytes: s.MemoryBytes, DiskBytes: s.DiskBytes, Processes: s.Processes,
+			}
+		}
+		return out
 	}
 }
 

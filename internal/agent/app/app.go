@@ -21,6 +21,7 @@ import (
 	"skerry.dev/skerry/internal/agent/network"
 	"skerry.dev/skerry/internal/agent/rpcserver"
 	"skerry.dev/skerry/internal/agent/shim"
+	"skerry.dev/skerry/internal/agent/state"
 	"skerry.dev/skerry/internal/kernel/clock"
 	"skerry.dev/skerry/internal/kernel/lifecycle"
 )
@@ -91,7 +92,13 @@ func RunWith(ctx context.Context, cfg Config, opts Options) (err error) {
 	if err := os.MkdirAll(instances, 0o700); err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
+	states, err := state.Open(filepath.Join(cfg.DataDir, "states"), opts.StatesFS, cfg.Logger)
+	if err != nil {
+		return err
+	}
 	m := manager.New(manager.Config{
+		States: states, Contact: me.Heard, Refused: me.Turned,
+		LostContact: cfg.LostContact, LostContactPause: cfg.LostContactPause,
 		Journal: j, Engines: engines, Versions: versions, Networks: nets, Images: imgs, NewGuest: guests,
 		InstancesDir: instances, GuestArgs: []string{image.GuestPath}, BootID: boot,
 		Clock: clock.System{}, Logger: cfg.Logger, Step: opts.Step,
@@ -207,7 +214,7 @@ func serve(ctx context.Context, cfg Config, opts Options, j *journal.Journal, me
 	}
 	contact := identity.Contact{
 		Identity: me, Generation: j.Generation(), Version: cfg.Version, Address: advertised(cfg, ln.Addr()),
-		Heartbeat: cfg.Heartbeat, Outbox: j, Load: load(cfg, m),
+		Heartbeat: cfg.Heartbeat, Outbox: j, Load: load(cfg, m), Samples: samples(m), SampleEvery: cfg.SampleEvery,
 	}
 	cfg.Logger.Info("the agent is up", "host_id", me.HostID().String(), "address", contact.Address, "generation", j.Generation())
 	if opts.Ready != nil {
@@ -217,10 +224,27 @@ func serve(ctx context.Context, cfg Config, opts Options, j *journal.Journal, me
 	parts.Go(func(ctx context.Context) error { return srv.Serve(ctx, ln) })
 	parts.Go(func(ctx context.Context) error { contact.Beat(ctx); return nil })
 	parts.Go(func(ctx context.Context) error { contact.Deliver(ctx); return nil })
+	parts.Go(func(ctx context.Context) error { contact.Measure(ctx); return nil })
 	// Calls in flight wait for the manager: end both together.
 	<-inner.Done()
+	if cfg.PauseOnStop && ctx.Err() != nil {
+		pauseOnStop(ctx, cfg, m)
+	}
 	m.Close()
 	return parts.Wait()
+}
+
+// pauseOnStop pauses all before the machine goes down. Whoever stops the agent
+// decides how long it may take; what is not paused by then runs on.
+func pauseOnStop(ctx context.Context, cfg Config, m *manager.Manager) {
+	for _, o := range m.PauseForShutdown(context.WithoutCancel(ctx)) {
+		log := cfg.Logger.With("sandbox_id", o.Sandbox.String(), "incarnation", o.Incarnation)
+		if o.Err != nil {
+			log.Error("a sandbox could not be paused before the shutdown", "err", o.Err)
+			continue
+		}
+		log.Info("paused before the shutdown")
+	}
 }
 
 func load(cfg Config, m *manager.Manager) func() identity.Load {

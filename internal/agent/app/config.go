@@ -16,6 +16,7 @@ import (
 
 	"skerry.dev/skerry/internal/agent/engine"
 	"skerry.dev/skerry/internal/agent/manager"
+	"skerry.dev/skerry/internal/agent/state"
 )
 
 // Config is what an operator sets.
@@ -55,6 +56,15 @@ type Config struct {
 	ImageCacheBytes int64
 	// Heartbeat is the time between two; 0 is 30 s.
 	Heartbeat time.Duration
+	// SampleEvery is the time between two samples of each sandbox; 0 is 30 s.
+	SampleEvery time.Duration
+	// LostContact and LostContactPause are how long the control plane must be
+	// silent before deadlines are kept here, and before everything is paused; 0
+	// is 90 s and 5 min, a negative LostContactPause never.
+	LostContact, LostContactPause time.Duration
+	// PauseOnStop pauses every sandbox before the agent ends, because the machine
+	// goes down. Without it they go on: another agent finds them again.
+	PauseOnStop bool
 
 	Logger *slog.Logger
 }
@@ -66,6 +76,9 @@ type Options struct {
 	Networks manager.Networks
 	Images   manager.Images
 	NewGuest func(manager.GuestOptions) manager.Guest
+	// StatesFS is what saved states are written with; nil is the machine's own
+	// file system.
+	StatesFS state.FS
 	// Step is the manager's crash seam.
 	Step func(manager.Step)
 	// Ready is called once with the address that is served.
@@ -109,8 +122,8 @@ func (c Config) faults(simulated bool) []error {
 	if c.ImageCacheBytes < 0 {
 		add("image cache: not negative")
 	}
-	if c.Heartbeat < 0 {
-		add("heartbeat: not negative")
+	if c.Heartbeat < 0 || c.SampleEvery < 0 || c.LostContact < 0 {
+		add("heartbeat, samples, lost contact: not negative")
 	}
 	if simulated {
 		return faults

@@ -32,6 +32,7 @@ const (
 	DefaultEventsPerMinute = 60
 
 	maxAnswer    = 64 << 10
+	maxIdle      = 10 * 365 * 24 * time.Hour // what a guest may claim
 	maxEventLine = 64 << 10
 
 	firstPause, lastPause = time.Millisecond, 5 * time.Millisecond
@@ -44,8 +45,10 @@ const (
 type Options struct {
 	// Dial opens a connection to a port inside. Required.
 	Dial func(ctx context.Context, port int) (net.Conn, error)
-	// InitSecret proves us to the daemon.
+	// InitSecret proves us to the daemon, until an Init replaces it.
 	InitSecret string
+	// AccessToken opens what the daemon's other callers may see.
+	AccessToken string
 	// Port of the daemon; 0 is guestapi.DefaultPort.
 	Port int
 	// After is the last event already taken.
@@ -69,7 +72,10 @@ type Link struct {
 
 	mu     sync.Mutex
 	closed bool
+	secret string
 	conns  map[*conn]struct{}
+	others int       // open connections to ports that are not the daemon's
+	spoken time.Time // when the last of those ended
 }
 
 // ErrClosed: the sandbox ended, or the agent no longer looks after it.
@@ -89,7 +95,7 @@ func New(opts Options) *Link {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	l := &Link{opts: opts, conns: make(map[*conn]struct{})}
+	l := &Link{opts: opts, secret: opts.InitSecret, conns: make(map[*conn]struct{}), spoken: time.Now()}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.http = &http.Client{
 		Transport: &http.Transport{
@@ -134,32 +140,88 @@ func (l *Link) Await(ctx context.Context) error {
 func (l *Link) health(ctx context.Context, within time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	return l.call(ctx, http.MethodGet, guestapi.PathHealth, nil)
+	_, err := l.call(ctx, http.MethodGet, guestapi.PathHealth, nil)
+	return err
 }
 
-// Init configures the daemon.
+// Init configures the daemon. Where it gives the daemon a new init secret, that
+// is what the link uses from then on.
 func (l *Link) Init(ctx context.Context, in guestapi.Init) error {
 	body, err := json.Marshal(in)
 	if err != nil {
 		return fmt.Errorf("guestlink: %w", err)
 	}
-	return l.call(ctx, http.MethodPost, guestapi.PathInit, body)
+	_, err = l.call(ctx, http.MethodPost, guestapi.PathInit, body)
+	var said *answerError
+	if err != nil && (errors.As(err, &said) || in.NewInitSecret == "") {
+		return err
+	}
+	l.mu.Lock()
+	old := l.secret
+	if in.NewInitSecret != "" {
+		l.secret = in.NewInitSecret
+	}
+	l.mu.Unlock()
+	if err != nil { // the answer was lost, so the daemon knows one of the two
+		if _, err = l.call(ctx, http.MethodPost, guestapi.PathInit, body); err != nil {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.secret = old
+			return err
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.opts.AccessToken = in.AccessToken
+	return nil
 }
 
-func (l *Link) call(ctx context.Context, method, path string, body []byte) error {
+// answerError is an answer that is no success.
+type answerError struct {
+	path   string
+	status int
+	body   []byte
+}
+
+func (e *answerError) Error() string {
+	return fmt.Sprintf("guestlink: %s answered %d: %.200q", e.path, e.status, e.body)
+}
+
+// Idle is how long nothing has gone on in the sandbox: by the daemon's word for
+// what goes through it, by our own for connections to other ports, which count
+// for as long as they are open.
+func (l *Link) Idle(ctx context.Context) (time.Duration, error) {
+	answer, err := l.call(ctx, http.MethodGet, guestapi.PathMetrics, nil)
+	if err != nil {
+		return 0, err
+	}
+	var m guestapi.Metrics
+	if err := json.Unmarshal(answer, &m); err != nil {
+		return 0, fmt.Errorf("guestlink: %s: %w", guestapi.PathMetrics, err)
+	}
+	idle := time.Duration(min(max(m.IdleMS, 0), maxIdle.Milliseconds())) * time.Millisecond
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.others > 0 {
+		return 0, nil
+	}
+	return min(idle, time.Since(l.spoken)), nil
+}
+
+func (l *Link) call(ctx context.Context, method, path string, body []byte) ([]byte, error) {
 	resp, err := l.do(ctx, method, path, body)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
-		return fmt.Errorf("guestlink: %s: %w", path, err)
+		return nil, fmt.Errorf("guestlink: %s: %w", path, err)
 	}
 	if resp.StatusCode/100 != 2 {
-		return fmt.Errorf("guestlink: %s answered %d: %.200q", path, resp.StatusCode, answer)
+		return nil, &answerError{path, resp.StatusCode, answer}
 	}
-	return nil
+	return answer, nil
 }
 
 func (l *Link) do(ctx context.Context, method, path string, body []byte) (*http.Response, error) {
@@ -167,7 +229,13 @@ func (l *Link) do(ctx context.Context, method, path string, body []byte) (*http.
 	if err != nil {
 		return nil, fmt.Errorf("guestlink: %w", err)
 	}
-	req.Header.Set(guestapi.HeaderInit, l.opts.InitSecret)
+	l.mu.Lock()
+	secret, token := l.secret, l.opts.AccessToken
+	l.mu.Unlock()
+	req.Header.Set(guestapi.HeaderInit, secret)
+	if token != "" {
+		req.Header.Set(guestapi.HeaderAccessToken, token)
+	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
@@ -193,7 +261,7 @@ func (l *Link) Dial(ctx context.Context, port int) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{Conn: raw, link: l}
+	c := &conn{Conn: raw, link: l, other: port != l.opts.Port}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
@@ -205,6 +273,9 @@ func (l *Link) Dial(ctx context.Context, port int) (net.Conn, error) {
 		return nil, tooMany()
 	}
 	l.conns[c] = struct{}{}
+	if c.other {
+		l.others++
+	}
 	return c, nil
 }
 
@@ -233,9 +304,10 @@ func (l *Link) Close() {
 // conn is a connection the link can cut.
 type conn struct {
 	net.Conn
-	link *Link
-	once sync.Once
-	err  error
+	link  *Link
+	other bool // not to the daemon
+	once  sync.Once
+	err   error
 }
 
 // Close implements net.Conn.
@@ -244,6 +316,10 @@ func (c *conn) Close() error {
 		c.err = c.Conn.Close()
 		c.link.mu.Lock()
 		delete(c.link.conns, c)
+		if c.other {
+			c.link.others--
+			c.link.spoken = time.Now()
+		}
 		c.link.mu.Unlock()
 	})
 	return c.err

@@ -14,9 +14,15 @@ import (
 // reports what became of it. The caller's deadline is the create's: when it
 // passes, everything is undone. A caller that merely leaves changes nothing.
 //
+// With a state the sandbox goes on from there. Where that is the one it is
+// paused with, a failure leaves it paused as before. It never goes back to
+// another one by itself: a sandbox that is paused with a different state, or
+// that runs, is refused.
+//
 // Reasons: stale_incarnation, create_mismatch, host_busy, engine_unavailable,
 // network_unavailable, image_unavailable, engine_failed, guest_unresponsive,
-// sandbox_exited, superseded, agent_stopping.
+// sandbox_exited, superseded, agent_stopping, state_mismatch, sandbox_running,
+// unknown_state, state_damaged, state_incompatible.
 func (m *Manager) Create(ctx context.Context, spec journal.Spec) (Report, error) {
 	if err := validate(spec); err != nil {
 		return Report{}, err
@@ -76,7 +82,7 @@ func (m *Manager) tryCreate(ctx context.Context, spec journal.Spec) (op *operati
 	}
 	s := m.sandboxes[spec.Sandbox]
 	if s == nil {
-		op, err = m.startCreate(ctx, spec)
+		op, err = m.startCreate(ctx, spec, nil)
 		return op, true, Report{}, err
 	}
 	have := s.rec.Spec.Incarnation
@@ -100,6 +106,17 @@ func (m *Manager) tryCreate(ctx context.Context, spec journal.Spec) (op *operati
 	switch {
 	case s.rec.Phase == journal.PhaseDestroying:
 		return m.startDestroy(spec.Sandbox, s, s.rec.DestroyIncarnation, s.rec.DestroyReason), false, Report{}, nil
+	case s.owed:
+		return m.startCleanup(s), false, Report{}, nil
+	case spec.Incarnation > have && s.rec.Phase == journal.PhasePaused:
+		if spec.State != s.rec.Pause.State {
+			return nil, false, Report{}, errs.FailedPrecondition("state_mismatch", "The sandbox is paused here with another state.").
+				With("state_id", s.rec.Pause.State.UUID().String())
+		}
+		op, err = m.startCreate(ctx, spec, s)
+		return op, true, Report{}, err
+	case spec.Incarnation > have && !spec.State.IsZero() && s.rec.Phase != journal.PhaseExited:
+		return nil, false, Report{}, errs.FailedPrecondition("sandbox_running", "The sandbox runs here; it does not go back to a saved state.")
 	case spec.Incarnation > have:
 		return m.startDestroy(spec.Sandbox, s, have, ReasonSuperseded), false, Report{}, nil
 	case !same(spec, s.rec.Spec):
@@ -109,18 +126,19 @@ func (m *Manager) tryCreate(ctx context.Context, spec journal.Spec) (op *operati
 }
 
 // same compares what two specs ask for. The manifest's URL is signed anew each
-// time and says nothing.
+// time, the deadline moves on: they say nothing.
 func same(a, b journal.Spec) bool {
 	a.Image.ManifestURL, b.Image.ManifestURL = "", ""
 	return a.Sandbox == b.Sandbox && a.Incarnation == b.Incarnation && a.Team == b.Team &&
 		a.Template == b.Template && a.Engine == b.Engine && a.Image == b.Image &&
 		a.Resources == b.Resources && maps.Equal(a.Env, b.Env) && a.Hostname == b.Hostname &&
 		a.AccessToken == b.AccessToken && a.DefaultUser == b.DefaultUser &&
-		a.DefaultWorkdir == b.DefaultWorkdir && a.Internet == b.Internet
+		a.DefaultWorkdir == b.DefaultWorkdir && a.Internet == b.Internet && a.State == b.State
 }
 
-// startCreate begins a create. Called with m.mu held.
-func (m *Manager) startCreate(caller context.Context, spec journal.Spec) (*operation, error) {
+// startCreate begins a create, of a new sandbox or of the paused one in s.
+// Called with m.mu held.
+func (m *Manager) startCreate(caller context.Context, spec journal.Spec, s *entry) (*operation, error) {
 	if m.creates >= m.cfg.MaxCreates {
 		return nil, errs.Exhausted("host_busy", "This host is already starting as many sandboxes as it may. Try again.")
 	}
@@ -134,14 +152,21 @@ func (m *Manager) startCreate(caller context.Context, spec journal.Spec) (*opera
 	}
 	ctx, cancel := context.WithCancelCause(m.base)
 	ctx, release := context.WithDeadline(ctx, until)
-	op := &operation{kind: opCreate, spec: spec, cancel: cancel, done: make(chan struct{})}
+	op := newOperation(opCreate)
+	op.spec, op.cancel = spec, cancel
 	rec := journal.Record{
 		Spec: spec, Phase: journal.PhaseCreating, Slot: -1,
 		Instance: newInstanceID(), InitSecret: newSecret(), EngineVersion: m.cfg.Versions[spec.Engine],
-		BootID: m.cfg.BootID, CreatedAt: m.cfg.Clock.Now(),
+		BootID: m.cfg.BootID, CreatedAt: m.cfg.Clock.Now(), Deadline: spec.Deadline,
 	}
-	s := &entry{rec: rec, op: op}
-	m.sandboxes[spec.Sandbox] = s
+	if s == nil {
+		s = &entry{}
+		m.sandboxes[spec.Sandbox] = s
+	} else {
+		before := s.rec
+		rec.Before = &before
+	}
+	s.rec, s.op, s.deadline = rec, op, spec.Deadline
 	m.creates++
 	m.wg.Go(func() {
 		defer release()
@@ -153,6 +178,9 @@ func (m *Manager) startCreate(caller context.Context, spec journal.Spec) (*opera
 // create runs the table and, on failure, what it did backwards.
 func (m *Manager) create(ctx context.Context, b *build, op *operation) {
 	at, err := m.runSteps(ctx, b)
+	if b.held != nil {
+		defer b.held.Release()
+	}
 	if err == nil {
 		m.created(b, op)
 		return
@@ -163,27 +191,44 @@ func (m *Manager) create(ctx context.Context, b *build, op *operation) {
 	}
 	m.stopWatch(b.s)
 	undone := m.undo(b.rec, at)
-	if undone == nil && at >= 0 {
+	switch {
+	case undone != nil || !b.begun:
+	case b.rec.Before != nil:
+		undone = m.revert(b.rec)
+	default:
 		undone = m.forget(b.rec, m.event(b.rec, EventCreateFailed, map[string]any{"reason": errs.As(err).Reason}))
 	}
-	m.log(b.rec).Warn("create failed", "step", string(createTable()[at].name), "err", err, "undone", undone == nil)
+	m.log(b.rec).Warn("create failed", "step", string(createTable(b.rec.Spec)[at].name), "err", err, "undone", undone == nil)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.creates--
-	b.s.rec = b.rec
-	if undone != nil {
+	b.s.rec, b.s.exit = b.rec, nil
+	switch {
+	case undone != nil:
 		m.log(b.rec).Error("a failed create could not be undone yet", "err", undone)
 		b.s.rec.Phase = journal.PhaseDestroying
 		b.s.rec.DestroyReason = EventCreateFailed
-	} else {
+	case b.rec.Before != nil:
+		b.s.rec = *b.rec.Before
+	default:
 		delete(m.sandboxes, b.rec.Spec.Sandbox)
 	}
 	b.s.finish(op, Report{}, err)
 }
 
+// revert makes the sandbox what it was before a resume of which nothing is
+// left.
+func (m *Manager) revert(rec journal.Record, events ...journal.Event) error {
+	if err := m.cfg.Journal.Paused(*rec.Before, events...); err != nil {
+		return err
+	}
+	m.step(StepJournalReverted)
+	return nil
+}
+
 // runSteps returns the line of the table it failed in.
 func (m *Manager) runSteps(ctx context.Context, b *build) (int, error) {
-	for i, s := range createTable() {
+	for i, s := range createTable(b.rec.Spec) {
 		if err := ctx.Err(); err != nil {
 			return i, err
 		}
@@ -193,7 +238,7 @@ func (m *Manager) runSteps(ctx context.Context, b *build) (int, error) {
 		m.mu.Lock()
 		b.s.rec = b.rec
 		m.mu.Unlock()
-		if s.name != StepJournalBegin && s.name != StepJournalRunning {
+		if s.name != StepOpenState && s.name != StepJournalBegin && s.name != StepJournalRunning {
 			m.cfg.Journal.Mark(b.rec.Spec.Sandbox, string(s.name))
 		}
 		m.step(s.name)

@@ -28,7 +28,7 @@ func (m *Manager) Destroy(ctx context.Context, sandbox id.Sandbox, incarnation u
 		if err != nil || op == nil {
 			return err
 		}
-		if op.kind == opCreate {
+		if op.kind == opCreate || op.kind == opPause || op.kind == opCheckpoint {
 			// From here on no create of this incarnation starts again.
 			if err := m.cfg.Journal.Bury(sandbox, incarnation, m.cfg.Clock.Now()); err != nil {
 				return err
@@ -74,7 +74,8 @@ func (m *Manager) tryDestroy(sandbox id.Sandbox, incarnation uint64, reason stri
 // startDestroy begins a destroy; incarnation 0 leaves no tombstone. Called with
 // m.mu held.
 func (m *Manager) startDestroy(sandbox id.Sandbox, s *entry, incarnation uint64, reason string) *operation {
-	op := &operation{kind: opDestroy, incarnation: incarnation, done: make(chan struct{})}
+	op := newOperation(opDestroy)
+	op.incarnation = incarnation
 	s.op = op
 	m.wg.Go(func() { m.destroy(sandbox, s, op, reason) })
 	return op
@@ -94,7 +95,10 @@ func (m *Manager) destroy(sandbox id.Sandbox, s *entry, op *operation, reason st
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s.rec = rec
-	if err == nil || rec.Instance == "" {
+	switch {
+	case err == nil && rec.Before != nil:
+		s.rec, s.exit = *rec.Before, nil
+	case err == nil || rec.Instance == "":
 		delete(m.sandboxes, sandbox)
 	}
 	s.finish(op, Report{}, err)
@@ -104,6 +108,14 @@ func (m *Manager) runDestroy(sandbox id.Sandbox, s *entry, rec journal.Record, l
 	if rec.Instance == "" { // there is nothing but the command
 		return rec, m.cfg.Journal.Bury(sandbox, incarnation, m.cfg.Clock.Now())
 	}
+	if rec.Before != nil && incarnation == 0 { // a resume that could not be undone at once
+		err := m.undo(rec, undoAll)
+		if err == nil {
+			err = m.revert(rec)
+		}
+		return rec, err
+	}
+	rec.Before = nil
 	rec.Phase = journal.PhaseDestroying
 	rec.DestroyIncarnation = max(incarnation, rec.DestroyIncarnation)
 	rec.DestroyReason = reason
@@ -118,7 +130,7 @@ func (m *Manager) runDestroy(sandbox id.Sandbox, s *entry, rec journal.Record, l
 	if link != nil {
 		link.Close()
 	}
-	if err := m.undo(rec, len(createTable())); err != nil {
+	if err := m.undo(rec, undoAll); err != nil {
 		return rec, err
 	}
 	return rec, m.forget(rec, m.event(rec, EventDestroyed, map[string]any{"reason": reason}))
@@ -142,10 +154,15 @@ func (m *Manager) sweep(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
+		m.cfg.States.Tidy()
 		m.mu.Lock()
 		for sandbox, s := range m.sandboxes {
-			if !m.closed && s.op == nil && s.rec.Phase == journal.PhaseDestroying {
+			switch {
+			case m.closed || s.op != nil:
+			case s.rec.Phase == journal.PhaseDestroying:
 				m.startDestroy(sandbox, s, s.rec.DestroyIncarnation, s.rec.DestroyReason)
+			case s.owed:
+				m.startCleanup(s)
 			}
 		}
 		m.mu.Unlock()

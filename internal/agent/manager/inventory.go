@@ -11,6 +11,7 @@ import (
 
 	"skerry.dev/skerry/internal/agent/engine"
 	"skerry.dev/skerry/internal/agent/journal"
+	"skerry.dev/skerry/internal/agent/state"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
 )
@@ -21,6 +22,8 @@ type Inventory struct {
 	// be missing here and is not lost.
 	TakenAt   time.Time
 	Sandboxes []Report
+	// States are all complete saved states.
+	States []state.State
 }
 
 // Inventory looks at the journal and at every engine. It is complete or an
@@ -42,13 +45,21 @@ func (m *Manager) Inventory(ctx context.Context) (Inventory, error) {
 			return !still
 		})
 	}
+	// Before the sandboxes: a state is complete before a sandbox is paused with it.
+	newest := m.cfg.States.Newest()
 	m.mu.Lock()
 	for _, s := range m.sandboxes {
-		if s.rec.Instance != "" {
-			inv.Sandboxes = append(inv.Sandboxes, report(s.rec))
+		if s.rec.Instance == "" {
+			continue
 		}
+		r := report(s.rec)
+		if st, ok := newest[r.Sandbox]; ok && r.State.IsZero() {
+			r.State = st.ID
+		}
+		inv.Sandboxes = append(inv.Sandboxes, r)
 	}
 	m.mu.Unlock()
+	inv.States = m.cfg.States.List()
 	inv.Sandboxes = slices.AppendSeq(inv.Sandboxes, maps.Values(strange))
 	slices.SortFunc(inv.Sandboxes, func(a, b Report) int { return strings.Compare(string(a.Instance), string(b.Instance)) })
 	return inv, nil
@@ -91,12 +102,15 @@ func (m *Manager) instances() map[engine.InstanceID]bool {
 type Stats struct {
 	engine.Stats
 	Limits journal.Resources
+	// Idle is how long nothing has gone on inside; negative when the daemon does
+	// not say.
+	Idle time.Duration
 }
 
 // Stats reads live figures. Reasons: unknown_sandbox, stale_incarnation,
 // sandbox_not_running.
 func (m *Manager) Stats(ctx context.Context, sandbox id.Sandbox, incarnation uint64) (Stats, error) {
-	rec, _, err := m.find(sandbox, incarnation)
+	rec, link, err := m.find(sandbox, incarnation)
 	if err != nil {
 		return Stats{}, err
 	}
@@ -108,25 +122,73 @@ func (m *Manager) Stats(ctx context.Context, sandbox id.Sandbox, incarnation uin
 	if err != nil {
 		return Stats{}, gone(err, "stats_failed", "The engine gave no figures. Try again.")
 	}
-	return Stats{Stats: got, Limits: rec.Spec.Resources}, nil
+	idle := time.Duration(-1)
+	if link != nil {
+		if d, err := m.idle(ctx, link); err == nil {
+			idle = d
+		}
+	}
+	return Stats{Stats: got, Limits: rec.Spec.Resources, Idle: idle}, nil
+}
+
+// idleTimeout bounds the question how long a guest has been idle.
+const idleTimeout = 2 * time.Second
+
+func (m *Manager) idle(ctx context.Context, link Guest) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, idleTimeout)
+	defer cancel()
+	return link.Idle(ctx)
 }
 
 // Dial opens a connection to a port inside exactly that incarnation. It is cut
-// when the sandbox ends. Reasons: unknown_sandbox, stale_incarnation,
+// when the sandbox ends or is paused. While a pause is under way it waits: the
+// pause may yet fail. Reasons: unknown_sandbox, stale_incarnation,
 // sandbox_not_running, port_closed, too_many_connections.
 func (m *Manager) Dial(ctx context.Context, sandbox id.Sandbox, incarnation uint64, port int) (net.Conn, error) {
-	_, link, err := m.find(sandbox, incarnation)
-	if err != nil {
-		return nil, err
-	}
-	if link == nil {
-		return nil, errs.Unavailable("sandbox_recovering", "The host is still finding this sandbox again after a restart. Try again.").After(time.Second)
-	}
-	conn, err := link.Dial(ctx, port)
-	if err != nil {
+	for {
+		if op := m.pauseOf(sandbox); op != nil {
+			if err := op.answer(ctx); err != nil {
+				return nil, err
+			}
+			if op.err != nil { // it runs on, as soon as the operation is over
+				if err := op.wait(ctx); err != nil {
+					return nil, err
+				}
+			}
+		}
+		_, link, err := m.find(sandbox, incarnation)
+		if err != nil {
+			return nil, err
+		}
+		if link == nil {
+			if m.pauseOf(sandbox) != nil {
+				continue
+			}
+			return nil, recovering()
+		}
+		conn, err := link.Dial(ctx, port)
+		switch {
+		case err == nil:
+			return conn, nil
+		case ctx.Err() == nil && m.pauseOf(sandbox) != nil:
+			continue // it cut the connection that was being made
+		}
 		return nil, gone(err, "port_closed", "Nothing listens on that port inside the sandbox.")
 	}
-	return conn, nil
+}
+
+// pauseOf is the pause under way of a sandbox, nil when there is none.
+func (m *Manager) pauseOf(sandbox id.Sandbox) *operation {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if s := m.sandboxes[sandbox]; s != nil && s.op != nil && s.op.kind == opPause && s.rec.Phase != journal.PhasePaused {
+		return s.op
+	}
+	return nil
+}
+
+func recovering() error {
+	return errs.Unavailable("sandbox_recovering", "The host is still finding this sandbox again. Try again.").After(time.Second)
 }
 
 // gone names an instance that has ended as such, and blames all else.
@@ -141,30 +203,42 @@ func notRunning() *errs.Error {
 	return errs.FailedPrecondition("sandbox_not_running", "The sandbox is not running.")
 }
 
-// find returns a running sandbox in exactly that incarnation.
+// find returns a running sandbox in exactly that incarnation. One that is being
+// paused runs, and may have no link.
 func (m *Manager) find(sandbox id.Sandbox, incarnation uint64) (journal.Record, Guest, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	s, err := m.lookup(sandbox, incarnation)
+	if err != nil {
+		return journal.Record{}, nil, err
+	}
+	if s.rec.Phase != journal.PhaseRunning && s.rec.Phase != journal.PhasePausing {
+		return journal.Record{}, nil, notRunning().With("phase", string(s.rec.Phase))
+	}
+	return s.rec, s.link, nil
+}
+
+// lookup returns a sandbox in exactly that incarnation, whatever it does.
+// Called with m.mu held.
+func (m *Manager) lookup(sandbox id.Sandbox, incarnation uint64) (*entry, error) {
 	s := m.sandboxes[sandbox]
 	if s == nil || s.rec.Instance == "" {
 		buried, err := m.cfg.Journal.Buried(sandbox)
 		switch {
 		case err != nil:
-			return journal.Record{}, nil, err
+			return nil, err
 		case incarnation <= buried:
-			return journal.Record{}, nil, stale(sandbox, buried)
+			return nil, stale(sandbox, buried)
 		}
-		return journal.Record{}, nil, unknown()
+		return nil, unknown()
 	}
 	switch have := s.rec.Spec.Incarnation; {
 	case incarnation < have:
-		return journal.Record{}, nil, stale(sandbox, have)
+		return nil, stale(sandbox, have)
 	case incarnation > have:
-		return journal.Record{}, nil, unknown()
-	case s.rec.Phase != journal.PhaseRunning:
-		return journal.Record{}, nil, notRunning().With("phase", string(s.rec.Phase))
+		return nil, unknown()
 	}
-	return s.rec, s.link, nil
+	return s, nil
 }
 
 func unknown() error {
@@ -178,13 +252,13 @@ type Load struct {
 	MemoryBytes int64
 }
 
-// Load sums up all sandboxes that are not ended.
+// Load sums up all sandboxes that are neither ended nor paused.
 func (m *Manager) Load() Load {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var l Load
 	for _, s := range m.sandboxes {
-		if s.rec.Instance == "" || s.rec.Phase == journal.PhaseExited {
+		if s.rec.Instance == "" || s.rec.Phase == journal.PhaseExited || s.rec.Phase == journal.PhasePaused {
 			continue
 		}
 		l.Sandboxes++

@@ -10,6 +10,7 @@ import (
 
 	"skerry.dev/skerry/internal/agent/engine"
 	"skerry.dev/skerry/internal/agent/journal"
+	"skerry.dev/skerry/internal/agent/state"
 	"skerry.dev/skerry/internal/kernel/clock"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
@@ -32,6 +33,22 @@ type Config struct {
 	BootID string
 	Clock  clock.Clock
 	Logger *slog.Logger
+	// States holds the saved states.
+	States *state.Store
+	// Contact is when the control plane was last heard, Refused whether it turns
+	// this host away. Without Contact nothing is ever paused by itself.
+	Contact func() time.Time
+	Refused func() bool
+	// LostContact is how old the last contact is when deadlines are kept by this
+	// host; 0 is 90 s. LostContactPause is how old when all are paused; 0 is
+	// 5 min, negative never.
+	LostContact, LostContactPause time.Duration
+	// PauseTimeout bounds a pause, over and above a second for each 20 MB the
+	// sandbox may have; 0 is 60 s.
+	PauseTimeout time.Duration
+	// PauseWidth is how many sandboxes are paused at once where the agent
+	// chooses; 0 is 4.
+	PauseWidth int
 
 	// CreateTimeout bounds a create whose caller named no deadline; 0 is 30 min.
 	CreateTimeout time.Duration
@@ -61,10 +78,18 @@ func (c Config) withDefaults() Config {
 		{&c.CleanupTimeout, 30 * time.Second},
 		{&c.RecoverTimeout, 10 * time.Second},
 		{&c.RetryInterval, 5 * time.Second},
+		{&c.LostContact, 90 * time.Second},
+		{&c.PauseTimeout, time.Minute},
 	} {
 		if *d.at <= 0 {
 			*d.at = d.want
 		}
+	}
+	if c.LostContactPause == 0 {
+		c.LostContactPause = 5 * time.Minute
+	}
+	if c.PauseWidth <= 0 {
+		c.PauseWidth = 4
 	}
 	if c.MaxCreates <= 0 {
 		c.MaxCreates = 64
@@ -88,6 +113,9 @@ type Manager struct {
 	end  context.CancelCauseFunc
 	wg   sync.WaitGroup
 
+	width chan struct{} // one per pause the agent chooses to run
+	began time.Time     // of the manager, with the monotonic clock
+
 	mu        sync.Mutex
 	closed    bool
 	creates   int
@@ -103,6 +131,12 @@ type entry struct {
 	// exit is set when the instance ended during its own create.
 	exit  *engine.Exit
 	watch *watch
+	// owed: remains of the instance of a paused sandbox are still to be removed.
+	owed bool
+	// deadline is until when it may run without contact; zero is for ever.
+	deadline time.Time
+	auto     retry // of pauses the agent decides
+	measured measured
 }
 
 // watch is the goroutine that waits for an instance's end.
@@ -118,17 +152,28 @@ const (
 	opDestroy
 	opExit    // recording an exit
 	opRecover // finding it again after a restart
+	opPause
+	opCheckpoint
+	opCleanup // removing what a pause left
 )
 
-// operation is work on one sandbox. Its result is valid once done is closed.
+// operation is work on one sandbox. Its result is valid once said is closed.
 type operation struct {
 	kind        kind
 	spec        journal.Spec // of a create
 	incarnation uint64       // of a destroy: what its tombstone covers
+	saves       id.Snapshot  // of a pause or checkpoint
 	cancel      context.CancelCauseFunc
-	done        chan struct{}
-	report      Report
-	err         error
+	// said is closed when the result is known, done when the next operation may
+	// begin: a pause cleans up behind its answer.
+	said, done chan struct{}
+	report     Report
+	state      state.State
+	err        error
+}
+
+func newOperation(k kind) *operation {
+	return &operation{kind: k, said: make(chan struct{}), done: make(chan struct{})}
 }
 
 // Causes with which an operation is ended before its time.
@@ -140,13 +185,15 @@ var (
 // New returns a manager that owns nothing yet; Recover is called before any
 // other method.
 func New(cfg Config) *Manager {
-	m := &Manager{cfg: cfg.withDefaults(), sandboxes: make(map[id.Sandbox]*entry)}
+	m := &Manager{cfg: cfg.withDefaults(), sandboxes: make(map[id.Sandbox]*entry), began: time.Now()}
+	m.width = make(chan struct{}, m.cfg.PauseWidth)
 	m.base, m.end = context.WithCancelCause(context.Background())
 	return m
 }
 
-// Close ends what the manager does and waits for it. Creates in flight are
-// undone, destroys in flight finish; running sandboxes stay as they are.
+// Close ends what the manager does and waits for it. Creates and pauses in
+// flight are undone, destroys in flight finish; running sandboxes stay as they
+// are.
 func (m *Manager) Close() {
 	m.mu.Lock()
 	m.closed = true
@@ -177,17 +224,29 @@ type Report struct {
 	EngineVersion string
 	StartedAt     time.Time
 	EndReason     string
+	// State is the newest complete state of it here, the one it consists of when
+	// it is paused.
+	State id.Snapshot
+	// PausedReason is why the agent paused it by itself.
+	PausedReason string
 	// Unknown is an instance that exists and that the journal does not know; it
 	// has no sandbox, incarnation or times.
 	Unknown bool
 }
 
 func report(rec journal.Record) Report {
-	return Report{
+	r := Report{
 		Sandbox: rec.Spec.Sandbox, Incarnation: rec.Spec.Incarnation, Phase: rec.Phase,
 		Instance: rec.Instance, Engine: rec.Spec.Engine, EngineVersion: rec.EngineVersion,
 		StartedAt: rec.StartedAt, EndReason: rec.EndReason,
 	}
+	if rec.Phase == journal.PhasePaused {
+		r.State = rec.Pause.State
+		if rec.Pause.Own {
+			r.PausedReason = rec.Pause.Reason
+		}
+	}
+	return r
 }
 
 // engine returns the engine by name.
@@ -223,9 +282,32 @@ func (op *operation) wait(ctx context.Context) error {
 	}
 }
 
-// finish publishes the result of s's operation. Called with m.mu held.
-func (s *entry) finish(op *operation, r Report, err error) {
+// say publishes an operation's result; a later one changes nothing. Called with
+// m.mu held.
+func (op *operation) say(r Report, err error) {
+	select {
+	case <-op.said:
+		return
+	default:
+	}
 	op.report, op.err = r, err
+	close(op.said)
+}
+
+// finish ends s's operation, with its result where that was not said before.
+// Called with m.mu held.
+func (s *entry) finish(op *operation, r Report, err error) {
+	op.say(r, err)
 	s.op = nil
 	close(op.done)
+}
+
+// answer blocks until op's result is known or ctx ends.
+func (op *operation) answer(ctx context.Context) error {
+	select {
+	case <-op.said:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }

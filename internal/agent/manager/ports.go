@@ -3,6 +3,7 @@ package manager
 import (
 	"context"
 	"net"
+	"time"
 
 	"skerry.dev/skerry/internal/agent/engine"
 	"skerry.dev/skerry/internal/agent/journal"
@@ -51,10 +52,14 @@ type Images interface {
 type Guest interface {
 	// Await returns when the daemon answers, or with ctx.
 	Await(ctx context.Context) error
-	// Init configures the daemon. It may be repeated.
+	// Init configures the daemon. It may be repeated. A new init secret in it is
+	// used from then on.
 	Init(ctx context.Context, in guestapi.Init) error
 	// Follow begins to forward the daemon's events until Close.
 	Follow()
+	// Idle is how long nothing has gone on inside; it costs the guest a request,
+	// which is not activity.
+	Idle(ctx context.Context) (time.Duration, error)
 	// Dial opens a connection to a port inside, cut by Close.
 	Dial(ctx context.Context, port int) (net.Conn, error)
 	// Close cuts every open connection at once and waits for what Follow began.
@@ -65,6 +70,8 @@ type Guest interface {
 type GuestOptions struct {
 	Dial       func(ctx context.Context, port int) (net.Conn, error)
 	InitSecret string
+	// AccessToken opens what the daemon's callers may see.
+	AccessToken string
 	// After is the last event already forwarded.
 	After int64
 	// OnEvent takes one event; an error makes the guest link try it again later.

@@ -10,6 +10,7 @@ import (
 
 	"skerry.dev/skerry/internal/agent/engine"
 	"skerry.dev/skerry/internal/agent/journal"
+	"skerry.dev/skerry/internal/agent/state"
 )
 
 // recoverWidth is how many sandboxes are looked at at once.
@@ -17,7 +18,8 @@ const recoverWidth = 16
 
 // Recover puts the world and the journal in step after a start: unfinished
 // creates are undone, unfinished destroys finished, running sandboxes found
-// again, and those that ended meanwhile noticed. What nobody owns any more, of
+// again, and those that ended meanwhile noticed. A pause that was not done is
+// taken back, and the cleanup behind one that was is finished. What nobody owns any more, of
 // network slots and image mounts, is given back. Instances that only the engine
 // knows are left alone: the control plane decides about them.
 //
@@ -32,8 +34,8 @@ func (m *Manager) Recover(ctx context.Context) error {
 	var wg sync.WaitGroup
 	width := make(chan struct{}, recoverWidth)
 	for _, rec := range recs {
-		op := &operation{kind: opRecover, done: make(chan struct{})}
-		s := &entry{rec: rec, op: op}
+		op := newOperation(opRecover)
+		s := &entry{rec: rec, op: op, deadline: rec.Deadline}
 		m.mu.Lock()
 		m.sandboxes[rec.Spec.Sandbox] = s
 		m.mu.Unlock()
@@ -51,11 +53,29 @@ func (m *Manager) Recover(ctx context.Context) error {
 		return err
 	}
 	m.wg.Go(func() { m.sweep(m.base) })
+	if m.cfg.Contact != nil {
+		m.wg.Go(func() { m.keepDeadlines(m.base) })
+	}
 	return nil
 }
 
 func (m *Manager) recoverOne(ctx context.Context, s *entry, op *operation) {
 	rec := s.rec // nobody else has the entry yet
+	if rec.Phase == journal.PhasePaused {
+		if m.cfg.States.Has(rec.Pause.State) || !m.lives(ctx, rec) {
+			m.clean(s, op, rec)
+			return
+		}
+		// The journal's word was lost on its way: the state was given up and the
+		// instance runs.
+		m.log(rec).Error("a paused sandbox has no saved state and an instance; it goes on")
+		rec.Phase = journal.PhasePausing
+		for _, slot := range m.cfg.Networks.Slots() {
+			if slot.Owner == rec.Instance {
+				rec.Slot = slot.Index
+			}
+		}
+	}
 	if rec.Phase == journal.PhaseCreating || rec.Phase == journal.PhaseDestroying {
 		m.finishCleanup(s, op)
 		return
@@ -79,8 +99,13 @@ func (m *Manager) recoverOne(ctx context.Context, s *entry, op *operation) {
 // finishCleanup undoes a create or finishes a destroy the agent died in.
 func (m *Manager) finishCleanup(s *entry, op *operation) {
 	rec := s.rec
-	err := m.undo(rec, len(createTable()))
-	if err == nil {
+	err := m.undo(rec, undoAll)
+	revert := rec.Before != nil && rec.DestroyIncarnation == 0
+	switch {
+	case err != nil:
+	case revert:
+		err = m.revert(rec, m.event(rec, EventResumeFailed, map[string]any{"reason": "agent_restarted"}))
+	default:
 		kind, reason := EventDestroyed, rec.DestroyReason
 		if rec.Phase == journal.PhaseCreating {
 			kind, reason = EventCreateFailed, "agent_restarted"
@@ -92,6 +117,8 @@ func (m *Manager) finishCleanup(s *entry, op *operation) {
 	if err != nil {
 		m.log(rec).Error("a cleanup from before the restart is not finished", "err", err)
 		s.rec.Phase = journal.PhaseDestroying
+	} else if revert {
+		s.rec = *rec.Before
 	} else {
 		delete(m.sandboxes, rec.Spec.Sandbox)
 	}
@@ -108,20 +135,38 @@ func (m *Manager) tryReadopt(ctx context.Context, s *entry, op *operation, rec j
 	ctx, cancel := context.WithTimeout(ctx, m.cfg.RecoverTimeout)
 	defer cancel()
 	h, err := eng.Recover(ctx, rec.Handle)
+	pausing := rec.Phase == journal.PhasePausing
+	if err == nil && pausing {
+		// Nobody was told of the state. It goes first: what is complete and belongs
+		// to a pause is what the sandbox last was.
+		if err := m.cfg.States.Delete(ctx, rec.Pause.State); err != nil {
+			m.log(rec).Error("the state of a pause that was not done cannot be removed", "err", err)
+		}
+		m.step(StepDiscardState)
+	}
+	if err == nil { // the agent may have died over a checkpoint
+		err = eng.Thaw(ctx, h)
+	}
 	switch {
 	case err == nil:
-		if !bytes.Equal(h, rec.Handle) {
-			rec.Handle = h
+		if pausing {
+			m.step(StepThaw)
+		}
+		if pausing || !bytes.Equal(h, rec.Handle) {
+			rec.Handle, rec.Phase, rec.Pause = h, journal.PhaseRunning, nil
 			if err := m.cfg.Journal.Running(rec); err != nil {
 				m.log(rec).Error("a handle could not be recorded", "err", err)
 			}
 		}
-		link := m.newGuest(eng, rec)
+		link := m.newGuest(eng, rec, rec.InitSecret)
 		link.Follow()
 		m.startWatch(s, eng, rec, nil)
 		m.settle(s, op, rec, link)
 		return true
 	case errors.Is(err, engine.ErrNotFound), errors.Is(err, engine.ErrExited):
+		if st, ok := m.pausedBy(rec); ok {
+			return m.finishPause(s, op, rec, st)
+		}
 		// Also of an instance that left nothing somebody may have seen the end.
 		exit, err := eng.Wait(ctx, rec.Handle)
 		if err != nil {
@@ -134,6 +179,44 @@ func (m *Manager) tryReadopt(ctx context.Context, s *entry, op *operation, rec j
 	return false
 }
 
+// lives tells whether the engine has the instance running.
+func (m *Manager) lives(ctx context.Context, rec journal.Record) bool {
+	eng, err := m.engine(rec.Spec.Engine)
+	if err != nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, m.cfg.RecoverTimeout)
+	defer cancel()
+	_, err = eng.Recover(ctx, rec.Handle)
+	return err == nil
+}
+
+// pausedBy is the complete state of a pause that was not done. The instance was
+// frozen from then on, so if it is gone now that is what the sandbox last was.
+func (m *Manager) pausedBy(rec journal.Record) (state.State, bool) {
+	if rec.Phase != journal.PhasePausing {
+		return state.State{}, false
+	}
+	return m.cfg.States.Get(rec.Pause.State)
+}
+
+// finishPause makes a sandbox paused whose instance is gone. False: the journal
+// did not take it.
+func (m *Manager) finishPause(s *entry, op *operation, rec journal.Record, st state.State) bool {
+	pause := *rec.Pause
+	pause.At = st.CreatedAt
+	rec.Phase, rec.Slot, rec.Pause = journal.PhasePaused, -1, &pause
+	if err := m.cfg.Journal.Paused(rec, m.pausedEvents(rec)...); err != nil {
+		m.log(rec).Error("a pause could not be recorded", "err", err)
+		return false
+	}
+	m.mu.Lock()
+	s.rec = rec
+	m.mu.Unlock()
+	m.clean(s, op, rec)
+	return true
+}
+
 // readoptLater goes on where the bounded time of the start was not enough.
 func (m *Manager) readoptLater(s *entry, rec journal.Record) {
 	for pause := waitRetryMin; ; pause = min(2*pause, waitRetryMax) {
@@ -144,9 +227,9 @@ func (m *Manager) readoptLater(s *entry, rec journal.Record) {
 			timer.Stop()
 			return
 		}
-		op := &operation{kind: opRecover, done: make(chan struct{})}
+		op := newOperation(opRecover)
 		m.mu.Lock()
-		if m.sandboxes[rec.Spec.Sandbox] != s || s.op != nil || s.rec.Phase != journal.PhaseRunning {
+		if m.sandboxes[rec.Spec.Sandbox] != s || s.op != nil || s.rec.Phase != rec.Phase {
 			m.mu.Unlock() // it was destroyed meanwhile
 			return
 		}
@@ -185,7 +268,7 @@ func (m *Manager) sweepUnowned(ctx context.Context) error {
 	images := make(map[string]string, len(m.sandboxes))
 	owners := make(map[engine.InstanceID]bool, len(m.sandboxes))
 	for _, s := range m.sandboxes {
-		if s.rec.Phase != journal.PhaseExited {
+		if s.rec.Phase != journal.PhaseExited && s.rec.Phase != journal.PhasePaused {
 			images[string(s.rec.Instance)] = s.rec.Spec.Image.Digest
 		}
 		owners[s.rec.Instance] = true

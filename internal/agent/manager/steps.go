@@ -7,29 +7,48 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"skerry.dev/skerry/internal/agent/engine"
 	"skerry.dev/skerry/internal/agent/journal"
+	"skerry.dev/skerry/internal/agent/state"
 	"skerry.dev/skerry/internal/guest/guestapi"
 	"skerry.dev/skerry/internal/kernel/errs"
+	"skerry.dev/skerry/internal/kernel/id"
 )
 
 // Step names a point after which the agent may die.
 type Step string
 
-// The steps of a create, in order, and of a destroy. The undo of a create
-// passes through those from StepUndoInstance on, as far as it had come.
+// The steps of a create, in order, of a pause and of a destroy. The undo of a
+// create passes through those from StepUndoInstance on, as far as it had come;
+// so does a pause, once the state is the sandbox.
 const (
+	StepOpenState      Step = "open_state" // of a create from a saved state
 	StepJournalBegin   Step = "journal_begin"
 	StepClaimSlot      Step = "claim_slot"
 	StepAcquireImage   Step = "acquire_image"
 	StepPrepare        Step = "prepare"
 	StepStart          Step = "start"
+	StepRestore        Step = "restore" // instead of it, from a saved state
 	StepAwaitGuest     Step = "await_guest"
 	StepInitGuest      Step = "init_guest"
 	StepJournalRunning Step = "journal_running"
+
+	StepJournalPausing Step = "journal_pausing"
+	StepCutConnections Step = "cut_connections"
+	StepCheckpoint     Step = "checkpoint"
+	StepSealState      Step = "seal_state"
+	StepJournalPaused  Step = "journal_paused" // the point of no return
+
+	// What a pause that failed goes through, and a resume that did.
+	StepDiscardState    Step = "discard_state"
+	StepThaw            Step = "thaw"
+	StepJournalUnpaused Step = "journal_unpaused"
+	StepJournalReverted Step = "journal_reverted"
 
 	StepJournalDestroying Step = "journal_destroying"
 	StepUndoInstance      Step = "destroy_instance"
@@ -38,20 +57,50 @@ const (
 	StepJournalRemoved    Step = "journal_removed"
 )
 
-// Steps lists every step there is; crash tests visit each.
+// Operations are what passes through steps, by name; crash tests end the agent
+// after each step of each.
+func Operations() map[string][]Step {
+	boot, restore := createTable(journal.Spec{}), createTable(journal.Spec{State: id.NewSnapshot()})
+	undo := undoSteps(boot)
+	pause := pauseSteps()
+	return map[string][]Step{
+		"create":        names(boot),
+		"failed_create": append(append([]Step{}, undo...), StepJournalRemoved),
+		"destroy":       append(append([]Step{StepJournalDestroying}, undo...), StepJournalRemoved),
+		"pause":         append(append([]Step{}, pause...), undo...),
+		"failed_pause":  {StepJournalPausing, StepCutConnections, StepDiscardState, StepThaw, StepJournalUnpaused},
+		"checkpoint":    {StepCheckpoint, StepSealState},
+		"resume":        names(restore),
+		"failed_resume": append(append([]Step{}, undo...), StepJournalReverted),
+		"fork":          names(restore),
+	}
+}
+
+// Steps lists every step there is.
 func Steps() []Step {
 	var out []Step
-	table := createTable()
+	for _, steps := range Operations() {
+		out = append(out, steps...)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+func names(table []tableStep) (out []Step) {
 	for _, s := range table {
 		out = append(out, s.name)
 	}
-	out = append(out, StepJournalDestroying)
-	for i := len(table) - 1; i >= 0; i-- {
-		if table[i].undo != nil {
-			out = append(out, table[i].undoName)
+	return out
+}
+
+// undoSteps are those of a whole undo, in the order they are passed.
+func undoSteps(table []tableStep) (out []Step) {
+	for _, s := range slices.Backward(table) {
+		if s.undo != nil {
+			out = append(out, s.undoName)
 		}
 	}
-	return append(out, StepJournalRemoved)
+	return out
 }
 
 // tableStep is one line of the table: what it does, and what takes its effect
@@ -63,18 +112,29 @@ type tableStep struct {
 	undo     func(*Manager, context.Context, journal.Record) error
 }
 
-func createTable() []tableStep {
-	return []tableStep{
+// createTable is the table of a create: with a saved state it restores where
+// the other starts.
+func createTable(spec journal.Spec) []tableStep {
+	var table []tableStep
+	start := tableStep{name: StepStart, do: (*build).start}
+	if !spec.State.IsZero() {
+		table = append(table, tableStep{name: StepOpenState, do: (*build).openState})
+		start = tableStep{name: StepRestore, do: (*build).restore}
+	}
+	return append(table, []tableStep{
 		{name: StepJournalBegin, do: (*build).begin},
 		{name: StepClaimSlot, do: (*build).claimSlot, undoName: StepUndoSlot, undo: (*Manager).releaseSlot},
 		{name: StepAcquireImage, do: (*build).acquireImage, undoName: StepUndoImage, undo: (*Manager).releaseImage},
 		{name: StepPrepare, do: (*build).prepare, undoName: StepUndoInstance, undo: (*Manager).destroyInstance},
-		{name: StepStart, do: (*build).start},
+		start,
 		{name: StepAwaitGuest, do: (*build).awaitGuest},
 		{name: StepInitGuest, do: (*build).initGuest},
 		{name: StepJournalRunning, do: (*build).running},
-	}
+	}...)
 }
+
+// undoAll is a line of every table from which an undo takes all back.
+const undoAll = math.MaxInt
 
 // build is a create in progress.
 type build struct {
@@ -85,10 +145,13 @@ type build struct {
 	slot   Slot
 	root   string
 	link   Guest
+	held   *state.Held             // the state it is restored from
+	begun  bool                    // the journal may know of it
 	cancel context.CancelCauseFunc // of the whole create
 }
 
 func (b *build) begin(context.Context) error {
+	b.begun = true
 	return b.m.cfg.Journal.Begin(b.rec)
 }
 
@@ -148,11 +211,16 @@ func (b *build) start(ctx context.Context) error {
 	if err != nil {
 		return blame(err, "engine_failed", "The engine could not start the sandbox. Try again.")
 	}
+	b.started(h, b.rec.InitSecret)
+	return nil
+}
+
+// started notes that the instance runs, with a daemon that knows secret.
+func (b *build) started(h engine.Handle, secret string) {
 	b.rec.Handle = h
 	b.rec.StartedAt = b.m.cfg.Clock.Now()
-	b.link = b.m.newGuest(b.engine, b.rec)
+	b.link = b.m.newGuest(b.engine, b.rec, secret)
 	b.m.startWatch(b.s, b.engine, b.rec, b.cancel)
-	return nil
 }
 
 func (b *build) awaitGuest(ctx context.Context) error {
@@ -168,12 +236,19 @@ func (b *build) initGuest(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, b.m.cfg.GuestTimeout)
 	defer cancel()
 	spec := b.rec.Spec
-	err := b.link.Init(ctx, guestapi.Init{
+	in := guestapi.Init{
 		AccessToken: spec.AccessToken, EnvVars: spec.Env, Timestamp: b.m.cfg.Clock.Now(),
 		DefaultUser: spec.DefaultUser, DefaultWorkdir: spec.DefaultWorkdir,
 		LifecycleID: string(b.rec.Instance), MaxProcesses: spec.Resources.MaxProcesses,
-	})
-	if err != nil {
+	}
+	if b.held != nil && b.held.Memory {
+		// It woke up with what it was told where the state was taken.
+		in.NewInitSecret, in.Hostname = b.rec.InitSecret, spec.Hostname
+		if spec.Internet {
+			in.Nameserver = b.slot.Net.Gateway
+		}
+	}
+	if err := b.link.Init(ctx, in); err != nil {
 		return blame(err, "guest_unresponsive", "The sandbox's daemon could not be configured.")
 	}
 	return nil
@@ -182,7 +257,12 @@ func (b *build) initGuest(ctx context.Context) error {
 func (b *build) running(context.Context) error {
 	b.rec.Phase = journal.PhaseRunning
 	b.rec.Step = string(StepJournalRunning)
-	return b.m.cfg.Journal.Running(b.rec, b.m.event(b.rec, EventStarted, nil))
+	b.rec.Before = nil
+	var data map[string]any
+	if b.held != nil {
+		data = map[string]any{"state_id": b.held.ID.UUID().String()}
+	}
+	return b.m.cfg.Journal.Running(b.rec, b.m.event(b.rec, EventStarted, data))
 }
 
 func (m *Manager) destroyInstance(ctx context.Context, rec journal.Record) error {
@@ -221,7 +301,7 @@ func (m *Manager) workDir(rec journal.Record) string {
 // undo walks the table backwards from line last. It stops at the first failure,
 // because what follows relies on the processes being gone, and may be repeated.
 func (m *Manager) undo(rec journal.Record, last int) error {
-	table := createTable()
+	table := createTable(rec.Spec)
 	for i := min(last, len(table)-1); i >= 0; i-- {
 		if table[i].undo == nil {
 			continue

@@ -19,6 +19,10 @@ const (
 	EventExited       = "exited"
 	EventDestroyed    = "destroyed"
 	EventCreateFailed = "create_failed"
+	// Told only of what the agent does by itself.
+	EventPaused       = "paused"
+	EventPauseFailed  = "pause_failed"
+	EventResumeFailed = "resume_failed"
 )
 
 const (
@@ -34,14 +38,15 @@ func (m *Manager) event(rec journal.Record, kind string, data map[string]any) jo
 	return e
 }
 
-// newGuest makes the link to an instance's daemon.
-func (m *Manager) newGuest(eng engine.Engine, rec journal.Record) Guest {
+// newGuest makes the link to an instance's daemon, which knows secret.
+func (m *Manager) newGuest(eng engine.Engine, rec journal.Record, secret string) Guest {
 	return m.cfg.NewGuest(GuestOptions{
 		Dial: func(ctx context.Context, port int) (net.Conn, error) {
 			return eng.Dial(ctx, rec.Handle, port)
 		},
-		InitSecret: rec.InitSecret,
-		After:      rec.GuestSeq,
+		InitSecret:  secret,
+		AccessToken: rec.Spec.AccessToken,
+		After:       rec.GuestSeq,
 		OnEvent: func(e guestapi.Event) error {
 			return m.cfg.Journal.GuestEvent(e.Seq, m.event(rec, e.Kind, guestData(e)))
 		},
@@ -144,7 +149,7 @@ func (m *Manager) startExit(s *entry, exit engine.Exit) {
 	s.link = nil
 	s.rec = ended(s.rec, exit)
 	rec := s.rec
-	op := &operation{kind: opExit, done: make(chan struct{})}
+	op := newOperation(opExit)
 	s.op = op
 	m.wg.Go(func() {
 		if link != nil {
@@ -167,7 +172,7 @@ func (m *Manager) startExit(s *entry, exit engine.Exit) {
 // bare leaves nothing of an ended sandbox but its record, which tells how it
 // ended until the control plane has it destroyed. What fails is left to that.
 func (m *Manager) bare(rec journal.Record) {
-	if err := m.undo(rec, len(createTable())); err != nil {
+	if err := m.undo(rec, undoAll); err != nil {
 		m.log(rec).Warn("not all of an ended sandbox could be removed yet", "err", err)
 	}
 }
@@ -176,6 +181,7 @@ func (m *Manager) bare(rec journal.Record) {
 // since its number may already be somebody else's.
 func ended(rec journal.Record, exit engine.Exit) journal.Record {
 	rec.Phase = journal.PhaseExited
+	rec.Pause = nil
 	rec.Slot = -1
 	rec.EndReason = exit.Reason
 	rec.EndedAt = exit.At

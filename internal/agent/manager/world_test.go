@@ -15,6 +15,7 @@ import (
 	"skerry.dev/skerry/internal/agent/engine/fake"
 	"skerry.dev/skerry/internal/agent/journal"
 	"skerry.dev/skerry/internal/agent/manager"
+	"skerry.dev/skerry/internal/agent/state"
 	"skerry.dev/skerry/internal/guest/guestapi"
 	"skerry.dev/skerry/internal/kernel/id"
 )
@@ -29,12 +30,21 @@ type world struct {
 	fail   map[string]error         // by call name
 	block  map[string]chan struct{} // by call name, until closed or ctx ends
 	called map[string]int
+	inits  []greeting
+	idle   atomic.Int64 // what every daemon says, in nanoseconds
+	disk   state.FS     // below the states
+}
+
+// greeting is a daemon's configuration and the secret it came with.
+type greeting struct {
+	secret string
+	in     guestapi.Init
 }
 
 func newWorld() *world {
 	return &world{
 		sim: fake.NewWorld(), slots: map[int]engine.InstanceID{}, images: map[string]string{},
-		fail: map[string]error{}, block: map[string]chan struct{}{}, called: map[string]int{},
+		fail: map[string]error{}, block: map[string]chan struct{}{}, called: map[string]int{}, disk: state.Disk{},
 	}
 }
 
@@ -129,6 +139,27 @@ func (e mortal) Start(ctx context.Context, h engine.Handle) (engine.Handle, erro
 	return e.Engine.Start(ctx, h)
 }
 
+func (e mortal) Checkpoint(ctx context.Context, h engine.Handle, o engine.CheckpointOptions) error {
+	if err := e.view.call(ctx, "checkpoint"); err != nil {
+		return err
+	}
+	return e.Engine.Checkpoint(ctx, h, o)
+}
+
+func (e mortal) Restore(ctx context.Context, h engine.Handle, dir string) (engine.Handle, error) {
+	if err := e.view.call(ctx, "restore"); err != nil {
+		return nil, err
+	}
+	return e.Engine.Restore(ctx, h, dir)
+}
+
+func (e mortal) Thaw(ctx context.Context, h engine.Handle) error {
+	if err := e.view.call(ctx, "thaw"); err != nil {
+		return err
+	}
+	return e.Engine.Thaw(ctx, h)
+}
+
 func (e mortal) Destroy(ctx context.Context, i engine.InstanceID) error {
 	if err := e.view.call(ctx, "destroy"); err != nil {
 		return err
@@ -157,6 +188,33 @@ func (e mortal) Wait(ctx context.Context, h engine.Handle) (engine.Exit, error) 
 	}
 	return exit, err
 }
+
+// files is the disk in an agent's hands.
+type files struct{ v *view }
+
+func (f files) do(change func() error) error {
+	if f.v.dead.Load() {
+		return errDead
+	}
+	return change()
+}
+
+func (f files) Mkdir(path string) error {
+	return f.do(func() error { return f.v.disk.Mkdir(path) })
+}
+
+func (f files) WriteFile(path string, data []byte) error {
+	return f.do(func() error { return f.v.disk.WriteFile(path, data) })
+}
+func (f files) Sync(path string) error { return f.do(func() error { return f.v.disk.Sync(path) }) }
+func (f files) Rename(from, to string) error {
+	return f.do(func() error { return f.v.disk.Rename(from, to) })
+}
+func (f files) Remove(path string) error { return f.do(func() error { return f.v.disk.Remove(path) }) }
+func (f files) Truncate(path string) error {
+	return f.do(func() error { return f.v.disk.Truncate(path) })
+}
+func (f files) Free(path string) (int64, error) { return f.v.disk.Free(path) }
 
 type networks struct{ *view }
 
@@ -243,10 +301,25 @@ type daemon struct {
 	closed atomic.Bool
 }
 
-func (d *daemon) Await(ctx context.Context) error                 { return d.call(ctx, "await") }
-func (d *daemon) Init(ctx context.Context, _ guestapi.Init) error { return d.call(ctx, "init") }
-func (d *daemon) Follow()                                         {}
-func (d *daemon) Close()                                          { d.closed.Store(true) }
+func (d *daemon) Await(ctx context.Context) error { return d.call(ctx, "await") }
+
+func (d *daemon) Init(ctx context.Context, in guestapi.Init) error {
+	if err := d.call(ctx, "init"); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.inits = append(d.inits, greeting{d.opts.InitSecret, in})
+	return nil
+}
+
+func (d *daemon) Idle(ctx context.Context) (time.Duration, error) {
+	err := d.call(ctx, "idle")
+	return time.Duration(d.idle.Load()), err
+}
+
+func (d *daemon) Follow() {}
+func (d *daemon) Close()  { d.closed.Store(true) }
 func (d *daemon) Dial(ctx context.Context, port int) (net.Conn, error) {
 	if d.closed.Load() {
 		return nil, errors.New("closed")
@@ -259,6 +332,7 @@ type agent struct {
 	*manager.Manager
 	view    *view
 	journal *journal.Journal
+	states  *state.Store
 	mu      sync.Mutex
 	links   []*daemon
 	step    atomic.Pointer[func(manager.Step)]
@@ -273,6 +347,11 @@ func boot(t testing.TB, w *world, dir string, change ...func(*manager.Config)) *
 	}
 	t.Cleanup(w.sim.Reboot) // guests are goroutines
 	a := &agent{view: &view{world: w}, journal: j}
+	states, err := state.Open(filepath.Join(dir, "states"), files{a.view}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.states = states
 	cfg := manager.Config{
 		Journal: j, Engines: map[string]engine.Engine{"fake": mortal{fake.New(w.sim), a.view}}, Versions: map[string]string{"fake": "f1"},
 		Networks: networks{a.view}, Images: images{a.view}, InstancesDir: filepath.Join(dir, "instances"),
@@ -283,6 +362,7 @@ func boot(t testing.TB, w *world, dir string, change ...func(*manager.Config)) *
 			a.mu.Unlock()
 			return d
 		},
+		States:    states,
 		GuestArgs: []string{"/guest"}, BootID: "boot-1", RetryInterval: 5 * time.Millisecond,
 		Step: func(s manager.Step) {
 			if f := a.step.Load(); f != nil {

@@ -24,6 +24,7 @@ import (
 	"skerry.dev/skerry/internal/agent/identity/identitytest"
 	"skerry.dev/skerry/internal/agent/journal"
 	"skerry.dev/skerry/internal/agent/manager"
+	"skerry.dev/skerry/internal/agent/state"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
 	"skerry.dev/skerry/internal/rpcerr"
@@ -41,6 +42,9 @@ type world struct {
 	conns []net.Conn
 	spec  journal.Spec
 	err   error
+
+	pause     manager.PauseRequest
+	deadlines []journal.Deadline
 }
 
 func (w *world) Create(_ context.Context, spec journal.Spec) (manager.Report, error) {
@@ -52,10 +56,49 @@ func (w *world) Create(_ context.Context, spec journal.Spec) (manager.Report, er
 
 func (w *world) Destroy(context.Context, id.Sandbox, uint64, string) error { return w.err }
 
+func (w *world) Pause(_ context.Context, req manager.PauseRequest) (state.State, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.pause = req
+	return w.state(req.State), w.err
+}
+
+func (w *world) Checkpoint(_ context.Context, _ id.Sandbox, _ uint64, which id.Snapshot, _ bool) (state.State, error) {
+	return w.state(which), w.err
+}
+
+func (w *world) DeleteState(context.Context, id.Snapshot) error { return w.err }
+
+func (w *world) PauseAll(context.Context, string) []manager.Outcome {
+	return []manager.Outcome{
+		{Sandbox: w.sandbox, Incarnation: 2, State: w.state(id.NewSnapshot())},
+		{Sandbox: id.NewSandbox(), Incarnation: 1, Err: errs.Exhausted("disk_full", "Make room.")},
+	}
+}
+
+func (w *world) SetDeadlines(_ context.Context, list []journal.Deadline) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.deadlines = list
+	return w.err
+}
+
+func (w *world) Logs(context.Context, id.Sandbox, uint64) ([]byte, bool, error) {
+	return []byte{'a', 0xff}, true, w.err
+}
+
+func (w *world) state(which id.Snapshot) state.State {
+	return state.State{Digest: "d", SizeBytes: 7, Manifest: state.Manifest{
+		ID: which, Sandbox: w.sandbox, Engine: "fake", EngineVersion: "v", CPUFeatures: []string{"sse"}, ImageDigest: "i",
+		Memory: true, InitSecret: "secret", Resources: journal.Resources{CPUMillis: 1, MemoryBytes: 2 << 20, DiskBytes: 3 << 20, MaxProcesses: 4},
+	}}
+}
+
 func (w *world) Inventory(context.Context) (manager.Inventory, error) {
-	return manager.Inventory{TakenAt: time.Now(), Sandboxes: []manager.Report{
+	return manager.Inventory{TakenAt: time.Now(), States: []state.State{w.state(id.NewSnapshot())}, Sandboxes: []manager.Report{
 		{Sandbox: w.sandbox, Incarnation: 2, Phase: journal.PhaseExited, EndReason: "killed"},
 		{Instance: "x", Unknown: true, Phase: journal.PhaseRunning},
+		{Sandbox: id.NewSandbox(), Incarnation: 3, Phase: journal.PhasePaused, State: id.NewSnapshot(), PausedReason: "lost_contact"},
 	}}, nil
 }
 
@@ -224,7 +267,7 @@ func TestCallsOverBothProtocols(t *testing.T) {
 			t.Errorf("%s: the manager got %+v", proto, f.world.spec)
 		}
 		inv, err := c.Inventory(t.Context(), &agentv1.InventoryRequest{})
-		if err != nil || len(inv.Sandboxes) != 2 || !inv.Sandboxes[1].Unknown || inv.Sandboxes[1].SandboxId != "" || inv.Sandboxes[0].EndReason != "killed" {
+		if err != nil || len(inv.Sandboxes) != 3 || !inv.Sandboxes[1].Unknown || inv.Sandboxes[1].SandboxId != "" || inv.Sandboxes[0].EndReason != "killed" {
 			t.Errorf("%s: inventory %v, %v", proto, inv, err)
 		}
 	}

@@ -3,7 +3,6 @@ package rpcserver
 import (
 	"context"
 	"errors"
-	"skerry.dev/skerry/gen/agentrpc/agent/v1/agentv1connect"
 	"sync"
 
 	"connectrpc.com/connect"
@@ -13,6 +12,7 @@ import (
 	agentv1 "skerry.dev/skerry/gen/agentrpc/agent/v1"
 	"skerry.dev/skerry/internal/agent/journal"
 	"skerry.dev/skerry/internal/agent/manager"
+	"skerry.dev/skerry/internal/agent/state"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
 	"skerry.dev/skerry/internal/rpcerr"
@@ -29,6 +29,12 @@ type Sandboxes interface {
 	Destroy(ctx context.Context, sandbox id.Sandbox, incarnation uint64, reason string) error
 	Inventory(ctx context.Context) (manager.Inventory, error)
 	Stats(ctx context.Context, sandbox id.Sandbox, incarnation uint64) (manager.Stats, error)
+	Pause(ctx context.Context, req manager.PauseRequest) (state.State, error)
+	Checkpoint(ctx context.Context, sandbox id.Sandbox, incarnation uint64, which id.Snapshot, memory bool) (state.State, error)
+	DeleteState(ctx context.Context, which id.Snapshot) error
+	PauseAll(ctx context.Context, reason string) []manager.Outcome
+	SetDeadlines(ctx context.Context, list []journal.Deadline) error
+	Logs(ctx context.Context, sandbox id.Sandbox, incarnation uint64) (text []byte, truncated bool, err error)
 	Dialer
 }
 
@@ -49,8 +55,6 @@ type Facts struct {
 }
 
 type service struct {
-	agentv1connect.UnimplementedAgentServiceHandler
-
 	facts     Facts
 	sandboxes Sandboxes
 	build     BuildBase
@@ -93,7 +97,14 @@ func specOf(in *agentv1.CreateSandboxRequest) (journal.Spec, error) {
 	if size > maxEnv {
 		return journal.Spec{}, errs.Field("env", "The environment may have 256 KiB.")
 	}
+	var from id.Snapshot
+	if in.GetStateId() != "" {
+		if from, err = (id.Snapshot{}).ParseBare(in.GetStateId()); err != nil {
+			return journal.Spec{}, err
+		}
+	}
 	return journal.Spec{
+		State: from, Deadline: timeOf(in.GetDeadline()),
 		Sandbox: sandbox, Incarnation: in.GetIncarnation(), Team: team, Template: template, Engine: in.GetEngine(),
 		Image: journal.Image{
 			Digest: in.GetImage().GetDigest(), SizeBytes: in.GetImage().GetSizeBytes(), ManifestURL: in.GetImage().GetManifestUrl(),
@@ -111,6 +122,10 @@ func reportOf(r manager.Report) *agentv1.SandboxReport {
 	out := &agentv1.SandboxReport{
 		Incarnation: r.Incarnation, Phase: phaseOf(r.Phase), InstanceId: string(r.Instance),
 		Engine: r.Engine, EngineVersion: r.EngineVersion, EndReason: r.EndReason, Unknown: r.Unknown,
+		PausedReason: r.PausedReason,
+	}
+	if !r.State.IsZero() {
+		out.StateId = r.State.UUID().String()
 	}
 	if !r.Sandbox.IsZero() {
 		out.SandboxId = r.Sandbox.UUID().String()
@@ -131,6 +146,10 @@ func phaseOf(p journal.Phase) agentv1.SandboxPhase {
 		return agentv1.SandboxPhase_SANDBOX_PHASE_DESTROYING
 	case journal.PhaseExited:
 		return agentv1.SandboxPhase_SANDBOX_PHASE_EXITED
+	case journal.PhasePausing:
+		return agentv1.SandboxPhase_SANDBOX_PHASE_PAUSING
+	case journal.PhasePaused:
+		return agentv1.SandboxPhase_SANDBOX_PHASE_PAUSED
 	}
 	return agentv1.SandboxPhase_SANDBOX_PHASE_UNSPECIFIED
 }
@@ -158,6 +177,9 @@ func (s *service) Inventory(ctx context.Context, _ *agentv1.InventoryRequest) (*
 	for n, r := range inv.Sandboxes {
 		out.Sandboxes[n] = reportOf(r)
 	}
+	for _, st := range inv.States {
+		out.States = append(out.States, stateOf(st))
+	}
 	return out, nil
 }
 
@@ -170,10 +192,14 @@ func (s *service) SandboxStats(ctx context.Context, in *agentv1.SandboxStatsRequ
 	if err != nil {
 		return nil, rpcerr.ToConnect(err)
 	}
-	return &agentv1.SandboxStatsResponse{
+	out := &agentv1.SandboxStatsResponse{
 		CpuTime: durationpb.New(st.CPUTime), MemoryBytes: st.MemoryBytes, MemoryLimitBytes: st.Limits.MemoryBytes,
 		DiskBytes: st.DiskBytes, DiskLimitBytes: st.Limits.DiskBytes, Processes: uint32(max(st.Processes, 0)), //nolint:gosec // not negative
-	}, nil
+	}
+	if st.Idle >= 0 {
+		out.Idle = durationpb.New(st.Idle)
+	}
+	return out, nil
 }
 
 // BuildBase builds once at a time; a second call is told to come back.
