@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	agentapp "skerry.dev/skerry/internal/agent/app"
 	"skerry.dev/skerry/internal/agent/shim"
@@ -63,17 +64,19 @@ func there(c agentapp.Config) error {
 }
 
 type agentCmd struct {
-	Server            string   `help:"The server's address for agents, https://…" env:"SKERRY_SERVER" placeholder:"URL"`
-	RegistrationToken string   `help:"From the install command; needed once." env:"SKERRY_REGISTRATION_TOKEN" placeholder:"TOKEN"`
-	CASHA256          string   `name:"ca-sha256" help:"From the install command; needed once." env:"SKERRY_CA_SHA256" placeholder:"HEX"`
-	Listen            string   `name:"host-listen" help:"Where the server reaches this agent." env:"SKERRY_HOST_LISTEN" default:"0.0.0.0:7072" placeholder:"ADDR"`
-	Address           string   `name:"host-address" help:"The same as seen by the server, when it differs." env:"SKERRY_HOST_ADDRESS" placeholder:"ADDR"`
-	CIDR              string   `name:"cidr" help:"Range of the sandboxes' network (default: a free one is found)." env:"SKERRY_CIDR" placeholder:"CIDR"`
-	MaxSandboxes      int      `help:"How many sandboxes at most." env:"SKERRY_MAX_SANDBOXES" placeholder:"N"`
-	WarmSlots         int      `help:"How many network slots are made ahead of need." env:"SKERRY_WARM_SLOTS" default:"4" placeholder:"N"`
-	DNS               []string `name:"dns" help:"Resolvers for sandboxes (default: this machine's)." env:"SKERRY_DNS" placeholder:"ADDR"`
-	Denied            []string `help:"Networks no sandbox may reach, besides private ones." env:"SKERRY_DENIED" placeholder:"CIDR"`
-	ImageCacheMB      int64    `name:"image-cache-mb" help:"Bound of the template images kept on disk; 0 is none." env:"SKERRY_IMAGE_CACHE_MB" placeholder:"MB"`
+	Server            string        `help:"The server's address for agents, https://…" env:"SKERRY_SERVER" placeholder:"URL"`
+	RegistrationToken string        `help:"From the install command; needed once." env:"SKERRY_REGISTRATION_TOKEN" placeholder:"TOKEN"`
+	CASHA256          string        `name:"ca-sha256" help:"From the install command; needed once." env:"SKERRY_CA_SHA256" placeholder:"HEX"`
+	Listen            string        `name:"host-listen" help:"Where the server reaches this agent." env:"SKERRY_HOST_LISTEN" default:"0.0.0.0:7072" placeholder:"ADDR"`
+	Address           string        `name:"host-address" help:"The same as seen by the server, when it differs." env:"SKERRY_HOST_ADDRESS" placeholder:"ADDR"`
+	CIDR              string        `name:"cidr" help:"Range of the sandboxes' network (default: a free one is found)." env:"SKERRY_CIDR" placeholder:"CIDR"`
+	MaxSandboxes      int           `help:"How many sandboxes at most." env:"SKERRY_MAX_SANDBOXES" placeholder:"N"`
+	WarmSlots         int           `help:"How many network slots are made ahead of need." env:"SKERRY_WARM_SLOTS" default:"4" placeholder:"N"`
+	DNS               []string      `name:"dns" help:"Resolvers for sandboxes (default: this machine's)." env:"SKERRY_DNS" placeholder:"ADDR"`
+	Denied            []string      `help:"Networks no sandbox may reach, besides private ones." env:"SKERRY_DENIED" placeholder:"CIDR"`
+	ImageCacheMB      int64         `name:"image-cache-mb" help:"Bound of the template images kept on disk; 0 is none." env:"SKERRY_IMAGE_CACHE_MB" placeholder:"MB"`
+	PauseOnStop       bool          `help:"Pause all sandboxes before ending, for when the machine goes down; without it they go on." env:"SKERRY_PAUSE_ON_STOP"`
+	LostContactPause  time.Duration `help:"Pause all sandboxes after so long without contact to the server; negative is never." env:"SKERRY_LOST_CONTACT_PAUSE" default:"5m" placeholder:"DURATION"`
 	programs
 	logging
 }
@@ -89,6 +92,7 @@ func (cmd *agentCmd) config(p *program, log *slog.Logger) (agentapp.Config, erro
 		RegistrationToken: cmd.RegistrationToken, CASHA256: cmd.CASHA256, Version: release(),
 		MaxSlots: cmd.MaxSandboxes, WarmSlots: cmd.WarmSlots, DNSUpstreams: cmd.DNS,
 		ImageCacheBytes: cmd.ImageCacheMB << 20, Logger: log,
+		PauseOnStop: cmd.PauseOnStop, LostContactPause: cmd.LostContactPause,
 	}
 	faults := []error{cmd.resolve(&c)}
 	if cmd.Server == "" {
