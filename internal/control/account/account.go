@@ -4,6 +4,7 @@ package account
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -28,13 +29,17 @@ type Auth struct {
 	ExpiresAt time.Time  `json:"expires_at"`
 	User      User       `json:"user"`
 	Team      *team.Team `json:"team"` // the active team, nil without one
+	// Refresh is the session's refresh token. It goes into a cookie that no
+	// script can read, never into a body.
+	Refresh string `json:"refresh"`
 }
 
 // Session is one login.
 type Session struct {
-	ID   id.Session
-	User id.User
-	Team *id.Team
+	ID          id.Session
+	User        id.User
+	Team        *id.Team
+	RefreshHash []byte // of the first refresh token
 }
 
 // SessionLifetime is how long a session lives without being refreshed.
@@ -56,11 +61,19 @@ func (r SignupRequest) normalize() (SignupRequest, error) {
 	if r.Email, err = NormalizeEmail(r.Email); err != nil {
 		return r, err
 	}
-	r.Name = strings.TrimSpace(r.Name)
-	if n := utf8.RuneCountInString(r.Name); n < 1 || n > maxName || strings.ContainsFunc(r.Name, unicode.IsControl) {
-		return r, errs.Field("name", fmt.Sprintf("name must have 1 to %d printable characters.", maxName))
+	if r.Name, err = NormalizeName(r.Name); err != nil {
+		return r, err
 	}
 	return r, CheckPassword(r.Password)
+}
+
+// NormalizeName trims and checks a person's name.
+func NormalizeName(name string) (string, error) {
+	name = strings.TrimSpace(name)
+	if n := utf8.RuneCountInString(name); n < 1 || n > maxName || !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl) {
+		return "", errs.Field("name", fmt.Sprintf("name must have 1 to %d printable characters.", maxName))
+	}
+	return name, nil
 }
 
 // NormalizeEmail trims and lower-cases an address and checks its form.
@@ -77,9 +90,11 @@ func NormalizeEmail(email string) (string, error) {
 
 // CheckPassword checks the policy. Length is counted in characters, so that
 // every script has the same room; all bytes count when it is hashed.
-func CheckPassword(password string) error {
+func CheckPassword(password string) error { return checkPassword("password", password) }
+
+func checkPassword(field, password string) error {
 	if n := utf8.RuneCountInString(password); n < minPassword || n > maxPassword {
-		return errs.Field("password", fmt.Sprintf("password must have %d to %d characters.", minPassword, maxPassword))
+		return errs.Field(field, fmt.Sprintf("%s must have %d to %d characters.", field, minPassword, maxPassword))
 	}
 	return nil
 }
@@ -113,6 +128,18 @@ func ParseSignupPolicy(s string) (SignupPolicy, error) {
 		p.domains = append(p.domains, domain)
 	}
 	return p, nil
+}
+
+// Describe names the policy, "open", "closed" or "domains", and its domains.
+func (p SignupPolicy) Describe() (kind string, domains []string) {
+	switch {
+	case p.open:
+		return "open", nil
+	case len(p.domains) > 0:
+		return "domains", slices.Clone(p.domains)
+	default:
+		return "closed", nil
+	}
 }
 
 // ErrSignupClosed is the answer to those the policy leaves out.

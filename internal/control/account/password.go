@@ -40,12 +40,21 @@ const (
 type Hasher struct {
 	cost  Cost
 	slots chan struct{}
+	// observe is called as a hash begins, and what it returns as it ends.
+	observe func(Cost) (done func())
 }
 
 // NewHasher returns a hasher.
 func NewHasher(cost Cost) *Hasher {
-	return &Hasher{cost: cost, slots: make(chan struct{}, max(2, runtime.NumCPU()))}
+	return &Hasher{cost: cost, slots: make(chan struct{}, max(2, runtime.NumCPU())), observe: func(Cost) func() { return func() {} }}
 }
+
+// Observe has each hash reported as it begins and, by calling what begin
+// returned, as it ends. Set it before the first use.
+func (h *Hasher) Observe(begin func(Cost) (done func())) { h.observe = begin }
+
+// Slots is how many hashes run at a time at most; each takes its cost's memory.
+func (h *Hasher) Slots() int { return cap(h.slots) }
 
 // Hash returns the PHC string of a password with a fresh salt.
 func (h *Hasher) Hash(ctx context.Context, password string) (string, error) {
@@ -84,6 +93,7 @@ func (h *Hasher) sum(ctx context.Context, password string, salt []byte, cost Cos
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+	defer h.observe(cost)()
 	return argon2.IDKey([]byte(password), salt, cost.Passes, cost.MemoryKiB, cost.Threads, hashSize), nil
 }
 

@@ -4,10 +4,13 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"log/slog"
+	"strings"
 	"time"
 
 	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/keyring"
+	"skerry.dev/skerry/internal/control/mail"
 	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/control/ratelimit"
 	"skerry.dev/skerry/internal/control/team"
@@ -20,16 +23,42 @@ import (
 var (
 	ErrEmailTaken         = errs.Conflict("email_taken", "There is an account with this email. Log in instead.").With("field", "email")
 	ErrInvalidCredentials = errs.Unauthenticated("invalid_credentials", "Email or password is wrong.")
-	errSessionEnded       = errs.Unauthenticated("session_ended", "This session has ended. Log in again.")
+	ErrUserNotFound       = errs.NotFound("user_not_found", "There is no such user.")
+	ErrSessionEnded       = errs.Unauthenticated("session_ended", "This session has ended. Log in again.")
 	errDisabled           = errs.Forbidden("account_disabled", "This account is disabled. Ask an admin of this Skerry.")
 	errTooManyFailures    = errs.New(errs.CodeExhausted, "too_many_failures", "Too many wrong logins. Wait as Retry-After says.")
+	errTooMany            = errs.Exhausted("rate_limited", "Too many requests. Wait as Retry-After says.")
+
+	// ErrCredentialsMoved is a store's answer when a proof was overtaken: the
+	// password was changed, or the user disabled, after it was checked.
+	ErrCredentialsMoved = errs.Conflict("credentials_changed", "The password was changed just now. Try again.")
 )
 
-// wrongLogins is how many wrong logins an address and an account may see.
-var wrongLogins = ratelimit.Rate{Burst: 10, Per: time.Minute}
+// The limits: how many wrong logins an address and an account may see, and how
+// many letters and links may be asked for.
+var (
+	wrongLogins  = ratelimit.Rate{Burst: 10, Per: time.Minute}
+	asksOfIP     = ratelimit.Rate{Burst: 20, Per: time.Hour}
+	asksOfPerson = ratelimit.Rate{Burst: 5, Per: time.Hour}
+	polls        = ratelimit.Rate{Burst: 1, Per: DevicePollInterval - time.Second}
+)
 
-// limiterKeys bounds the memory of the counters of wrong logins.
+// limiterKeys bounds the memory of each counter.
 const limiterKeys = 50_000
+
+// Config is what the service is made of.
+type Config struct {
+	Store  Store
+	Signer Signer
+	Hasher *Hasher
+	Signup SignupPolicy
+	Clock  clock.Clock
+	Log    *slog.Logger
+	// URL is where people reach Skerry; links and the cookie's rules follow it.
+	URL string
+	// Mailer is nil where no mail is sent.
+	Mailer mail.Mailer
+}
 
 // Service is the use cases of accounts.
 type Service struct {
@@ -37,23 +66,39 @@ type Service struct {
 	signer    Signer
 	hasher    *Hasher
 	policy    SignupPolicy
+	log       *slog.Logger
+	url       string
+	mailer    mail.Mailer
 	dummyHash string // what unknown accounts are checked against
-	byIP      *ratelimit.Limiter
-	byAccount *ratelimit.Limiter
+	errands   chan errand
+
+	byIP, byAccount       *ratelimit.Limiter // wrong logins
+	askedByIP, askedByOne *ratelimit.Limiter // letters
+	codesByUser           *ratelimit.Limiter // user codes that were not there
+	pollsByDevice         *ratelimit.Limiter
 }
 
 // NewService returns the service. It computes one hash.
-func NewService(ctx context.Context, store Store, signer Signer, hasher *Hasher, policy SignupPolicy, clock clock.Clock) (*Service, error) {
-	dummy, err := hasher.Hash(ctx, rand.Text())
+func NewService(ctx context.Context, c Config) (*Service, error) {
+	dummy, err := c.Hasher.Hash(ctx, rand.Text())
 	if err != nil {
 		return nil, fmt.Errorf("make the dummy hash: %w", err)
 	}
+	limiter := func(rate ratelimit.Rate) *ratelimit.Limiter { return ratelimit.New(c.Clock, rate, limiterKeys) }
 	return &Service{
-		store: store, signer: signer, hasher: hasher, policy: policy, dummyHash: dummy,
-		byIP:      ratelimit.New(clock, wrongLogins, limiterKeys),
-		byAccount: ratelimit.New(clock, wrongLogins, limiterKeys),
+		store: c.Store, signer: c.Signer, hasher: c.Hasher, policy: c.Signup, log: c.Log, url: strings.TrimRight(c.URL, "/"),
+		mailer: c.Mailer, dummyHash: dummy, errands: make(chan errand, maxErrands),
+		byIP: limiter(wrongLogins), byAccount: limiter(wrongLogins),
+		askedByIP: limiter(asksOfIP), askedByOne: limiter(asksOfPerson),
+		codesByUser: limiter(wrongLogins), pollsByDevice: limiter(polls),
 	}, nil
 }
+
+// URL is where people reach Skerry, without a slash at its end.
+func (s *Service) URL() string { return s.url }
+
+// Policy says who may sign up.
+func (s *Service) Policy() SignupPolicy { return s.policy }
 
 // Signup makes a user with a team of its own and logs in.
 func (s *Service) Signup(ctx context.Context, by principal.Principal, r SignupRequest) (Auth, error) {
@@ -64,13 +109,12 @@ func (s *Service) Signup(ctx context.Context, by principal.Principal, r SignupRe
 	if err := s.policy.allow(r.Email); err != nil {
 		return Auth{}, err
 	}
-	made, err := s.newAccount(ctx, by, r, false)
+	hash, err := s.hasher.Hash(ctx, r.Password)
 	if err != nil {
 		return Auth{}, err
 	}
-	made.Session = &Session{ID: id.NewSession(), User: made.User.ID, Team: &made.Team.ID}
-	made.Entries = append(made.Entries, audit.By(as(by, made.User)).LoggedIn(made.Team.ID, made.Session.ID))
-	if made.Receipt, err = s.auth(made.User, &made.Team, *made.Session); err != nil {
+	made, err := s.NewAccount(by, User{ID: id.NewUser(), Email: r.Email, Name: r.Name}, hash)
+	if err != nil {
 		return Auth{}, err
 	}
 	if err := s.store.CreateAccount(ctx, made); err != nil {
@@ -79,21 +123,24 @@ func (s *Service) Signup(ctx context.Context, by principal.Principal, r SignupRe
 	return made.Receipt, nil
 }
 
-func (s *Service) newAccount(ctx context.Context, by principal.Principal, r SignupRequest, isAdmin bool) (Signup, error) {
-	hash, err := s.hasher.Hash(ctx, r.Password)
+// NewAccount is everything that signing up makes, logged in, for a store verb
+// to write. hash is empty for an account without a password.
+func (s *Service) NewAccount(by principal.Principal, u User, hash string) (Signup, error) {
+	made := newAccount(audit.By(as(by, u)), u, hash)
+	login, err := s.login(by, u, &made.Team)
 	if err != nil {
 		return Signup{}, err
 	}
-	u := User{ID: id.NewUser(), Email: r.Email, Name: r.Name, IsAdmin: isAdmin}
-	t := team.New(team.DefaultName(r.Name))
-	log := audit.By(by)
-	if by.Kind == principal.KindAnonymous {
-		log = audit.By(as(by, u))
-	}
+	made.Session, made.Receipt, made.Entries = &login.Session, login.Answer, append(made.Entries, login.Entry)
+	return made, nil
+}
+
+func newAccount(log audit.AuditLogger, u User, hash string) Signup {
+	t := team.New(team.DefaultName(u.Name))
 	return Signup{
 		User: u, PasswordHash: hash, Team: t,
 		Entries: []audit.Entry{log.SignedUp(t.ID, u.ID), log.TeamCreated(t.ID, t.Name)},
-	}, nil
+	}
 }
 
 // as is the caller of a request that has just proven to be user.
@@ -109,38 +156,45 @@ func (s *Service) Login(ctx context.Context, by principal.Principal, email, pass
 	if err != nil {
 		return Auth{}, err
 	}
+	for range 2 { // once more when the hash was renewed by another login meanwhile
+		auth, err := s.loginOnce(ctx, by, email, password)
+		if !errs.Is(err, ErrCredentialsMoved.Reason) {
+			return auth, err
+		}
+	}
+	return Auth{}, ErrInvalidCredentials
+}
+
+func (s *Service) loginOnce(ctx context.Context, by principal.Principal, email, password string) (Auth, error) {
 	ipKey := ratelimit.IPKey(by.IP)
-	if wait := max(s.byIP.Wait(ipKey), s.byAccount.Wait(email)); wait > 0 {
+	// The account's token is taken before the hash and given back to who was
+	// right: guesses side by side are counted like those one after the other.
+	if wait := s.byIP.Wait(ipKey); wait > 0 {
+		return Auth{}, errTooManyFailures.After(wait)
+	}
+	if wait := s.byAccount.Take(email); wait > 0 {
 		return Auth{}, errTooManyFailures.After(wait)
 	}
 	user, found, err := s.store.UserByEmail(ctx, email)
 	if err != nil {
 		return Auth{}, err
 	}
-	hash := user.PasswordHash
-	if hash == "" {
-		hash = s.dummyHash
-	}
-	ok, outdated, err := s.hasher.Verify(ctx, password, hash)
+	ok, outdated, err := s.verify(ctx, user, password)
 	if err != nil {
 		return Auth{}, err
 	}
-	active, err := s.loginTeam(ctx, user.ID) // also for nobody, at the same cost
+	active, err := s.store.GetDefaultTeamForUser(ctx, user.ID) // also for nobody, at the same cost
 	if err != nil {
 		return Auth{}, err
 	}
-	teamID := id.PlatformTeamID
-	if active != nil {
-		teamID = active.ID
-	}
-	if !ok || !found || user.PasswordHash == "" {
+	if !ok || !found {
 		s.byIP.Take(ipKey)
-		s.byAccount.Take(email)
-		if err := s.store.RecordFailure(ctx, audit.By(by).LoginFailed(teamID, email)); err != nil {
+		if err := s.store.RecordFailure(ctx, audit.By(by).LoginFailed(auditTeam(active), email)); err != nil {
 			return Auth{}, err
 		}
 		return Auth{}, ErrInvalidCredentials
 	}
+	s.byAccount.Give(email)
 	if !user.IsActive {
 		return Auth{}, errDisabled
 	}
@@ -150,32 +204,65 @@ func (s *Service) Login(ctx context.Context, by principal.Principal, email, pass
 			return Auth{}, err
 		}
 	}
+	login, err := s.login(by, user.User, active)
+	if err != nil {
+		return Auth{}, err
+	}
+	if err := s.store.CreateSession(ctx, login, user.PasswordHash, newHash); err != nil {
+		return Auth{}, err
+	}
+	return login.Answer, nil
+}
+
+// verify compares a password with a user's; whoever has none, or does not
+// exist, costs the same and is never right.
+func (s *Service) verify(ctx context.Context, user Stored, password string) (ok, outdated bool, err error) {
+	hash := user.PasswordHash
+	if hash == "" {
+		hash = s.dummyHash
+	}
+	ok, outdated, err = s.hasher.Verify(ctx, password, hash)
+	return ok && user.PasswordHash != "", outdated, err
+}
+
+// auditTeam is the team whose trail shows what a user does: the active one, else
+// the platform's.
+func auditTeam(active *team.Team) id.Team {
+	if active == nil {
+		return id.PlatformTeamID
+	}
+	return active.ID
+}
+
+// PrepareLogin is a login of a user who has proven who they are in some other
+// way than by password, in the login team, for a store verb to write.
+func (s *Service) PrepareLogin(ctx context.Context, by principal.Principal, user User) (Login, error) {
+	active, err := s.store.GetDefaultTeamForUser(ctx, user.ID)
+	if err != nil {
+		return Login{}, err
+	}
+	return s.login(by, user, active)
+}
+
+func (s *Service) login(by principal.Principal, user User, active *team.Team) (Login, error) {
 	session := Session{ID: id.NewSession(), User: user.ID}
 	if active != nil {
 		session.Team = &active.ID
 	}
-	answer, err := s.auth(user.User, active, session)
+	answer, err := s.auth(user, active, session.ID)
 	if err != nil {
-		return Auth{}, err
+		return Login{}, err
 	}
-	entry := audit.By(as(by, user.User)).LoggedIn(teamID, session.ID)
-	if err := s.store.CreateSession(ctx, session, by, user.PasswordHash, newHash, entry); err != nil {
-		return Auth{}, err
-	}
-	return answer, nil
+	answer.Refresh = s.refreshToken(session.ID, 1)
+	session.RefreshHash = hashOf(answer.Refresh)
+	return Login{Session: session, By: by, Entry: audit.By(as(by, user)).LoggedIn(auditTeam(active), session.ID), Answer: answer}, nil
 }
 
-// loginTeam is the team a login begins in; nil when the user has no living one.
-func (s *Service) loginTeam(ctx context.Context, user id.User) (*team.Team, error) {
-	return s.store.GetDefaultTeamForUser(ctx, user)
-}
-
-func (s *Service) auth(user User, active *team.Team, session Session) (Auth, error) {
-	claims := keyring.UserClaims{
-		User: user.ID, Session: session.ID, Team: session.Team, Name: user.Name, Email: user.Email, IsAdmin: user.IsAdmin,
-	}
+// auth signs a token; the refresh token is added by who knows it.
+func (s *Service) auth(user User, active *team.Team, session id.Session) (Auth, error) {
+	claims := keyring.UserClaims{User: user.ID, Session: session, Name: user.Name, Email: user.Email, IsAdmin: user.IsAdmin}
 	if active != nil {
-		claims.Role = string(active.Role)
+		claims.Team, claims.Role = &active.ID, string(active.Role)
 	}
 	token, expires, err := s.signer.SignUser(claims)
 	if err != nil {
@@ -184,27 +271,12 @@ func (s *Service) auth(user User, active *team.Team, session Session) (Auth, err
 	return Auth{Token: token, ExpiresAt: expires, User: user, Team: active}, nil
 }
 
-// Logout ends the caller's session; the next request with its token is refused.
-func (s *Service) Logout(ctx context.Context, by principal.Principal) error {
-	return s.store.EndSession(ctx, by.SessionID, audit.By(by).LoggedOut(by.TeamID, by.SessionID))
-}
-
-// Me returns the caller and the active team, nil without one.
-func (s *Service) Me(ctx context.Context, by principal.Principal) (User, *team.Team, error) {
-	user := User{ID: by.UserID, Email: by.Email, Name: by.UserName, IsAdmin: by.IsAdmin}
-	if !by.HasTeam {
-		return user, nil, nil
-	}
-	active, err := s.store.TeamOf(ctx, by.UserID, by.TeamID)
-	return user, active, err
-}
-
 // AuthenticateUser finds who a verified token stands for, by what the database
 // says now.
 func (s *Service) AuthenticateUser(ctx context.Context, claims keyring.UserClaims) (principal.Principal, error) {
 	p, err := s.BySession(ctx, claims.Session)
 	if err == nil && p.UserID != claims.User {
-		return principal.Principal{}, errSessionEnded
+		return principal.Principal{}, ErrSessionEnded
 	}
 	return p, err
 }
@@ -213,7 +285,7 @@ func (s *Service) AuthenticateUser(ctx context.Context, claims keyring.UserClaim
 func (s *Service) BySession(ctx context.Context, session id.Session) (principal.Principal, error) {
 	p, found, err := s.store.PrincipalOf(ctx, session)
 	if err == nil && !found {
-		err = errSessionEnded
+		err = ErrSessionEnded
 	}
 	return p, err
 }
@@ -224,61 +296,14 @@ func (s *Service) LivingSessions(ctx context.Context, sessions []id.Session) (ma
 	return s.store.LivingSessions(ctx, sessions)
 }
 
-// EnsureAdmin makes sure that an active platform admin with this address and
-// this password exists; it makes the account with a team when there is none. It
-// is the operator's act, not a sign-up: the policy does not count, and an
-// account that somebody else made under the address is taken from them. A
-// password that is replaced ends the account's sessions. Repeating it changes
-// nothing.
-func (s *Service) EnsureAdmin(ctx context.Context, email, password string) error {
-	by := audit.By(principal.System("operator"))
-	for range 2 { // once more when another process made it meanwhile
-		r, err := SignupRequest{Email: email, Password: password, Name: "Admin"}.normalize()
-		if err != nil {
-			return err
-		}
-		user, found, err := s.store.UserByEmail(ctx, r.Email)
-		if err != nil {
-			return err
-		}
-		if found {
-			newHash, err := s.unlessCurrent(ctx, user.PasswordHash, r.Password)
-			if err != nil {
-				return err
-			}
-			return s.store.MakeAdmin(ctx, user.ID, newHash, by.AdminGranted(user.ID, user.Email), by.PasswordReset(user.ID, user.Email))
-		}
-		account, err := s.newAccount(ctx, principal.System("operator"), r, true)
-		if err != nil {
-			return err
-		}
-		account.Entries = append(account.Entries, by.AdminGranted(account.User.ID, account.User.Email))
-		if err = s.store.CreateAccount(ctx, account); !errs.Is(err, ErrEmailTaken.Reason) {
-			return err
-		}
-	}
-	return ErrEmailTaken
-}
-
-// unlessCurrent is the hash of a password, or empty when the stored one is of
-// the same password.
-func (s *Service) unlessCurrent(ctx context.Context, stored, password string) (string, error) {
-	if stored != "" {
-		ok, _, err := s.hasher.Verify(ctx, password, stored)
-		if err != nil || ok {
-			return "", err
-		}
-	}
-	return s.hasher.Hash(ctx, password)
-}
-
 // keepSessions is how long a session is remembered after its end.
 const keepSessions = 30 * 24 * time.Hour
 
-// Sweep forgets sessions that ended long ago.
+// Sweep forgets sessions that ended long ago, and links and device logins that
+// nobody can use any more.
 func (s *Service) Sweep(ctx context.Context) error {
 	for {
-		n, err := s.store.DeleteOldSessions(ctx, keepSessions)
+		n, err := s.store.DeleteOld(ctx, keepSessions)
 		if err != nil || n == 0 {
 			return err
 		}

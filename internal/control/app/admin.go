@@ -28,7 +28,9 @@ func EnsureAdmin(ctx context.Context, databaseURL, secret, email, password strin
 	if err != nil {
 		return err
 	}
-	accounts, err := account.NewService(ctx, accountpg.New(pool), keys, account.NewHasher(account.DefaultCost()), account.SignupClosed, clock.System{})
+	accounts, err := account.NewService(ctx, account.Config{
+		Store: accountpg.New(pool), Signer: keys, Hasher: account.NewHasher(account.DefaultCost()), Signup: account.SignupClosed, Clock: clock.System{},
+	})
 	if err != nil {
 		return err
 	}

@@ -34,6 +34,7 @@ import (
 	"skerry.dev/skerry/internal/control/idempotency/idempotencypg"
 	"skerry.dev/skerry/internal/control/keyring"
 	"skerry.dev/skerry/internal/control/keyring/keyringpg"
+	"skerry.dev/skerry/internal/control/mail"
 	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/control/quota"
 	"skerry.dev/skerry/internal/control/quota/quotahttp"
@@ -167,7 +168,14 @@ func (c *control) openRooms(ctx context.Context) (err error) {
 	agents := hostlink.NewAgents(c.links)
 	c.replays = idempotency.NewService(idempotencypg.New(c.pool))
 	c.apiKeys = apikey.NewService(apikeypg.New(c.pool), clock.System{}, c.log)
-	c.accounts, err = account.NewService(ctx, accountpg.New(c.pool), c.keys, account.NewHasher(account.DefaultCost()), c.cfg.signup, clock.System{})
+	mailer, err := mail.Open(c.cfg.SMTPURL, c.cfg.MailFrom, c.log, clock.System{})
+	if err != nil {
+		return fmt.Errorf("SKERRY_SMTP_URL: %w", err)
+	}
+	c.accounts, err = account.NewService(ctx, account.Config{
+		Store: accountpg.New(c.pool), Signer: c.keys, Hasher: account.NewHasher(account.DefaultCost()), Signup: c.cfg.signup, Clock: clock.System{},
+		Log: c.log, URL: c.cfg.URL, Mailer: mailer,
+	})
 	if err != nil {
 		return err
 	}
@@ -275,7 +283,7 @@ func (c *control) storeThere(context.Context) error {
 func (c *control) serve(ctx context.Context, public, agents net.Listener) error {
 	loops, _ := lifecycle.NewGroup(context.WithoutCancel(ctx))
 	for _, loop := range []func(context.Context) error{
-		c.runner.Run, c.watch.Run, c.monitor.Run, sandbox.NewSweep(c.sandboxes, c.log).Run, c.apiKeys.Run, c.teams.Run, c.web.Recheck, c.forget,
+		c.runner.Run, c.watch.Run, c.monitor.Run, sandbox.NewSweep(c.sandboxes, c.log).Run, c.accounts.Run, c.apiKeys.Run, c.teams.Run, c.web.Recheck, c.forget,
 		c.feed.Run, c.tickets.Run,
 	} {
 		loops.Go(loop)

@@ -5,6 +5,7 @@ package app
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"net/url"
@@ -14,8 +15,10 @@ import (
 
 	"skerry.dev/skerry/internal/control/account"
 	"skerry.dev/skerry/internal/control/keyring"
+	"skerry.dev/skerry/internal/control/mail"
 	"skerry.dev/skerry/internal/control/scheduler"
 	"skerry.dev/skerry/internal/control/web"
+	"skerry.dev/skerry/internal/kernel/clock"
 )
 
 // Config is what an operator sets, by flag, environment or .env.
@@ -31,6 +34,8 @@ type Config struct {
 	StoreDir    string `name:"store-dir" help:"Directory of the artifact store (default: store in the data directory)." env:"SKERRY_STORE_DIR" placeholder:"DIR"`
 
 	Signup         string  `help:"Who may sign up: open, closed, or mail domains (default: open on loopback, else closed)." env:"SKERRY_SIGNUP" placeholder:"WHO"`
+	SMTPURL        string  `name:"smtp-url" help:"Mail server, as smtp://user:password@host:587 (STARTTLS) or smtps://…:465; left out: no mail." env:"SKERRY_SMTP_URL" placeholder:"URL"`
+	MailFrom       string  `name:"mail-from" help:"Sender of mail, as Skerry <skerry@example.com>." env:"SKERRY_MAIL_FROM" placeholder:"ADDR"`
 	TrustedProxies string  `name:"trusted-proxies" help:"Networks whose X-Forwarded-For is believed." env:"SKERRY_TRUSTED_PROXIES" placeholder:"CIDRS"`
 	CPUOvercommit  float64 `name:"cpu-overcommit" help:"How many times a host's CPUs are promised." env:"SKERRY_CPU_OVERCOMMIT" default:"32" placeholder:"N"`
 	MemOvercommit  float64 `name:"memory-overcommit" help:"How many times a host's memory is promised." env:"SKERRY_MEMORY_OVERCOMMIT" default:"4" placeholder:"N"`
@@ -133,6 +138,9 @@ func (c Config) parse() (settings, error) {
 	}
 	s.signup, err = account.ParseSignupPolicy(c.Signup)
 	fault("SKERRY_SIGNUP", err)
+	if _, err = mail.Open(c.SMTPURL, c.MailFrom, slog.New(slog.DiscardHandler), clock.System{}); err != nil {
+		fault("SKERRY_SMTP_URL, SKERRY_MAIL_FROM", err)
+	}
 	s.proxies, err = web.ParseProxies(c.TrustedProxies)
 	fault("SKERRY_TRUSTED_PROXIES", err)
 	if !(c.CPUOvercommit >= 1 && c.CPUOvercommit <= 1000) {

@@ -233,8 +233,9 @@ func TestA3_LoginTeamIsTheLivingDefault(t *testing.T) {
 	s.call(t, "POST", "/v1/api-keys", map[string]string{"name": "k"}, bearer(a.Token)...).fault(t, 403, "no_team")
 	// The zero id of "no team" must never pass for the platform's team.
 	s.call(t, "GET", "/v1/api-keys", nil, bearer(a.Token)...).fault(t, 403, "no_team")
+	s.signup(t, "bob@example.com")
 	s.exec(t, `WITH t AS (INSERT INTO teams (id, name, slug) VALUES (gen_random_uuid(), 'Second', 'aaaaaa-bbbbbb') RETURNING id)
-		INSERT INTO users_teams (user_id, team_id, role) SELECT u.id, t.id, 'member' FROM t, users u`)
+		INSERT INTO users_teams (user_id, team_id, role) SELECT u.id, t.id, CASE u.email WHEN 'bob@example.com' THEN 'owner' ELSE 'member' END FROM t, users u`)
 	if a := login(); a.Team == nil || a.Team.Name != "Second" || a.Team.Role != "member" {
 		t.Errorf("team is %+v, want Second", a.Team)
 	}
@@ -264,7 +265,8 @@ func TestA4_TheDatabaseDecidesOnTheVeryNextRequest(t *testing.T) {
 	s.exec(t, "UPDATE users SET is_active = false")
 	me().fault(t, 401, "session_ended")
 	s.exec(t, "UPDATE users SET is_active = true")
-	s.exec(t, "DELETE FROM users_teams")
+	s.demote(t, "ada@example.com")
+	s.exec(t, "DELETE FROM users_teams WHERE role = 'member'")
 	if r := me(); r.status != 200 || !strings.Contains(r.body, `"team":null`) {
 		t.Errorf("a removed member: %d %s", r.status, r.body)
 	}

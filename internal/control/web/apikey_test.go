@@ -138,7 +138,7 @@ func TestC8_AnotherTeamsKeyIsNotFound(t *testing.T) {
 		t.Errorf("another team's key is listed: %s", r.body)
 	}
 	// A member may revoke own keys only.
-	s.exec(t, "UPDATE users_teams SET role = 'member', team_id = (SELECT team_id FROM team_api_keys) WHERE user_id = (SELECT id FROM users WHERE email = 'eve@example.com')")
+	s.exec(t, "INSERT INTO users_teams (user_id, team_id, role) SELECT u.id, k.team_id, 'member' FROM team_api_keys k, users u WHERE u.email = 'eve@example.com'")
 	s.exec(t, "UPDATE sessions SET team_id = (SELECT team_id FROM team_api_keys)")
 	s.call(t, "DELETE", "/v1/api-keys/"+keyID, nil, bearer(eve.Token)...).fault(t, 403, "role_required")
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"skerry.dev/skerry/gen/restapi"
@@ -26,6 +27,7 @@ import (
 	"skerry.dev/skerry/internal/control/idempotency/idempotencypg"
 	"skerry.dev/skerry/internal/control/keyring"
 	"skerry.dev/skerry/internal/control/keyring/keyringpg"
+	"skerry.dev/skerry/internal/control/mail"
 	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/control/web"
 	"skerry.dev/skerry/internal/kernel/clock"
@@ -53,6 +55,10 @@ type options struct {
 	checks  []web.Check
 	routes  []web.Route
 	proxies web.Proxies
+	url     string      // where people reach it; makes no difference to the test's own requests
+	mailer  mail.Mailer // nil sends none
+	hashes  func(account.Cost) (done func())
+	queries pgx.QueryTracer // of the servers' own connections
 }
 
 // elsewhere stands for the rooms that these tests do not start; calling one of
@@ -84,8 +90,21 @@ func newStack(t *testing.T, o options) *stack {
 	if o.cost == (account.Cost{}) {
 		o.cost = cheap
 	}
+	if o.url == "" {
+		o.url = "http://skerry.test"
+	}
 	s := &stack{pool: pgtest.New(t), log: &logBuffer{}}
 	s.owner = pgtest.Owner(t, s.pool)
+	if o.queries != nil {
+		config := s.pool.Config()
+		config.ConnConfig.Tracer = o.queries
+		traced, err := pgxpool.NewWithConfig(ctx, config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(traced.Close)
+		s.pool = traced
+	}
 	log := slog.New(slog.NewJSONHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	secret, _ := keyring.NewSecret()
 	var err error
@@ -96,7 +115,13 @@ func newStack(t *testing.T, o options) *stack {
 	if o.policy != nil {
 		policy = *o.policy
 	}
-	if s.accounts, err = account.NewService(ctx, accountpg.New(s.pool), s.keys, account.NewHasher(o.cost), policy, o.clock); err != nil {
+	hasher := account.NewHasher(o.cost)
+	if o.hashes != nil {
+		hasher.Observe(o.hashes)
+	}
+	if s.accounts, err = account.NewService(ctx, account.Config{
+		Store: accountpg.New(s.pool), Signer: s.keys, Hasher: hasher, Signup: policy, Clock: o.clock, Log: log, URL: o.url, Mailer: o.mailer,
+	}); err != nil {
 		t.Fatal(err)
 	}
 	s.apiKeys = apikey.NewService(apikeypg.New(s.pool), o.clock, log)
@@ -121,6 +146,7 @@ func newStack(t *testing.T, o options) *stack {
 	running, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = s.apiKeys.Run(running) })
+	wg.Go(func() { _ = s.accounts.Run(running) })
 	t.Cleanup(func() { stop(); wg.Wait() })
 	return s
 }
@@ -278,4 +304,14 @@ func (s *stack) exec(t *testing.T, sql string, args ...any) {
 	if _, err := s.owner.Exec(context.Background(), sql, args...); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// demote makes a user a plain member of the team they owned, which somebody else
+// owns from then on: a team is never without an owner.
+func (s *stack) demote(t *testing.T, email string) {
+	t.Helper()
+	s.exec(t, strings.ReplaceAll(`INSERT INTO users (id, email, name) VALUES (gen_random_uuid(), 'owner-of-EMAIL', 'Owner');
+		UPDATE users_teams SET role = 'member' WHERE role = 'owner' AND user_id = (SELECT id FROM users WHERE email = 'EMAIL');
+		INSERT INTO users_teams (user_id, team_id, role) SELECT o.id, m.team_id, 'owner' FROM users o, users_teams m JOIN users u ON u.id = m.user_id
+		WHERE o.email = 'owner-of-EMAIL' AND u.email = 'EMAIL'`, "EMAIL", email))
 }

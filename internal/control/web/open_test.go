@@ -57,6 +57,7 @@ func TestA9_OpenStreamsEndWithTheAccessOfTheirCallers(t *testing.T) {
 	ann, bob, eve, joe, zoe := s.signup(t, "ann@x.org"), s.signup(t, "bob@x.org"), s.signup(t, "eve@x.org"), s.signup(t, "joe@x.org"), s.signup(t, "zoe@x.org")
 	revoked, revokedID := s.apiKey(t, zoe.Token, map[string]any{"name": "a"})
 	kept, _ := s.apiKey(t, zoe.Token, map[string]any{"name": "b"})
+	s.demote(t, "eve@x.org")
 	begin("logged-out", bearer(ann.Token)...)
 	begin("disabled", bearer(bob.Token)...)
 	begin("removed", bearer(eve.Token)...)

@@ -155,8 +155,8 @@ func TestC1_PagesAndUnknownPaths(t *testing.T) {
 	for _, path := range []string{"/", "/v1", "/v1/", "/v1/nothing", "/v2/me", "/docs/", "/docs/none", "/v1//me", "/v1/../healthz", "/v1/me/", "/%00", "/dashboard"} {
 		s.call(t, "GET", path, nil).fault(t, 404, "route_not_found")
 	}
-	for path, allow := range map[string]string{"/v1/me": "GET", "/healthz": "GET", "/v1/auth/login": "POST", "/v1/api-keys": "GET,POST"} {
-		r := s.call(t, "PATCH", path, nil)
+	for path, allow := range map[string]string{"/v1/me": "DELETE,GET,PATCH", "/healthz": "GET", "/v1/auth/login": "POST", "/v1/api-keys": "GET,POST"} {
+		r := s.call(t, "PUT", path, nil)
 		r.fault(t, 405, "method_not_allowed")
 		if got := strings.ReplaceAll(r.header.Get("Allow"), " ", ""); got != allow {
 			t.Errorf("%s allows %q, want %q", path, got, allow)

@@ -1,4 +1,5 @@
-// Package accountpg keeps users and sessions.
+// Package accountpg keeps users, their sessions, and the links and codes that
+// lead to a session.
 package accountpg
 
 import (
@@ -7,7 +8,6 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -31,9 +31,13 @@ type Store struct {
 // New returns the store on a pool.
 func New(pool *pgxpool.Pool) *Store { return &Store{pool: pool, q: sqlcgen.New()} }
 
+func (s *Store) inTx(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) error) error {
+	return pg.InTx(ctx, s.pool, fn)
+}
+
 // CreateAccount implements account.Store.
 func (s *Store) CreateAccount(ctx context.Context, a account.Signup) error {
-	return pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
+	return s.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		return idempotencypg.Once(ctx, tx, func() (any, error) {
 			return a.Receipt, s.insertAccount(ctx, tx, a)
 		})
@@ -41,9 +45,11 @@ func (s *Store) CreateAccount(ctx context.Context, a account.Signup) error {
 }
 
 func (s *Store) insertAccount(ctx context.Context, tx pgx.Tx, a account.Signup) error {
-	_, err := s.q.InsertUser(ctx, tx, sqlcgen.InsertUserParams{
-		ID: a.User.ID, Email: a.User.Email, Name: a.User.Name, PasswordHash: &a.PasswordHash, IsAdmin: a.User.IsAdmin,
-	})
+	user := sqlcgen.InsertUserParams{ID: a.User.ID, Email: a.User.Email, Name: a.User.Name, IsAdmin: a.User.IsAdmin}
+	if a.PasswordHash != "" {
+		user.PasswordHash = &a.PasswordHash
+	}
+	_, err := s.q.InsertUser(ctx, tx, user)
 	if pg.Violates(err) == "users_email_key" {
 		return account.ErrEmailTaken.Because(err)
 	}
@@ -66,20 +72,18 @@ func (s *Store) insertAccount(ctx context.Context, tx pgx.Tx, a account.Signup) 
 	return auditpg.Append(ctx, tx, a.Entries...)
 }
 
-func (s *Store) insertSession(ctx context.Context, tx pgx.Tx, session account.Session, by principal.Principal) error {
-	var ip *netip.Addr
-	if by.IP.IsValid() {
-		ip = &by.IP
-	}
-	return s.q.InsertSession(ctx, tx, sqlcgen.InsertSessionParams{
-		ID: session.ID, UserID: session.User, TeamID: session.Team, UserAgent: by.UserAgent, Ip: ip,
-		LifetimeSeconds: account.SessionLifetime.Seconds(),
-	})
-}
-
 // UserByEmail implements account.Store.
 func (s *Store) UserByEmail(ctx context.Context, email string) (account.Stored, bool, error) {
-	row, err := s.q.GetUserByEmail(ctx, s.pool, email)
+	return stored(s.q.GetUserByEmail(ctx, s.pool, email))
+}
+
+// UserByID implements account.Store.
+func (s *Store) UserByID(ctx context.Context, user id.User) (account.Stored, bool, error) {
+	row, err := s.q.GetUserByID(ctx, s.pool, user)
+	return stored(sqlcgen.GetUserByEmailRow(row), err)
+}
+
+func stored(row sqlcgen.GetUserByEmailRow, err error) (account.Stored, bool, error) {
 	if errors.Is(err, pgx.ErrNoRows) {
 		return account.Stored{}, false, nil
 	}
@@ -101,7 +105,11 @@ func (s *Store) GetDefaultTeamForUser(ctx context.Context, user id.User) (*team.
 
 // TeamOf implements account.Store.
 func (s *Store) TeamOf(ctx context.Context, user id.User, of id.Team) (*team.Team, error) {
-	return teamFrom(s.q.GetMembership(ctx, s.pool, sqlcgen.GetMembershipParams{UserID: user, TeamID: of}))
+	return s.teamOf(ctx, s.pool, user, of)
+}
+
+func (s *Store) teamOf(ctx context.Context, db sqlcgen.DBTX, user id.User, of id.Team) (*team.Team, error) {
+	return teamFrom(s.q.GetMembership(ctx, db, sqlcgen.GetMembershipParams{UserID: user, TeamID: of}))
 }
 
 func teamFrom(row sqlcgen.GetMembershipRow, err error) (*team.Team, error) {
@@ -116,106 +124,116 @@ func teamFrom(row sqlcgen.GetMembershipRow, err error) (*team.Team, error) {
 	}, nil
 }
 
-// CreateSession implements account.Store.
-func (s *Store) CreateSession(ctx context.Context, session account.Session, by principal.Principal, oldHash, newHash string, entry audit.Entry) error {
-	return pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
-		if newHash != "" {
-			if _, err := s.q.UpdatePasswordHash(ctx, tx, sqlcgen.UpdatePasswordHashParams{ID: session.User, OldHash: &oldHash, NewHash: &newHash}); err != nil {
-				return err
-			}
-		}
-		if err := s.insertSession(ctx, tx, session, by); err != nil {
+// Rename implements account.Store.
+func (s *Store) Rename(ctx context.Context, user id.User, name string, entry audit.Entry) error {
+	return s.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		changed, err := s.q.Rename(ctx, tx, sqlcgen.RenameParams{ID: user, Name: name})
+		if err != nil || changed == 0 {
 			return err
 		}
 		return auditpg.Append(ctx, tx, entry)
 	})
 }
 
-// RecordFailure implements account.Store.
-func (s *Store) RecordFailure(ctx context.Context, entry audit.Entry) error {
-	return pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
-		return auditpg.Append(ctx, tx, entry)
-	})
-}
-
-// EndSession implements account.Store.
-func (s *Store) EndSession(ctx context.Context, session id.Session, entry audit.Entry) error {
-	return pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
-		ended, err := s.q.EndSession(ctx, tx, session)
-		if err != nil || ended == 0 {
+// DeleteUser implements account.Store.
+func (s *Store) DeleteUser(ctx context.Context, user id.User, log audit.AuditLogger) error {
+	return s.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		if err := s.mayLeaveAdmins(ctx, tx, user); err != nil {
 			return err
 		}
-		return auditpg.Append(ctx, tx, entry)
-	})
-}
-
-// PrincipalOf implements account.Store.
-func (s *Store) PrincipalOf(ctx context.Context, session id.Session) (principal.Principal, bool, error) {
-	row, err := s.q.GetSessionPrincipal(ctx, s.pool, session)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return principal.Principal{}, false, nil
-	}
-	if err != nil {
-		return principal.Principal{}, false, pg.Map(err)
-	}
-	p := principal.Principal{
-		Kind: principal.KindUser, UserID: row.UserID, UserName: row.Name, Email: row.Email, IsAdmin: row.IsAdmin, SessionID: session,
-	}
-	// Without a living team there is none: the zero id would be the platform's.
-	if row.HasTeam && row.TeamID != nil {
-		p.HasTeam, p.TeamID, p.Role = true, *row.TeamID, principal.Role(row.Role)
-	}
-	return p, true, nil
-}
-
-// LivingSessions implements account.Store.
-func (s *Store) LivingSessions(ctx context.Context, sessions []id.Session) (map[id.Session]principal.Standing, error) {
-	ids := make([]uuid.UUID, len(sessions))
-	for i, session := range sessions {
-		ids[i] = session.UUID()
-	}
-	rows, err := s.q.LivingSessions(ctx, s.pool, ids)
-	if err != nil {
-		return nil, pg.Map(err)
-	}
-	living := make(map[id.Session]principal.Standing, len(rows))
-	for _, row := range rows {
-		standing := principal.Standing{IsAdmin: row.IsAdmin}
-		if row.HasTeam && row.TeamID != nil {
-			standing.HasTeam, standing.TeamID, standing.Role = true, *row.TeamID, principal.Role(row.Role)
-		}
-		living[row.ID] = standing
-	}
-	return living, nil
-}
-
-// MakeAdmin implements account.Store.
-func (s *Store) MakeAdmin(ctx context.Context, user id.User, newHash string, granted, reset audit.Entry) error {
-	return pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
-		changed, err := s.q.MakeAdmin(ctx, tx, user)
+		// Teams before people, as whoever changes a team locks them.
+		owned, err := s.lonelyTeams(ctx, tx, user)
 		if err != nil {
 			return err
 		}
-		if changed > 0 {
-			if err := auditpg.Append(ctx, tx, granted); err != nil {
-				return err
+		if _, err := s.q.LockUser(ctx, tx, user); errors.Is(err, pgx.ErrNoRows) {
+			return account.ErrUserNotFound
+		} else if err != nil {
+			return err
+		}
+		memberships, err := s.q.LockMemberships(ctx, tx, user)
+		if err != nil {
+			return err
+		}
+		platform := log.UserDeleted(id.PlatformTeamID, user)
+		platform.Scope = audit.ScopeAdmin
+		entries := []audit.Entry{platform}
+		for _, m := range memberships {
+			name, lonely := owned[m.TeamID]
+			switch {
+			case lonely:
+				entry, err := s.endTeam(ctx, tx, m.TeamID, name, log)
+				if err != nil {
+					return err
+				}
+				entries = append(entries, entry)
+			case principal.Role(m.Role) == principal.RoleOwner:
+				return account.ErrOwnsTeams // made or handed over this very moment
 			}
+			entries = append(entries, log.UserDeleted(m.TeamID, user))
 		}
-		if newHash == "" {
-			return nil
-		}
-		if err := s.q.ReplacePassword(ctx, tx, sqlcgen.ReplacePasswordParams{ID: user, NewHash: newHash}); err != nil {
+		if _, err := s.q.DeleteUser(ctx, tx, user); err != nil {
 			return err
 		}
-		if err := s.q.EndSessionsOf(ctx, tx, user); err != nil {
-			return err
-		}
-		return auditpg.Append(ctx, tx, reset)
+		return auditpg.Append(ctx, tx, entries...)
 	})
 }
 
-// DeleteOldSessions implements account.Store.
-func (s *Store) DeleteOldSessions(ctx context.Context, keep time.Duration) (int64, error) {
-	n, err := s.q.DeleteOldSessions(ctx, s.pool, keep.Seconds())
-	return n, pg.Map(err)
+// lonelyTeams locks the living teams that a user owns, and refuses if somebody
+// else is in one. It returns their names.
+func (s *Store) lonelyTeams(ctx context.Context, tx pgx.Tx, user id.User) (map[id.Team]string, error) {
+	rows, err := s.q.LockOwnedTeams(ctx, tx, user)
+	if err != nil {
+		return nil, err
+	}
+	lonely := make(map[id.Team]string, len(rows))
+	var shared []string
+	for _, row := range rows {
+		others, err := s.q.CountOthers(ctx, tx, sqlcgen.CountOthersParams{TeamID: row.ID, UserID: user})
+		if err != nil {
+			return nil, err
+		}
+		if others > 0 {
+			shared = append(shared, row.Name)
+		}
+		lonely[row.ID] = row.Name
+	}
+	if len(shared) > 0 {
+		return nil, account.ErrOwnsTeams.With("teams", shared)
+	}
+	return lonely, nil
+}
+
+func (s *Store) endTeam(ctx context.Context, tx pgx.Tx, of id.Team, name string, log audit.AuditLogger) (audit.Entry, error) {
+	if err := s.q.EndTeam(ctx, tx, of); err != nil {
+		return audit.Entry{}, err
+	}
+	keys, err := s.q.RevokeKeysOfTeam(ctx, tx, of)
+	if err != nil {
+		return audit.Entry{}, err
+	}
+	invitations, err := s.q.RevokeInvitationsOfTeam(ctx, tx, of)
+	return log.TeamDeleted(of, name, keys, invitations), err
+}
+
+// DeleteOld implements account.Store.
+func (s *Store) DeleteOld(ctx context.Context, keep time.Duration) (int64, error) {
+	sessions, err := s.q.DeleteOldSessions(ctx, s.pool, keep.Seconds())
+	if err != nil {
+		return 0, pg.Map(err)
+	}
+	links, err := s.q.DeleteOldTokens(ctx, s.pool)
+	if err != nil {
+		return 0, pg.Map(err)
+	}
+	devices, err := s.q.DeleteOldDeviceLogins(ctx, s.pool)
+	return sessions + links + devices, pg.Map(err)
+}
+
+// address is an IP as a nullable column has it.
+func address(ip netip.Addr) *netip.Addr {
+	if !ip.IsValid() {
+		return nil
+	}
+	return &ip
 }

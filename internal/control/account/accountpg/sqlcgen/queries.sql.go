@@ -14,6 +14,122 @@ import (
 	"skerry.dev/skerry/internal/kernel/id"
 )
 
+const advanceRefresh = `-- name: AdvanceRefresh :execrows
+UPDATE sessions s
+SET refresh_counter = s.refresh_counter + 1, refresh_hash = $1::bytea, refreshed_at = now(),
+    expires_at = now() + make_interval(secs => $2::float8)
+FROM users u
+WHERE s.id = $3 AND s.refresh_counter = $4::bigint AND s.refresh_hash = $5::bytea
+  AND s.ended_at IS NULL AND s.expires_at > now() AND u.id = s.user_id AND u.is_active
+`
+
+type AdvanceRefreshParams struct {
+	NextHash        []byte
+	LifetimeSeconds float64
+	ID              id.Session
+	Presented       int64
+	PresentedHash   []byte
+}
+
+// Makes the presented token the one before the current one.
+func (q *Queries) AdvanceRefresh(ctx context.Context, db DBTX, arg AdvanceRefreshParams) (int64, error) {
+	result, err := db.Exec(ctx, advanceRefresh,
+		arg.NextHash,
+		arg.LifetimeSeconds,
+		arg.ID,
+		arg.Presented,
+		arg.PresentedHash,
+	)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const approveDeviceLogin = `-- name: ApproveDeviceLogin :one
+UPDATE device_logins SET user_id = $1::uuid, approved_at = now()
+WHERE user_code = $2 AND approved_at IS NULL AND denied_at IS NULL AND expires_at > now()
+RETURNING client_name
+`
+
+type ApproveDeviceLoginParams struct {
+	UserID   uuid.UUID
+	UserCode string
+}
+
+func (q *Queries) ApproveDeviceLogin(ctx context.Context, db DBTX, arg ApproveDeviceLoginParams) (string, error) {
+	row := db.QueryRow(ctx, approveDeviceLogin, arg.UserID, arg.UserCode)
+	var client_name string
+	err := row.Scan(&client_name)
+	return client_name, err
+}
+
+const changePassword = `-- name: ChangePassword :execrows
+UPDATE users SET password_hash = $1::text, updated_at = now()
+WHERE id = $2 AND is_active AND coalesce(password_hash, '') = $3::text
+`
+
+type ChangePasswordParams struct {
+	NewHash string
+	ID      id.User
+	OldHash string
+}
+
+func (q *Queries) ChangePassword(ctx context.Context, db DBTX, arg ChangePasswordParams) (int64, error) {
+	result, err := db.Exec(ctx, changePassword, arg.NewHash, arg.ID, arg.OldHash)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const countOthers = `-- name: CountOthers :one
+SELECT count(*) FROM users_teams WHERE team_id = $1 AND user_id <> $2
+`
+
+type CountOthersParams struct {
+	TeamID id.Team
+	UserID id.User
+}
+
+func (q *Queries) CountOthers(ctx context.Context, db DBTX, arg CountOthersParams) (int64, error) {
+	row := db.QueryRow(ctx, countOthers, arg.TeamID, arg.UserID)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
+const deleteIdentities = `-- name: DeleteIdentities :exec
+DELETE FROM user_identities WHERE user_id = $1
+`
+
+func (q *Queries) DeleteIdentities(ctx context.Context, db DBTX, userID id.User) error {
+	_, err := db.Exec(ctx, deleteIdentities, userID)
+	return err
+}
+
+const deleteOAuthLinks = `-- name: DeleteOAuthLinks :exec
+DELETE FROM oauth_logins WHERE link_user = $1
+`
+
+func (q *Queries) DeleteOAuthLinks(ctx context.Context, db DBTX, userID *id.User) error {
+	_, err := db.Exec(ctx, deleteOAuthLinks, userID)
+	return err
+}
+
+const deleteOldDeviceLogins = `-- name: DeleteOldDeviceLogins :execrows
+DELETE FROM device_logins WHERE id IN (
+    SELECT d.id FROM device_logins d WHERE d.expires_at < now() - interval '1 day' LIMIT 1000 FOR UPDATE SKIP LOCKED)
+`
+
+func (q *Queries) DeleteOldDeviceLogins(ctx context.Context, db DBTX) (int64, error) {
+	result, err := db.Exec(ctx, deleteOldDeviceLogins)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
 const deleteOldSessions = `-- name: DeleteOldSessions :execrows
 DELETE FROM sessions WHERE id IN (
     SELECT s.id FROM sessions s
@@ -31,25 +147,164 @@ func (q *Queries) DeleteOldSessions(ctx context.Context, db DBTX, keepSecs float
 	return result.RowsAffected(), nil
 }
 
-const endSession = `-- name: EndSession :execrows
-UPDATE sessions SET ended_at = now() WHERE id = $1 AND ended_at IS NULL
+const deleteOldTokens = `-- name: DeleteOldTokens :execrows
+DELETE FROM account_tokens WHERE token_hash IN (
+    SELECT a.token_hash FROM account_tokens a WHERE a.expires_at < now() - interval '1 day' LIMIT 1000 FOR UPDATE SKIP LOCKED)
 `
 
-func (q *Queries) EndSession(ctx context.Context, db DBTX, argID id.Session) (int64, error) {
-	result, err := db.Exec(ctx, endSession, argID)
+func (q *Queries) DeleteOldTokens(ctx context.Context, db DBTX) (int64, error) {
+	result, err := db.Exec(ctx, deleteOldTokens)
 	if err != nil {
 		return 0, err
 	}
 	return result.RowsAffected(), nil
 }
 
-const endSessionsOf = `-- name: EndSessionsOf :exec
-UPDATE sessions SET ended_at = now() WHERE user_id = $1 AND ended_at IS NULL
+const deleteUser = `-- name: DeleteUser :execrows
+DELETE FROM users WHERE id = $1
 `
 
-func (q *Queries) EndSessionsOf(ctx context.Context, db DBTX, userID id.User) error {
-	_, err := db.Exec(ctx, endSessionsOf, userID)
+func (q *Queries) DeleteUser(ctx context.Context, db DBTX, argID id.User) (int64, error) {
+	result, err := db.Exec(ctx, deleteUser, argID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const denyDeviceLogin = `-- name: DenyDeviceLogin :one
+UPDATE device_logins SET denied_at = now()
+WHERE user_code = $1 AND approved_at IS NULL AND denied_at IS NULL AND expires_at > now()
+RETURNING client_name
+`
+
+func (q *Queries) DenyDeviceLogin(ctx context.Context, db DBTX, userCode string) (string, error) {
+	row := db.QueryRow(ctx, denyDeviceLogin, userCode)
+	var client_name string
+	err := row.Scan(&client_name)
+	return client_name, err
+}
+
+const dropPendingLogins = `-- name: DropPendingLogins :exec
+UPDATE device_logins SET denied_at = now() WHERE user_id = $1::uuid AND session_id IS NULL AND denied_at IS NULL
+`
+
+// What was approved and not fetched yet would be a new session.
+func (q *Queries) DropPendingLogins(ctx context.Context, db DBTX, userID uuid.UUID) error {
+	_, err := db.Exec(ctx, dropPendingLogins, userID)
 	return err
+}
+
+const dropResetLinks = `-- name: DropResetLinks :exec
+UPDATE account_tokens SET used_at = now() WHERE user_id = $1 AND kind = 'password_reset' AND used_at IS NULL
+`
+
+func (q *Queries) DropResetLinks(ctx context.Context, db DBTX, userID id.User) error {
+	_, err := db.Exec(ctx, dropResetLinks, userID)
+	return err
+}
+
+const endSession = `-- name: EndSession :execrows
+UPDATE sessions SET ended_at = now(), end_reason = $1 WHERE id = $2 AND user_id = $3 AND ended_at IS NULL
+`
+
+type EndSessionParams struct {
+	EndReason string
+	ID        id.Session
+	UserID    id.User
+}
+
+func (q *Queries) EndSession(ctx context.Context, db DBTX, arg EndSessionParams) (int64, error) {
+	result, err := db.Exec(ctx, endSession, arg.EndReason, arg.ID, arg.UserID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const endSessionsOf = `-- name: EndSessionsOf :execrows
+UPDATE sessions SET ended_at = now(), end_reason = $1
+WHERE user_id = $2 AND id <> $3 AND ended_at IS NULL
+`
+
+type EndSessionsOfParams struct {
+	EndReason string
+	UserID    id.User
+	But       id.Session
+}
+
+// All of a user's sessions but one; the zero id for none.
+func (q *Queries) EndSessionsOf(ctx context.Context, db DBTX, arg EndSessionsOfParams) (int64, error) {
+	result, err := db.Exec(ctx, endSessionsOf, arg.EndReason, arg.UserID, arg.But)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const endTeam = `-- name: EndTeam :exec
+UPDATE teams SET deleted_at = now(), updated_at = now() WHERE id = $1
+`
+
+func (q *Queries) EndTeam(ctx context.Context, db DBTX, argID id.Team) error {
+	_, err := db.Exec(ctx, endTeam, argID)
+	return err
+}
+
+const getAccountToken = `-- name: GetAccountToken :one
+SELECT a.user_id, a.email FROM account_tokens a JOIN users u ON u.id = a.user_id
+WHERE a.token_hash = $1 AND a.kind = $2 AND a.used_at IS NULL AND a.expires_at > now() AND u.is_active AND u.email = a.email
+`
+
+type GetAccountTokenParams struct {
+	TokenHash []byte
+	Kind      string
+}
+
+type GetAccountTokenRow struct {
+	UserID id.User
+	Email  string
+}
+
+// Only while it is of use, and its user's address is still the one it was made for.
+func (q *Queries) GetAccountToken(ctx context.Context, db DBTX, arg GetAccountTokenParams) (GetAccountTokenRow, error) {
+	row := db.QueryRow(ctx, getAccountToken, arg.TokenHash, arg.Kind)
+	var i GetAccountTokenRow
+	err := row.Scan(&i.UserID, &i.Email)
+	return i, err
+}
+
+const getAdminUser = `-- name: GetAdminUser :one
+SELECT u.id, u.email, u.name, u.is_admin, u.is_active, (u.email_proven_at IS NOT NULL)::boolean AS email_proven, u.created_at,
+       coalesce((SELECT max(s.created_at) FROM sessions s WHERE s.user_id = u.id), 'epoch')::timestamptz AS last_login_at
+FROM users u WHERE u.id = $1
+`
+
+type GetAdminUserRow struct {
+	ID          id.User
+	Email       string
+	Name        string
+	IsAdmin     bool
+	IsActive    bool
+	EmailProven bool
+	CreatedAt   time.Time
+	LastLoginAt time.Time
+}
+
+func (q *Queries) GetAdminUser(ctx context.Context, db DBTX, argID id.User) (GetAdminUserRow, error) {
+	row := db.QueryRow(ctx, getAdminUser, argID)
+	var i GetAdminUserRow
+	err := row.Scan(
+		&i.ID,
+		&i.Email,
+		&i.Name,
+		&i.IsAdmin,
+		&i.IsActive,
+		&i.EmailProven,
+		&i.CreatedAt,
+		&i.LastLoginAt,
+	)
+	return i, err
 }
 
 const getDefaultTeamForUser = `-- name: GetDefaultTeamForUser :one
@@ -85,6 +340,30 @@ func (q *Queries) GetDefaultTeamForUser(ctx context.Context, db DBTX, userID id.
 	return i, err
 }
 
+const getDeviceLogin = `-- name: GetDeviceLogin :one
+SELECT id, user_id, (denied_at IS NOT NULL)::boolean AS denied, (approved_at IS NOT NULL)::boolean AS approved
+FROM device_logins WHERE device_hash = $1 AND session_id IS NULL AND expires_at > now()
+`
+
+type GetDeviceLoginRow struct {
+	ID       uuid.UUID
+	UserID   *id.User
+	Denied   bool
+	Approved bool
+}
+
+func (q *Queries) GetDeviceLogin(ctx context.Context, db DBTX, deviceHash []byte) (GetDeviceLoginRow, error) {
+	row := db.QueryRow(ctx, getDeviceLogin, deviceHash)
+	var i GetDeviceLoginRow
+	err := row.Scan(
+		&i.ID,
+		&i.UserID,
+		&i.Denied,
+		&i.Approved,
+	)
+	return i, err
+}
+
 const getMembership = `-- name: GetMembership :one
 SELECT t.id, t.name, t.slug, t.is_byoc, t.created_at, m.role
 FROM users_teams m JOIN teams t ON t.id = m.team_id
@@ -115,6 +394,35 @@ func (q *Queries) GetMembership(ctx context.Context, db DBTX, arg GetMembershipP
 		&i.IsByoc,
 		&i.CreatedAt,
 		&i.Role,
+	)
+	return i, err
+}
+
+const getRefreshing = `-- name: GetRefreshing :one
+SELECT u.id AS user_id, u.email, u.name, u.is_admin, s.refresh_counter, s.team_id
+FROM sessions s JOIN users u ON u.id = s.user_id
+WHERE s.id = $1 AND s.ended_at IS NULL AND s.expires_at > now() AND u.is_active
+`
+
+type GetRefreshingRow struct {
+	UserID         id.User
+	Email          string
+	Name           string
+	IsAdmin        bool
+	RefreshCounter int64
+	TeamID         *id.Team
+}
+
+func (q *Queries) GetRefreshing(ctx context.Context, db DBTX, argID id.Session) (GetRefreshingRow, error) {
+	row := db.QueryRow(ctx, getRefreshing, argID)
+	var i GetRefreshingRow
+	err := row.Scan(
+		&i.UserID,
+		&i.Email,
+		&i.Name,
+		&i.IsAdmin,
+		&i.RefreshCounter,
+		&i.TeamID,
 	)
 	return i, err
 }
@@ -183,6 +491,156 @@ func (q *Queries) GetUserByEmail(ctx context.Context, db DBTX, email string) (Ge
 	return i, err
 }
 
+const getUserByID = `-- name: GetUserByID :one
+SELECT id, email, name, password_hash, is_admin, is_active FROM users WHERE id = $1
+`
+
+type GetUserByIDRow struct {
+	ID           id.User
+	Email        string
+	Name         string
+	PasswordHash *string
+	IsAdmin      bool
+	IsActive     bool
+}
+
+func (q *Queries) GetUserByID(ctx context.Context, db DBTX, argID id.User) (GetUserByIDRow, error) {
+	row := db.QueryRow(ctx, getUserByID, argID)
+	var i GetUserByIDRow
+	err := row.Scan(
+		&i.ID,
+		&i.Email,
+		&i.Name,
+		&i.PasswordHash,
+		&i.IsAdmin,
+		&i.IsActive,
+	)
+	return i, err
+}
+
+const holdCredentials = `-- name: HoldCredentials :execrows
+SELECT 1 FROM users WHERE id = $1 AND is_active AND password_hash = $2::text FOR SHARE
+`
+
+type HoldCredentialsParams struct {
+	ID      id.User
+	OldHash string
+}
+
+// The same, for a user whose password is still the one that was checked.
+func (q *Queries) HoldCredentials(ctx context.Context, db DBTX, arg HoldCredentialsParams) (int64, error) {
+	result, err := db.Exec(ctx, holdCredentials, arg.ID, arg.OldHash)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const holdMembership = `-- name: HoldMembership :one
+SELECT t.id, t.name, t.slug, t.is_byoc, t.created_at, m.role
+FROM users_teams m JOIN teams t ON t.id = m.team_id
+WHERE m.user_id = $1 AND m.team_id = $2 AND t.deleted_at IS NULL
+FOR SHARE OF m
+`
+
+type HoldMembershipParams struct {
+	UserID id.User
+	TeamID id.Team
+}
+
+type HoldMembershipRow struct {
+	ID        id.Team
+	Name      string
+	Slug      string
+	IsByoc    bool
+	CreatedAt time.Time
+	Role      string
+}
+
+// Whoever removes the member meanwhile waits.
+func (q *Queries) HoldMembership(ctx context.Context, db DBTX, arg HoldMembershipParams) (HoldMembershipRow, error) {
+	row := db.QueryRow(ctx, holdMembership, arg.UserID, arg.TeamID)
+	var i HoldMembershipRow
+	err := row.Scan(
+		&i.ID,
+		&i.Name,
+		&i.Slug,
+		&i.IsByoc,
+		&i.CreatedAt,
+		&i.Role,
+	)
+	return i, err
+}
+
+const holdUser = `-- name: HoldUser :execrows
+SELECT 1 FROM users WHERE id = $1 AND is_active FOR SHARE
+`
+
+// While the transaction lasts nobody disables the user or changes the password.
+func (q *Queries) HoldUser(ctx context.Context, db DBTX, argID id.User) (int64, error) {
+	result, err := db.Exec(ctx, holdUser, argID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const insertAccountToken = `-- name: InsertAccountToken :one
+INSERT INTO account_tokens (token_hash, kind, user_id, email, expires_at)
+VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5::float8))
+RETURNING expires_at
+`
+
+type InsertAccountTokenParams struct {
+	TokenHash       []byte
+	Kind            string
+	UserID          id.User
+	Email           string
+	LifetimeSeconds float64
+}
+
+func (q *Queries) InsertAccountToken(ctx context.Context, db DBTX, arg InsertAccountTokenParams) (time.Time, error) {
+	row := db.QueryRow(ctx, insertAccountToken,
+		arg.TokenHash,
+		arg.Kind,
+		arg.UserID,
+		arg.Email,
+		arg.LifetimeSeconds,
+	)
+	var expires_at time.Time
+	err := row.Scan(&expires_at)
+	return expires_at, err
+}
+
+const insertDeviceLogin = `-- name: InsertDeviceLogin :one
+INSERT INTO device_logins (id, device_hash, user_code, client_name, ip, expires_at)
+VALUES ($1, $2, $3, $4, $5, now() + make_interval(secs => $6::float8))
+RETURNING expires_at
+`
+
+type InsertDeviceLoginParams struct {
+	ID              uuid.UUID
+	DeviceHash      []byte
+	UserCode        string
+	ClientName      string
+	Ip              *netip.Addr
+	LifetimeSeconds float64
+}
+
+func (q *Queries) InsertDeviceLogin(ctx context.Context, db DBTX, arg InsertDeviceLoginParams) (time.Time, error) {
+	row := db.QueryRow(ctx, insertDeviceLogin,
+		arg.ID,
+		arg.DeviceHash,
+		arg.UserCode,
+		arg.ClientName,
+		arg.Ip,
+		arg.LifetimeSeconds,
+	)
+	var expires_at time.Time
+	err := row.Scan(&expires_at)
+	return expires_at, err
+}
+
 const insertMembership = `-- name: InsertMembership :exec
 INSERT INTO users_teams (user_id, team_id, role, is_default) VALUES ($1, $2, $3, $4)
 `
@@ -205,8 +663,8 @@ func (q *Queries) InsertMembership(ctx context.Context, db DBTX, arg InsertMembe
 }
 
 const insertSession = `-- name: InsertSession :exec
-INSERT INTO sessions (id, user_id, team_id, user_agent, ip, expires_at)
-VALUES ($1, $2, $3, $4, $5, now() + make_interval(secs => $6::float8))
+INSERT INTO sessions (id, user_id, team_id, user_agent, ip, refresh_hash, expires_at)
+VALUES ($1, $2, $3, $4, $5, $6, now() + make_interval(secs => $7::float8))
 `
 
 type InsertSessionParams struct {
@@ -215,6 +673,7 @@ type InsertSessionParams struct {
 	TeamID          *id.Team
 	UserAgent       string
 	Ip              *netip.Addr
+	RefreshHash     []byte
 	LifetimeSeconds float64
 }
 
@@ -225,6 +684,7 @@ func (q *Queries) InsertSession(ctx context.Context, db DBTX, arg InsertSessionP
 		arg.TeamID,
 		arg.UserAgent,
 		arg.Ip,
+		arg.RefreshHash,
 		arg.LifetimeSeconds,
 	)
 	return err
@@ -272,6 +732,124 @@ func (q *Queries) InsertUser(ctx context.Context, db DBTX, arg InsertUserParams)
 	return created_at, err
 }
 
+const listSessions = `-- name: ListSessions :many
+SELECT id, user_agent, ip, created_at, refreshed_at, expires_at FROM sessions
+WHERE user_id = $1 AND ended_at IS NULL AND expires_at > now()
+  AND (created_at, id) < ($2::timestamptz, $3::uuid)
+ORDER BY created_at DESC, id DESC
+LIMIT $4::int
+`
+
+type ListSessionsParams struct {
+	UserID   id.User
+	BeforeAt time.Time
+	BeforeID uuid.UUID
+	MaxRows  int32
+}
+
+type ListSessionsRow struct {
+	ID          id.Session
+	UserAgent   string
+	Ip          *netip.Addr
+	CreatedAt   time.Time
+	RefreshedAt time.Time
+	ExpiresAt   time.Time
+}
+
+func (q *Queries) ListSessions(ctx context.Context, db DBTX, arg ListSessionsParams) ([]ListSessionsRow, error) {
+	rows, err := db.Query(ctx, listSessions,
+		arg.UserID,
+		arg.BeforeAt,
+		arg.BeforeID,
+		arg.MaxRows,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ListSessionsRow
+	for rows.Next() {
+		var i ListSessionsRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.UserAgent,
+			&i.Ip,
+			&i.CreatedAt,
+			&i.RefreshedAt,
+			&i.ExpiresAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listUsers = `-- name: ListUsers :many
+SELECT u.id, u.email, u.name, u.is_admin, u.is_active, (u.email_proven_at IS NOT NULL)::boolean AS email_proven, u.created_at,
+       coalesce((SELECT max(s.created_at) FROM sessions s WHERE s.user_id = u.id), 'epoch')::timestamptz AS last_login_at
+FROM users u
+WHERE ($1::text = '' OR strpos(u.email, lower($1::text)) > 0 OR strpos(lower(u.name), lower($1::text)) > 0)
+  AND (u.created_at, u.id) < ($2::timestamptz, $3::uuid)
+ORDER BY u.created_at DESC, u.id DESC
+LIMIT $4::int
+`
+
+type ListUsersParams struct {
+	Search   string
+	BeforeAt time.Time
+	BeforeID uuid.UUID
+	MaxRows  int32
+}
+
+type ListUsersRow struct {
+	ID          id.User
+	Email       string
+	Name        string
+	IsAdmin     bool
+	IsActive    bool
+	EmailProven bool
+	CreatedAt   time.Time
+	LastLoginAt time.Time
+}
+
+func (q *Queries) ListUsers(ctx context.Context, db DBTX, arg ListUsersParams) ([]ListUsersRow, error) {
+	rows, err := db.Query(ctx, listUsers,
+		arg.Search,
+		arg.BeforeAt,
+		arg.BeforeID,
+		arg.MaxRows,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ListUsersRow
+	for rows.Next() {
+		var i ListUsersRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.Email,
+			&i.Name,
+			&i.IsAdmin,
+			&i.IsActive,
+			&i.EmailProven,
+			&i.CreatedAt,
+			&i.LastLoginAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const livingSessions = `-- name: LivingSessions :many
 SELECT s.id, (t.id IS NOT NULL)::boolean AS has_team, s.team_id, coalesce(m.role, '')::text AS role, u.is_admin
 FROM sessions s
@@ -316,20 +894,209 @@ func (q *Queries) LivingSessions(ctx context.Context, db DBTX, ids []uuid.UUID) 
 	return items, nil
 }
 
-const makeAdmin = `-- name: MakeAdmin :execrows
-UPDATE users SET is_admin = true, is_active = true, updated_at = now() WHERE id = $1 AND NOT (is_admin AND is_active)
+const lockActiveAdmins = `-- name: LockActiveAdmins :many
+SELECT id FROM users WHERE is_admin AND is_active ORDER BY id FOR NO KEY UPDATE
 `
 
-func (q *Queries) MakeAdmin(ctx context.Context, db DBTX, argID id.User) (int64, error) {
-	result, err := db.Exec(ctx, makeAdmin, argID)
+// All of them, always in the same order: whoever removes one sees what is left.
+func (q *Queries) LockActiveAdmins(ctx context.Context, db DBTX) ([]id.User, error) {
+	rows, err := db.Query(ctx, lockActiveAdmins)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []id.User
+	for rows.Next() {
+		var id id.User
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const lockForAdmin = `-- name: LockForAdmin :one
+SELECT is_admin, is_active FROM users WHERE id = $1 FOR UPDATE
+`
+
+type LockForAdminRow struct {
+	IsAdmin  bool
+	IsActive bool
+}
+
+func (q *Queries) LockForAdmin(ctx context.Context, db DBTX, argID id.User) (LockForAdminRow, error) {
+	row := db.QueryRow(ctx, lockForAdmin, argID)
+	var i LockForAdminRow
+	err := row.Scan(&i.IsAdmin, &i.IsActive)
+	return i, err
+}
+
+const lockMemberships = `-- name: LockMemberships :many
+SELECT m.team_id, m.role FROM users_teams m JOIN teams t ON t.id = m.team_id
+WHERE m.user_id = $1 AND t.deleted_at IS NULL
+ORDER BY m.team_id FOR UPDATE OF m
+`
+
+type LockMembershipsRow struct {
+	TeamID id.Team
+	Role   string
+}
+
+func (q *Queries) LockMemberships(ctx context.Context, db DBTX, userID id.User) ([]LockMembershipsRow, error) {
+	rows, err := db.Query(ctx, lockMemberships, userID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []LockMembershipsRow
+	for rows.Next() {
+		var i LockMembershipsRow
+		if err := rows.Scan(&i.TeamID, &i.Role); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const lockOwnedTeams = `-- name: LockOwnedTeams :many
+SELECT t.id, t.name FROM teams t JOIN users_teams m ON m.team_id = t.id
+WHERE m.user_id = $1 AND m.role = 'owner' AND t.deleted_at IS NULL
+ORDER BY t.id FOR NO KEY UPDATE OF t
+`
+
+type LockOwnedTeamsRow struct {
+	ID   id.Team
+	Name string
+}
+
+// The living teams that a user owns, while nobody joins them.
+func (q *Queries) LockOwnedTeams(ctx context.Context, db DBTX, userID id.User) ([]LockOwnedTeamsRow, error) {
+	rows, err := db.Query(ctx, lockOwnedTeams, userID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []LockOwnedTeamsRow
+	for rows.Next() {
+		var i LockOwnedTeamsRow
+		if err := rows.Scan(&i.ID, &i.Name); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const lockUser = `-- name: LockUser :one
+SELECT email FROM users WHERE id = $1 FOR UPDATE
+`
+
+func (q *Queries) LockUser(ctx context.Context, db DBTX, argID id.User) (string, error) {
+	row := db.QueryRow(ctx, lockUser, argID)
+	var email string
+	err := row.Scan(&email)
+	return email, err
+}
+
+const makeAdmin = `-- name: MakeAdmin :exec
+UPDATE users SET is_admin = true, is_active = true, updated_at = now() WHERE id = $1
+`
+
+func (q *Queries) MakeAdmin(ctx context.Context, db DBTX, argID id.User) error {
+	_, err := db.Exec(ctx, makeAdmin, argID)
+	return err
+}
+
+const pendingDeviceLogin = `-- name: PendingDeviceLogin :one
+SELECT id, user_code, client_name, ip, created_at, expires_at FROM device_logins
+WHERE user_code = $1 AND approved_at IS NULL AND denied_at IS NULL AND expires_at > now()
+`
+
+type PendingDeviceLoginRow struct {
+	ID         uuid.UUID
+	UserCode   string
+	ClientName string
+	Ip         *netip.Addr
+	CreatedAt  time.Time
+	ExpiresAt  time.Time
+}
+
+func (q *Queries) PendingDeviceLogin(ctx context.Context, db DBTX, userCode string) (PendingDeviceLoginRow, error) {
+	row := db.QueryRow(ctx, pendingDeviceLogin, userCode)
+	var i PendingDeviceLoginRow
+	err := row.Scan(
+		&i.ID,
+		&i.UserCode,
+		&i.ClientName,
+		&i.Ip,
+		&i.CreatedAt,
+		&i.ExpiresAt,
+	)
+	return i, err
+}
+
+const proveEmail = `-- name: ProveEmail :execrows
+UPDATE users SET email_proven_at = now(), updated_at = now() WHERE id = $1 AND email_proven_at IS NULL
+`
+
+func (q *Queries) ProveEmail(ctx context.Context, db DBTX, argID id.User) (int64, error) {
+	result, err := db.Exec(ctx, proveEmail, argID)
 	if err != nil {
 		return 0, err
 	}
 	return result.RowsAffected(), nil
 }
 
-const replacePassword = `-- name: ReplacePassword :exec
-UPDATE users SET password_hash = $1::text, updated_at = now() WHERE id = $2
+const rename = `-- name: Rename :execrows
+UPDATE users SET name = $1, updated_at = now() WHERE id = $2 AND name <> $1
+`
+
+type RenameParams struct {
+	Name string
+	ID   id.User
+}
+
+func (q *Queries) Rename(ctx context.Context, db DBTX, arg RenameParams) (int64, error) {
+	result, err := db.Exec(ctx, rename, arg.Name, arg.ID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const renewPasswordHash = `-- name: RenewPasswordHash :execrows
+UPDATE users SET password_hash = $1::text, updated_at = now()
+WHERE id = $2 AND is_active AND password_hash = $3::text
+`
+
+type RenewPasswordHashParams struct {
+	NewHash string
+	ID      id.User
+	OldHash string
+}
+
+// Only while nobody else changed it.
+func (q *Queries) RenewPasswordHash(ctx context.Context, db DBTX, arg RenewPasswordHashParams) (int64, error) {
+	result, err := db.Exec(ctx, renewPasswordHash, arg.NewHash, arg.ID, arg.OldHash)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const replacePassword = `-- name: ReplacePassword :execrows
+UPDATE users SET password_hash = $1::text, updated_at = now() WHERE id = $2 AND is_active
 `
 
 type ReplacePasswordParams struct {
@@ -337,24 +1104,170 @@ type ReplacePasswordParams struct {
 	ID      id.User
 }
 
-func (q *Queries) ReplacePassword(ctx context.Context, db DBTX, arg ReplacePasswordParams) error {
-	_, err := db.Exec(ctx, replacePassword, arg.NewHash, arg.ID)
+func (q *Queries) ReplacePassword(ctx context.Context, db DBTX, arg ReplacePasswordParams) (int64, error) {
+	result, err := db.Exec(ctx, replacePassword, arg.NewHash, arg.ID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const revokeInvitationsOfOwner = `-- name: RevokeInvitationsOfOwner :exec
+UPDATE team_invitations i SET revoked_at = now() FROM users_teams m
+WHERE m.user_id = $1 AND m.role = 'owner' AND i.team_id = m.team_id AND i.revoked_at IS NULL AND i.accepted_at IS NULL
+`
+
+func (q *Queries) RevokeInvitationsOfOwner(ctx context.Context, db DBTX, userID id.User) error {
+	_, err := db.Exec(ctx, revokeInvitationsOfOwner, userID)
 	return err
 }
 
-const updatePasswordHash = `-- name: UpdatePasswordHash :execrows
-UPDATE users SET password_hash = $1, updated_at = now() WHERE id = $2 AND password_hash = $3
+const revokeInvitationsOfTeam = `-- name: RevokeInvitationsOfTeam :execrows
+UPDATE team_invitations SET revoked_at = now() WHERE team_id = $1 AND revoked_at IS NULL AND accepted_at IS NULL
 `
 
-type UpdatePasswordHashParams struct {
-	NewHash *string
-	ID      id.User
-	OldHash *string
+func (q *Queries) RevokeInvitationsOfTeam(ctx context.Context, db DBTX, teamID id.Team) (int64, error) {
+	result, err := db.Exec(ctx, revokeInvitationsOfTeam, teamID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
-// Only while nobody else changed it.
-func (q *Queries) UpdatePasswordHash(ctx context.Context, db DBTX, arg UpdatePasswordHashParams) (int64, error) {
-	result, err := db.Exec(ctx, updatePasswordHash, arg.NewHash, arg.ID, arg.OldHash)
+const revokeKeysOfOwner = `-- name: RevokeKeysOfOwner :many
+UPDATE team_api_keys k SET revoked_at = now() FROM users_teams m
+WHERE m.user_id = $1 AND m.role = 'owner' AND k.team_id = m.team_id AND k.revoked_at IS NULL
+RETURNING k.id, k.team_id, k.name
+`
+
+type RevokeKeysOfOwnerRow struct {
+	ID     id.APIKey
+	TeamID id.Team
+	Name   string
+}
+
+// The keys of the teams that a user owns.
+func (q *Queries) RevokeKeysOfOwner(ctx context.Context, db DBTX, userID id.User) ([]RevokeKeysOfOwnerRow, error) {
+	rows, err := db.Query(ctx, revokeKeysOfOwner, userID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []RevokeKeysOfOwnerRow
+	for rows.Next() {
+		var i RevokeKeysOfOwnerRow
+		if err := rows.Scan(&i.ID, &i.TeamID, &i.Name); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const revokeKeysOfTeam = `-- name: RevokeKeysOfTeam :execrows
+UPDATE team_api_keys SET revoked_at = now() WHERE team_id = $1 AND revoked_at IS NULL
+`
+
+func (q *Queries) RevokeKeysOfTeam(ctx context.Context, db DBTX, teamID id.Team) (int64, error) {
+	result, err := db.Exec(ctx, revokeKeysOfTeam, teamID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const setActive = `-- name: SetActive :execrows
+UPDATE users SET is_active = $1::boolean, updated_at = now() WHERE id = $2 AND is_active <> $1::boolean
+`
+
+type SetActiveParams struct {
+	Enabled bool
+	ID      id.User
+}
+
+func (q *Queries) SetActive(ctx context.Context, db DBTX, arg SetActiveParams) (int64, error) {
+	result, err := db.Exec(ctx, setActive, arg.Enabled, arg.ID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const setAdmin = `-- name: SetAdmin :execrows
+UPDATE users SET is_admin = $1::boolean, updated_at = now() WHERE id = $2 AND is_admin <> $1::boolean
+`
+
+type SetAdminParams struct {
+	Enabled bool
+	ID      id.User
+}
+
+func (q *Queries) SetAdmin(ctx context.Context, db DBTX, arg SetAdminParams) (int64, error) {
+	result, err := db.Exec(ctx, setAdmin, arg.Enabled, arg.ID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const spendDeviceLogin = `-- name: SpendDeviceLogin :execrows
+UPDATE device_logins SET session_id = $1::uuid
+WHERE device_hash = $2 AND user_id = $3::uuid AND approved_at IS NOT NULL AND denied_at IS NULL
+  AND session_id IS NULL AND expires_at > now()
+`
+
+type SpendDeviceLoginParams struct {
+	SessionID  uuid.UUID
+	DeviceHash []byte
+	UserID     uuid.UUID
+}
+
+func (q *Queries) SpendDeviceLogin(ctx context.Context, db DBTX, arg SpendDeviceLoginParams) (int64, error) {
+	result, err := db.Exec(ctx, spendDeviceLogin, arg.SessionID, arg.DeviceHash, arg.UserID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const switchTeam = `-- name: SwitchTeam :execrows
+UPDATE sessions SET team_id = $1::uuid WHERE id = $2 AND user_id = $3 AND ended_at IS NULL
+`
+
+type SwitchTeamParams struct {
+	TeamID uuid.UUID
+	ID     id.Session
+	UserID id.User
+}
+
+func (q *Queries) SwitchTeam(ctx context.Context, db DBTX, arg SwitchTeamParams) (int64, error) {
+	result, err := db.Exec(ctx, switchTeam, arg.TeamID, arg.ID, arg.UserID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const teamLives = `-- name: TeamLives :one
+SELECT EXISTS (SELECT 1 FROM teams WHERE id = $1 AND deleted_at IS NULL)
+`
+
+func (q *Queries) TeamLives(ctx context.Context, db DBTX, argID id.Team) (bool, error) {
+	row := db.QueryRow(ctx, teamLives, argID)
+	var exists bool
+	err := row.Scan(&exists)
+	return exists, err
+}
+
+const useAccountToken = `-- name: UseAccountToken :execrows
+UPDATE account_tokens SET used_at = now() WHERE token_hash = $1 AND used_at IS NULL AND expires_at > now()
+`
+
+func (q *Queries) UseAccountToken(ctx context.Context, db DBTX, tokenHash []byte) (int64, error) {
+	result, err := db.Exec(ctx, useAccountToken, tokenHash)
 	if err != nil {
 		return 0, err
 	}
