@@ -37,13 +37,18 @@ type Beginning struct {
 // Head is the signed end of a chain.
 type Head struct {
 	Point
-	At        time.Time `json:"at"` // of the signature
-	KID       string    `json:"kid"`
-	Signature []byte    `json:"signature"`
+	At  time.Time // of the signature
+	KID string
 }
 
+// headLine is the last line.
 type headLine struct {
-	Head Head `json:"head"`
+	Head struct {
+		Point
+		At        stamp  `json:"at"`
+		KID       string `json:"kid"`
+		Signature []byte `json:"signature"`
+	} `json:"head"`
 }
 
 // signed is what a signature of a head covers: the beginning too, so that
@@ -84,9 +89,10 @@ func (w *Writer) Add(r Record) error { return w.line(r) }
 // Close writes the signed head and what is buffered. The end is what the
 // database knows beside the entries, so that a file shows when they lack some.
 func (w *Writer) Close(end Point, at time.Time, kid string, sign func(message []byte) []byte) error {
-	head := Head{Point: end, At: micros(at), KID: kid}
-	head.Signature = sign(head.signed(w.begin))
-	if err := w.line(headLine{head}); err != nil {
+	var l headLine
+	l.Head.Point, l.Head.At, l.Head.KID = end, stamp(at), kid
+	l.Head.Signature = sign(Head{Point: end, At: at, KID: kid}.signed(w.begin))
+	if err := w.line(l); err != nil {
 		return err
 	}
 	return w.out.Flush()

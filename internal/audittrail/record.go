@@ -113,7 +113,7 @@ type line struct {
 	Metadata     json.RawMessage `json:"metadata"`
 	RequestID    string          `json:"request_id"`
 	IP           string          `json:"ip"`
-	CreatedAt    time.Time       `json:"created_at"`
+	CreatedAt    stamp           `json:"created_at"`
 	Hash         Hash            `json:"hash"`
 }
 
@@ -123,12 +123,27 @@ type actor struct {
 	Name string `json:"name"`
 }
 
+// stamp is a time as all answers of the API show it: UTC, microseconds.
+type stamp time.Time
+
+const stampForm = "2006-01-02T15:04:05.000000Z"
+
+func (s stamp) MarshalText() ([]byte, error) {
+	return time.Time(s).UTC().AppendFormat(nil, stampForm), nil
+}
+
+func (s *stamp) UnmarshalText(text []byte) error {
+	at, err := time.Parse(stampForm, string(text))
+	*s = stamp(at)
+	return err
+}
+
 // MarshalJSON implements json.Marshaler with the form that the API shows.
 func (r Record) MarshalJSON() ([]byte, error) {
 	return json.Marshal(line{
 		ID: r.ID, Seq: r.Seq, TeamID: r.TeamID, Actor: actor{r.ActorType, r.ActorID, r.ActorName},
 		ResourceType: r.ResourceType, ResourceID: r.ResourceID, Action: r.Action, Scope: r.Scope, Status: r.Status,
-		Metadata: r.Metadata, RequestID: r.RequestID, IP: address(r.IP), CreatedAt: r.At.UTC(), Hash: r.Hash,
+		Metadata: r.Metadata, RequestID: r.RequestID, IP: address(r.IP), CreatedAt: stamp(r.At), Hash: r.Hash,
 	})
 }
 
@@ -141,7 +156,7 @@ func (r *Record) UnmarshalJSON(raw []byte) error {
 	*r = Record{
 		ID: l.ID, TeamID: l.TeamID, Seq: l.Seq, Hash: l.Hash, ActorType: l.Actor.Type, ActorID: l.Actor.ID, ActorName: l.Actor.Name,
 		ResourceType: l.ResourceType, ResourceID: l.ResourceID, Action: l.Action, Scope: l.Scope, Status: l.Status,
-		Metadata: l.Metadata, RequestID: l.RequestID, At: l.CreatedAt,
+		Metadata: l.Metadata, RequestID: l.RequestID, At: time.Time(l.CreatedAt),
 	}
 	if l.IP == "" {
 		return nil

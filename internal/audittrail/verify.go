@@ -94,7 +94,7 @@ func (v *verifier) run(keys Keys) (Report, error) {
 			return v.finish(raw, keys)
 		}
 		var r Record
-		if exact(raw, &r) != nil || !r.At.Equal(micros(r.At)) {
+		if exact(raw, &r) != nil {
 			if !v.whole {
 				return Report{}, v.cutOff("The file ends in the middle of a line.")
 			}
@@ -187,13 +187,13 @@ func (v *verifier) mismatch(r Record) error {
 
 func (v *verifier) finish(raw []byte, keys Keys) (Report, error) {
 	var l headLine
-	if exact(raw, &l) != nil || l.Head.At != micros(l.Head.At) {
+	if exact(raw, &l) != nil {
 		if !v.whole {
 			return Report{}, v.cutOff("The file ends in the middle of the signed head.")
 		}
 		return Report{}, v.fault(Malformed, v.last.Seq, v.lastID, "The signed head is not as Skerry writes it.")
 	}
-	head := l.Head
+	head := Head{Point: l.Head.Point, At: time.Time(l.Head.At), KID: l.Head.KID}
 	switch {
 	case head.Seq > v.last.Seq:
 		return Report{}, v.cutOff(fmt.Sprintf("The signed head says %d entries more: those after this one were cut off.", head.Seq-v.last.Seq))
@@ -207,7 +207,7 @@ func (v *verifier) finish(raw []byte, keys Keys) (Report, error) {
 		if !ok || len(key) != ed25519.PublicKeySize {
 			return Report{}, v.fault(Foreign, v.last.Seq, v.lastID, fmt.Sprintf("The head is signed by key %q, which is not among the given ones.", head.KID))
 		}
-		if !ed25519.Verify(key, head.signed(v.begin), head.Signature) {
+		if !ed25519.Verify(key, head.signed(v.begin), l.Head.Signature) {
 			return Report{}, v.fault(Foreign, v.last.Seq, v.lastID, "The signature is not by the given key, or the trail was rewritten after it was signed.")
 		}
 	}
@@ -287,6 +287,3 @@ func glimpse(raw []byte) (seq int64, name string) {
 	_ = json.Unmarshal(raw, &l) // what it found counts
 	return l.Seq, l.ID
 }
-
-// micros is t as the database keeps it.
-func micros(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }

@@ -22,6 +22,7 @@ type Commands struct {
 	Template templateCmd `cmd:"" help:"What sandboxes are made from."`
 	Key      keyCmd      `cmd:"" help:"The team's API keys."`
 	Host     hostCmd     `cmd:"" help:"The machines that run sandboxes."`
+	Audit    auditCmd    `cmd:"" help:"What was done, and proof that the record is whole."`
 }
 
 // Env is the world a command sees.
