@@ -70,6 +70,17 @@ func Promise(t testing.TB, most time.Duration, what string, one func() time.Dura
 	}
 }
 
+// longVar set to 1 runs tests at their full counts.
+const longVar = "SKERRY_TEST_LONG"
+
+// Scaled returns full in long runs, short otherwise.
+func Scaled(full, short int) int {
+	if os.Getenv(longVar) == "1" {
+		return full
+	}
+	return short
+}
+
 // Runsc returns the path of gVisor's runsc: SKERRY_RUNSC, or bin/runsc of the
 // checkout. Without one the test needs "gvisor".
 func Runsc(t testing.TB) string {

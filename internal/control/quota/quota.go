@@ -64,22 +64,38 @@ type setting struct {
 
 func settings() []setting {
 	return []setting{
-		{"sandboxes", "sandboxes", "End one", maxCount, false,
-			func(a *Amounts) *int64 { return &a.Sandboxes }, func(o *Override) **int64 { return &o.Sandboxes }},
-		{"vcpus", "vCPUs in sandboxes", "End a sandbox", maxMillis, true,
-			func(a *Amounts) *int64 { return &a.CPUMillis }, func(o *Override) **int64 { return &o.CPUMillis }},
-		{"memory_mb", "MB of memory in sandboxes", "End a sandbox", maxMB, false,
-			func(a *Amounts) *int64 { return &a.MemoryMB }, func(o *Override) **int64 { return &o.MemoryMB }},
-		{"disk_mb", "MB of disk in sandboxes", "End a sandbox", maxMB, false,
-			func(a *Amounts) *int64 { return &a.DiskMB }, func(o *Override) **int64 { return &o.DiskMB }},
-		{"stored_mb", "MB of snapshots and paused sandboxes", "Delete a snapshot", maxMB, false,
-			func(a *Amounts) *int64 { return &a.StoredMB }, func(o *Override) **int64 { return &o.StoredMB }},
-		{"api_keys", "API keys", "Revoke one", maxKeys, false,
-			func(a *Amounts) *int64 { return &a.APIKeys }, func(o *Override) **int64 { return &o.APIKeys }},
-		{"hosts", "hosts of its own", "Delete one", maxCount, false,
-			func(a *Amounts) *int64 { return &a.Hosts }, func(o *Override) **int64 { return &o.Hosts }},
-		{"templates", "templates", "Delete one", maxCount, false,
-			func(a *Amounts) *int64 { return &a.Templates }, func(o *Override) **int64 { return &o.Templates }},
+		{
+			"sandboxes", "sandboxes", "End one", maxCount, false,
+			func(a *Amounts) *int64 { return &a.Sandboxes }, func(o *Override) **int64 { return &o.Sandboxes },
+		},
+		{
+			"vcpus", "vCPUs in sandboxes", "End a sandbox", maxMillis, true,
+			func(a *Amounts) *int64 { return &a.CPUMillis }, func(o *Override) **int64 { return &o.CPUMillis },
+		},
+		{
+			"memory_mb", "MB of memory in sandboxes", "End a sandbox", maxMB, false,
+			func(a *Amounts) *int64 { return &a.MemoryMB }, func(o *Override) **int64 { return &o.MemoryMB },
+		},
+		{
+			"disk_mb", "MB of disk in sandboxes", "End a sandbox", maxMB, false,
+			func(a *Amounts) *int64 { return &a.DiskMB }, func(o *Override) **int64 { return &o.DiskMB },
+		},
+		{
+			"stored_mb", "MB of snapshots and paused sandboxes", "Delete a snapshot", maxMB, false,
+			func(a *Amounts) *int64 { return &a.StoredMB }, func(o *Override) **int64 { return &o.StoredMB },
+		},
+		{
+			"api_keys", "API keys", "Revoke one", maxKeys, false,
+			func(a *Amounts) *int64 { return &a.APIKeys }, func(o *Override) **int64 { return &o.APIKeys },
+		},
+		{
+			"hosts", "hosts of its own", "Delete one", maxCount, false,
+			func(a *Amounts) *int64 { return &a.Hosts }, func(o *Override) **int64 { return &o.Hosts },
+		},
+		{
+			"templates", "templates", "Delete one", maxCount, false,
+			func(a *Amounts) *int64 { return &a.Templates }, func(o *Override) **int64 { return &o.Templates },
+		},
 	}
 }
 
