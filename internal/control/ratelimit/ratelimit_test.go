@@ -36,6 +36,24 @@ func TestC7_BurstThenRefill(t *testing.T) {
 	}
 }
 
+func TestGiveUndoesOneTakeAndNoMore(t *testing.T) {
+	l := ratelimit.New(&fakeClock{now: time.Unix(1000, 0)}, ratelimit.Rate{Burst: 2, Per: time.Minute}, 100)
+	for range 5 { // whoever is right each time never waits
+		if wait := l.Take("a"); wait != 0 {
+			t.Fatalf("waits %s", wait)
+		}
+		l.Give("a")
+	}
+	l.Give("a") // never more than full
+	if l.Take("a") != 0 || l.Take("a") != 0 || l.Take("a") == 0 {
+		t.Error("a full bucket does not hold two")
+	}
+	l.Give("a") // also into an empty one
+	if wait := l.Take("a"); wait != 0 {
+		t.Errorf("waits %s", wait)
+	}
+}
+
 func TestLimiterKeepsActiveKeysWhenItForgets(t *testing.T) {
 	clock := &fakeClock{now: time.Unix(1000, 0)}
 	l := ratelimit.New(clock, ratelimit.Rate{Burst: 1, Per: time.Hour}, 4)
