@@ -43,10 +43,7 @@ func (s *Store) Create(which id.Snapshot, need int64) (*Draft, error) {
 	s.states[which] = &entry{busy: true}
 	s.mu.Unlock()
 	d := &Draft{store: s, id: which, path: s.path(which) + drafted, need: need}
-	err = s.fs.Remove(d.path) // of a former try that could not be removed
-	if err == nil {
-		err = s.fs.Mkdir(d.path)
-	}
+	err = s.take(d.path)
 	if err == nil {
 		err = s.fs.Mkdir(d.Dir())
 	}
@@ -55,6 +52,19 @@ func (s *Store) Create(which id.Snapshot, need int64) (*Draft, error) {
 		return nil, s.blame(err, need)
 	}
 	return d, nil
+}
+
+// take makes a draft's directory, also where a former try could not be removed.
+func (s *Store) take(path string) error {
+	s.sweeping.Lock()
+	defer s.sweeping.Unlock()
+	if err := s.fs.Remove(path); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	delete(s.debris, path)
+	s.mu.Unlock()
+	return s.fs.Mkdir(path)
 }
 
 // Dir is the empty directory the engine writes to.

@@ -33,6 +33,8 @@ type Store struct {
 	fs     FS
 	logger *slog.Logger
 
+	sweeping sync.Mutex // held while debris is removed, or its name taken
+
 	mu       sync.Mutex
 	states   map[id.Snapshot]*entry
 	reserved int64           // promised to drafts
@@ -116,13 +118,7 @@ func (s *Store) Tidy() {
 	}
 	s.mu.Unlock()
 	for _, p := range paths {
-		if err := s.fs.Remove(p); err != nil {
-			s.logger.Warn("remains of a saved state cannot be removed yet", "path", p, "err", err)
-			continue
-		}
-		s.mu.Lock()
-		delete(s.debris, p)
-		s.mu.Unlock()
+		s.clear(p)
 	}
 }
 
@@ -131,6 +127,19 @@ func (s *Store) remove(path string) {
 	s.mu.Lock()
 	s.debris[path] = true
 	s.mu.Unlock()
+	s.clear(path)
+}
+
+// clear removes debris, if it still is that: a draft may have taken its name.
+func (s *Store) clear(path string) {
+	s.sweeping.Lock()
+	defer s.sweeping.Unlock()
+	s.mu.Lock()
+	still := s.debris[path]
+	s.mu.Unlock()
+	if !still {
+		return
+	}
 	if err := s.fs.Remove(path); err != nil {
 		s.logger.Warn("remains of a saved state cannot be removed yet", "path", path, "err", err)
 		return
