@@ -23,6 +23,9 @@ import (
 	"skerry.dev/skerry/internal/control/apikey"
 	"skerry.dev/skerry/internal/control/apikey/apikeyhttp"
 	"skerry.dev/skerry/internal/control/apikey/apikeypg"
+	"skerry.dev/skerry/internal/control/audit"
+	"skerry.dev/skerry/internal/control/audit/audithttp"
+	"skerry.dev/skerry/internal/control/audit/auditpg"
 	"skerry.dev/skerry/internal/control/event"
 	"skerry.dev/skerry/internal/control/event/eventhttp"
 	"skerry.dev/skerry/internal/control/event/eventpg"
@@ -73,6 +76,9 @@ type control struct {
 	store     *artifactfs.Store
 	signer    *transfer.Signer
 	replays   *idempotency.Service
+	trail     *audit.Trail
+	pruner    *audit.Pruner
+	refusals  *audit.Refusals
 	accounts  *account.Service
 	apiKeys   *apikey.Service
 	quotas    *quota.Service
@@ -167,6 +173,10 @@ func (c *control) openStore(context.Context) (err error) {
 func (c *control) openRooms(ctx context.Context) (err error) {
 	agents := hostlink.NewAgents(c.links)
 	c.replays = idempotency.NewService(idempotencypg.New(c.pool))
+	entries := auditpg.New(c.pool)
+	c.trail = audit.NewTrail(entries, c.keys, clock.System{})
+	c.pruner = audit.NewPruner(entries, c.cfg.keep, c.log)
+	c.refusals = audit.NewRefusals(entries, clock.System{}, c.log)
 	c.apiKeys = apikey.NewService(apikeypg.New(c.pool), clock.System{}, c.log)
 	mailer, err := mail.Open(c.cfg.SMTPURL, c.cfg.MailFrom, c.log, clock.System{})
 	if err != nil {
@@ -202,6 +212,7 @@ type handler struct {
 	web.Errors
 	*accounthttp.Accounts
 	*apikeyhttp.APIKeys
+	*audithttp.Trail
 	*teamhttp.Teams
 	*quotahttp.Limits
 	*hosthttp.Handlers
@@ -239,7 +250,7 @@ func (c callers) ByKey(ctx context.Context, key id.APIKey) (principal.Principal,
 
 func (c *control) openWeb(context.Context) (err error) {
 	c.web, err = web.New(web.Config{
-		Log: c.log, Clock: clock.System{}, Secret: c.cfg.secret, Tokens: c.keys, Users: c.accounts, Keys: c.apiKeys, Tickets: c.tickets, Hosts: c.hosts,
+		Log: c.log, Clock: clock.System{}, Secret: c.cfg.secret, Tokens: c.keys, Users: c.accounts, Keys: c.apiKeys, Tickets: c.tickets, Hosts: c.hosts, Refusals: c.refusals,
 		Proxies: c.cfg.proxies, Limits: web.DefaultLimits(),
 		Checks: []web.Check{{Name: "database", Probe: c.pool.Ping}, {Name: "artifact_store", Probe: c.storeThere}},
 	})
@@ -250,6 +261,7 @@ func (c *control) openWeb(context.Context) (err error) {
 		WriteError: web.WriteError, Log: c.log,
 		AllowedOrigins: []string{strings.TrimRight(c.cfg.URL, "/")}, // a proxy may send its own Host
 	})
+	trail := audithttp.New(c.trail, c.keys, web.WriteError)
 	built := templatehttp.New(c.templates, func(ctx context.Context, err error) restapi.Error { return web.Errors{}.NewError(ctx, err).Response })
 	changes := eventhttp.New(c.feed, eventpg.New(c.pool), c.tickets, eventhttp.Options{
 		WriteError: web.WriteError, Permit: web.Permit, Sandbox: c.sandboxes.Get, Log: c.log, AllowedOrigins: []string{strings.TrimRight(c.cfg.URL, "/")},
@@ -261,11 +273,13 @@ func (c *control) openWeb(context.Context) (err error) {
 		{Method: http.MethodGet, Path: "/v1/sandboxes/{id}/pty", Operation: "openPTY", Handler: c.streams.OpenPTY},
 		{Method: http.MethodGet, Path: "/v1/sandboxes/{id}/files", Operation: "downloadFile", Handler: c.streams.DownloadFile},
 		{Method: http.MethodPut, Path: "/v1/sandboxes/{id}/files", Operation: "uploadFile", AnyBody: true, Handler: c.streams.UploadFile},
+		{Method: http.MethodGet, Path: "/v1/audit-logs/export", Operation: "exportAuditLogs", Handler: trail.Export},
+		{Method: http.MethodGet, Path: "/v1/admin/audit-logs/export", Operation: "adminExportAuditLogs", Handler: trail.AdminExport},
 	} {
 		c.web.Mount(r)
 	}
 	c.api, err = c.web.Handler(handler{
-		Accounts: accounthttp.New(c.accounts, c.replays), APIKeys: apikeyhttp.New(c.apiKeys, c.replays),
+		Accounts: accounthttp.New(c.accounts, c.replays), APIKeys: apikeyhttp.New(c.apiKeys, c.replays), Trail: trail,
 		Teams: teamhttp.New(c.teams, c.replays), Limits: quotahttp.New(c.quotas),
 		Handlers:  hosthttp.New(c.hosts, c.sandboxes, c.replays),
 		templates: templates{built}, sandboxes: sandboxes{sandboxhttp.New(c.sandboxes, c.replays)}, traffic: traffic{c.streams}, events: events{changes},
@@ -283,7 +297,7 @@ func (c *control) storeThere(context.Context) error {
 func (c *control) serve(ctx context.Context, public, agents net.Listener) error {
 	loops, _ := lifecycle.NewGroup(context.WithoutCancel(ctx))
 	for _, loop := range []func(context.Context) error{
-		c.runner.Run, c.watch.Run, c.monitor.Run, sandbox.NewSweep(c.sandboxes, c.log).Run, c.accounts.Run, c.apiKeys.Run, c.teams.Run, c.web.Recheck, c.forget,
+		c.runner.Run, c.watch.Run, c.monitor.Run, sandbox.NewSweep(c.sandboxes, c.log).Run, c.accounts.Run, c.apiKeys.Run, c.teams.Run, c.web.Recheck, c.forget, c.pruner.Run, c.refusals.Run,
 		c.feed.Run, c.tickets.Run,
 	} {
 		loops.Go(loop)

@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"skerry.dev/skerry/internal/control/account"
+	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/keyring"
 	"skerry.dev/skerry/internal/control/mail"
 	"skerry.dev/skerry/internal/control/scheduler"
@@ -36,6 +37,7 @@ type Config struct {
 	Signup         string  `help:"Who may sign up: open, closed, or mail domains (default: open on loopback, else closed)." env:"SKERRY_SIGNUP" placeholder:"WHO"`
 	SMTPURL        string  `name:"smtp-url" help:"Mail server, as smtp://user:password@host:587 (STARTTLS) or smtps://…:465; left out: no mail." env:"SKERRY_SMTP_URL" placeholder:"URL"`
 	MailFrom       string  `name:"mail-from" help:"Sender of mail, as Skerry <skerry@example.com>." env:"SKERRY_MAIL_FROM" placeholder:"ADDR"`
+	AuditRetention string  `name:"audit-retention" help:"How long audit entries are kept, as 365d, or forever." env:"SKERRY_AUDIT_RETENTION" default:"forever" placeholder:"DAYS"`
 	TrustedProxies string  `name:"trusted-proxies" help:"Networks whose X-Forwarded-For is believed." env:"SKERRY_TRUSTED_PROXIES" placeholder:"CIDRS"`
 	CPUOvercommit  float64 `name:"cpu-overcommit" help:"How many times a host's CPUs are promised." env:"SKERRY_CPU_OVERCOMMIT" default:"32" placeholder:"N"`
 	MemOvercommit  float64 `name:"memory-overcommit" help:"How many times a host's memory is promised." env:"SKERRY_MEMORY_OVERCOMMIT" default:"4" placeholder:"N"`
@@ -103,6 +105,7 @@ type settings struct {
 	secret  keyring.Secret
 	signup  account.SignupPolicy
 	proxies web.Proxies
+	keep    audit.Retention
 }
 
 // Validate lists every fault at once. Secrets are never part of it.
@@ -141,6 +144,8 @@ func (c Config) parse() (settings, error) {
 	if _, err = mail.Open(c.SMTPURL, c.MailFrom, slog.New(slog.DiscardHandler), clock.System{}); err != nil {
 		fault("SKERRY_SMTP_URL, SKERRY_MAIL_FROM", err)
 	}
+	s.keep, err = audit.ParseRetention(c.AuditRetention)
+	fault("SKERRY_AUDIT_RETENTION", err)
 	s.proxies, err = web.ParseProxies(c.TrustedProxies)
 	fault("SKERRY_TRUSTED_PROXIES", err)
 	if !(c.CPUOvercommit >= 1 && c.CPUOvercommit <= 1000) {
