@@ -7956,13 +7956,24 @@ func (s *HostEngine) encodeFields(e *jx.Encoder) {
 			e.ArrEnd()
 		}
 	}
+	{
+		if s.CPUFeatures != nil {
+			e.FieldStart("cpu_features")
+			e.ArrStart()
+			for _, elem := range s.CPUFeatures {
+				e.Str(elem)
+			}
+			e.ArrEnd()
+		}
+	}
 }
 
-var jsonFieldsNameOfHostEngine = [4]string{
+var jsonFieldsNameOfHostEngine = [5]string{
 	0: "name",
 	1: "version",
 	2: "healthy",
 	3: "reasons",
+	4: "cpu_features",
 }
 
 // Decode decodes HostEngine from json.
@@ -8028,6 +8039,25 @@ func (s *HostEngine) Decode(d *jx.Decoder) error {
 				return nil
 			}(); err != nil {
 				return errors.Wrap(err, "decode field \"reasons\"")
+			}
+		case "cpu_features":
+			if err := func() error {
+				s.CPUFeatures = make([]string, 0)
+				if err := d.Arr(func(d *jx.Decoder) error {
+					var elem string
+					v, err := d.Str()
+					elem = string(v)
+					if err != nil {
+						return err
+					}
+					s.CPUFeatures = append(s.CPUFeatures, elem)
+					return nil
+				}); err != nil {
+					return err
+				}
+				return nil
+			}(); err != nil {
+				return errors.Wrap(err, "decode field \"cpu_features\"")
 			}
 		default:
 			return d.Skip()

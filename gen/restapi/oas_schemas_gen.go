@@ -3224,6 +3224,8 @@ type HostEngine struct {
 	Version string   `json:"version"`
 	Healthy bool     `json:"healthy"`
 	Reasons []string `json:"reasons"`
+	// What saved memory may depend on.
+	CPUFeatures []string `json:"cpu_features"`
 }
 
 // GetName returns the value of Name.
@@ -3246,6 +3248,11 @@ func (s *HostEngine) GetReasons() []string {
 	return s.Reasons
 }
 
+// GetCPUFeatures returns the value of CPUFeatures.
+func (s *HostEngine) GetCPUFeatures() []string {
+	return s.CPUFeatures
+}
+
 // SetName sets the value of Name.
 func (s *HostEngine) SetName(val string) {
 	s.Name = val
@@ -3264,6 +3271,11 @@ func (s *HostEngine) SetHealthy(val bool) {
 // SetReasons sets the value of Reasons.
 func (s *HostEngine) SetReasons(val []string) {
 	s.Reasons = val
+}
+
+// SetCPUFeatures sets the value of CPUFeatures.
+func (s *HostEngine) SetCPUFeatures(val []string) {
+	s.CPUFeatures = val
 }
 
 // Ref: #/components/schemas/HostEventRequest

@@ -38,6 +38,9 @@ import (
 	"skerry.dev/skerry/internal/control/keyring"
 	"skerry.dev/skerry/internal/control/keyring/keyringpg"
 	"skerry.dev/skerry/internal/control/mail"
+	"skerry.dev/skerry/internal/control/oauth"
+	"skerry.dev/skerry/internal/control/oauth/oauthhttp"
+	"skerry.dev/skerry/internal/control/oauth/oauthpg"
 	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/control/quota"
 	"skerry.dev/skerry/internal/control/quota/quotahttp"
@@ -80,6 +83,7 @@ type control struct {
 	pruner    *audit.Pruner
 	refusals  *audit.Refusals
 	accounts  *account.Service
+	logins    *oauth.Service
 	apiKeys   *apikey.Service
 	quotas    *quota.Service
 	teams     *team.Service
@@ -189,6 +193,7 @@ func (c *control) openRooms(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	c.logins = oauth.NewService(oauthpg.New(c.pool), c.accounts, c.cfg.providers(), c.cfg.URL, c.log)
 	c.feed = event.NewFeed(eventpg.New(c.pool), c.log)
 	c.tickets = event.NewTickets(eventpg.New(c.pool).Tickets(), callers{c.accounts, c.apiKeys})
 	hosts := hostpg.New(c.pool)
@@ -202,7 +207,7 @@ func (c *control) openRooms(ctx context.Context) (err error) {
 	c.sandboxes = sandbox.NewService(sandboxes, sched, c.templates, agents, c.runner, c.watch, c.cfg.secret, c.log)
 	c.quotas = quota.NewService(quotapg.New(c.pool))
 	c.teams = team.NewService(teampg.New(c.pool), c.sandboxes, account.NormalizeEmail, c.cfg.URL, clock.System{}, c.log)
-	c.monitor = host.NewHostMonitor(hosts, sandbox.NewReconciler(sandboxes, agents, c.watch, 0, c.log), c.log)
+	c.monitor = host.NewHostMonitor(hosts, sandbox.NewReconciler(c.sandboxes, 0, c.log), c.log)
 	c.hosts.OnContact(c.monitor.Hint)
 	return nil
 }
@@ -220,6 +225,7 @@ type handler struct {
 	sandboxes
 	traffic
 	events
+	logins
 	unbuilt
 }
 
@@ -236,6 +242,7 @@ type (
 	sandboxes struct{ *sandboxhttp.Handlers }
 	traffic   struct{ *sandboxiohttp.Handlers }
 	events    struct{ *eventhttp.Handlers }
+	logins    struct{ *oauthhttp.Handlers }
 )
 
 // callers finds who holds a ticket.
@@ -251,7 +258,7 @@ func (c callers) ByKey(ctx context.Context, key id.APIKey) (principal.Principal,
 func (c *control) openWeb(context.Context) (err error) {
 	c.web, err = web.New(web.Config{
 		Log: c.log, Clock: clock.System{}, Secret: c.cfg.secret, Tokens: c.keys, Users: c.accounts, Keys: c.apiKeys, Tickets: c.tickets, Hosts: c.hosts, Refusals: c.refusals,
-		Proxies: c.cfg.proxies, Limits: web.DefaultLimits(),
+		Proxies: c.cfg.proxies, Limits: c.cfg.limits(),
 		Checks: []web.Check{{Name: "database", Probe: c.pool.Ping}, {Name: "artifact_store", Probe: c.storeThere}},
 	})
 	if err != nil {
@@ -266,7 +273,11 @@ func (c *control) openWeb(context.Context) (err error) {
 	changes := eventhttp.New(c.feed, eventpg.New(c.pool), c.tickets, eventhttp.Options{
 		WriteError: web.WriteError, Permit: web.Permit, Sandbox: c.sandboxes.Get, Log: c.log, AllowedOrigins: []string{strings.TrimRight(c.cfg.URL, "/")},
 	})
+	accounts := accounthttp.New(c.accounts, c.replays)
+	ways := oauthhttp.New(c.logins, c.cfg.signup, accounts.SetRefresh, c.cfg.URL)
 	for _, r := range []web.Route{
+		{Method: http.MethodGet, Path: "/v1/auth/oauth/{provider}", Operation: "startOAuth", Handler: ways.Start},
+		{Method: http.MethodGet, Path: "/v1/auth/oauth/{provider}/callback", Operation: "finishOAuth", Handler: ways.Finish},
 		{Method: http.MethodGet, Path: "/v1/events", Operation: "streamEvents", Handler: changes.Stream},
 		{Method: http.MethodPost, Path: "/v1/templates/base/build", Operation: "buildBaseTemplate", Handler: built.BuildBase},
 		{Method: http.MethodGet, Path: "/v1/sandboxes/{id}/exec/stream", Operation: "streamExec", Handler: c.streams.StreamExec},
@@ -279,7 +290,7 @@ func (c *control) openWeb(context.Context) (err error) {
 		c.web.Mount(r)
 	}
 	c.api, err = c.web.Handler(handler{
-		Accounts: accounthttp.New(c.accounts, c.replays), APIKeys: apikeyhttp.New(c.apiKeys, c.replays), Trail: trail,
+		Accounts: accounts, logins: logins{ways}, APIKeys: apikeyhttp.New(c.apiKeys, c.replays), Trail: trail,
 		Teams: teamhttp.New(c.teams, c.replays), Limits: quotahttp.New(c.quotas),
 		Handlers:  hosthttp.New(c.hosts, c.sandboxes, c.replays),
 		templates: templates{built}, sandboxes: sandboxes{sandboxhttp.New(c.sandboxes, c.replays)}, traffic: traffic{c.streams}, events: events{changes},
@@ -298,7 +309,7 @@ func (c *control) serve(ctx context.Context, public, agents net.Listener) error 
 	loops, _ := lifecycle.NewGroup(context.WithoutCancel(ctx))
 	for _, loop := range []func(context.Context) error{
 		c.runner.Run, c.watch.Run, c.monitor.Run, sandbox.NewSweep(c.sandboxes, c.log).Run, c.accounts.Run, c.apiKeys.Run, c.teams.Run, c.web.Recheck, c.forget, c.pruner.Run, c.refusals.Run,
-		c.feed.Run, c.tickets.Run,
+		c.feed.Run, c.tickets.Run, c.logins.Run,
 	} {
 		loops.Go(loop)
 	}

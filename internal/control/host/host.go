@@ -207,10 +207,11 @@ var (
 // EnginesJSON is how engines are kept.
 func EnginesJSON(engines []scheduler.Engine) json.RawMessage {
 	type line struct {
-		Name    string   `json:"name"`
-		Version string   `json:"version"`
-		Healthy bool     `json:"healthy"`
-		Reasons []string `json:"reasons"`
+		Name        string   `json:"name"`
+		Version     string   `json:"version"`
+		Healthy     bool     `json:"healthy"`
+		Reasons     []string `json:"reasons"`
+		CPUFeatures []string `json:"cpu_features,omitempty"`
 	}
 	lines := make([]line, 0, len(engines))
 	for _, e := range engines {
@@ -226,10 +227,11 @@ func EnginesJSON(engines []scheduler.Engine) json.RawMessage {
 // ParseEngines reads what EnginesJSON wrote.
 func ParseEngines(raw json.RawMessage) ([]scheduler.Engine, error) {
 	var lines []struct {
-		Name    string   `json:"name"`
-		Version string   `json:"version"`
-		Healthy bool     `json:"healthy"`
-		Reasons []string `json:"reasons"`
+		Name        string   `json:"name"`
+		Version     string   `json:"version"`
+		Healthy     bool     `json:"healthy"`
+		Reasons     []string `json:"reasons"`
+		CPUFeatures []string `json:"cpu_features,omitempty"`
 	}
 	if err := json.Unmarshal(raw, &lines); err != nil {
 		return nil, fmt.Errorf("engines of a host: %w", err)

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	agentv1 "skerry.dev/skerry/gen/agentrpc/agent/v1"
 	"skerry.dev/skerry/internal/artifact"
 	"skerry.dev/skerry/internal/control/host"
@@ -63,7 +65,7 @@ func (a *Agents) CreateSandbox(ctx context.Context, h host.Ref, l sandbox.Launch
 		return sandbox.Launched{}, err
 	}
 	x := l.Sandbox
-	res, err := c.CreateSandbox(ctx, &agentv1.CreateSandboxRequest{
+	req := &agentv1.CreateSandboxRequest{
 		SandboxId: x.ID.UUID().String(), Incarnation: uint64(x.Incarnation), TeamId: x.TeamID.UUID().String(),
 		TemplateId: x.TemplateID.UUID().String(), Engine: x.Engine,
 		Image: &agentv1.Image{Digest: x.ImageDigest, SizeBytes: l.Template.ImageSizeBytes, ManifestUrl: l.ManifestURL},
@@ -72,7 +74,15 @@ func (a *Agents) CreateSandbox(ctx context.Context, h host.Ref, l sandbox.Launch
 		},
 		Env: l.Env, Hostname: Hostname(x.ID), AccessToken: l.AccessToken,
 		DefaultUser: l.Template.DefaultUser, DefaultWorkdir: l.Template.DefaultWorkdir, Internet: x.Internet,
-	})
+		DiskOnly: l.DiskOnly,
+	}
+	if l.State != nil {
+		req.StateId = l.State.UUID().String()
+	}
+	if !l.Deadline.IsZero() {
+		req.Deadline = timestamppb.New(l.Deadline)
+	}
+	res, err := c.CreateSandbox(ctx, req)
 	if err != nil {
 		return sandbox.Launched{}, failure(err)
 	}
@@ -120,9 +130,31 @@ func (a *Agents) Inventory(ctx context.Context, h host.Ref) (sandbox.Inventory, 
 		}
 		out.Instances = append(out.Instances, sandbox.Instance{
 			Sandbox: x, Incarnation: int64(r.GetIncarnation()), Phase: phase(r.GetPhase()), EndReason: r.GetEndReason(), Unknown: r.GetUnknown(),
+			State: stateID(r.GetStateId()), PausedReason: r.GetPausedReason(),
 		})
 	}
+	for _, st := range res.GetStates() {
+		x, err := id.Sandbox{}.ParseBare(st.GetSandboxId())
+		if state := stateID(st.GetStateId()); err == nil && !state.IsZero() && st.GetDigest() != "" {
+			out.States = append(out.States, sandbox.Held{ID: state, Sandbox: x, Saved: saved(st)})
+		}
+	}
 	return out, nil
+}
+
+// stateID is the zero one for what is no id.
+func stateID(s string) id.Snapshot {
+	state, err := id.Snapshot{}.ParseBare(s)
+	if err != nil {
+		return id.Snapshot{}
+	}
+	return state
+}
+
+func saved(st *agentv1.State) sandbox.Saved {
+	return sandbox.Saved{
+		EngineVersion: st.GetEngineVersion(), CPUFeatures: st.GetCpuFeatures(), Memory: st.GetMemory(), SizeBytes: st.GetSizeBytes(), Digest: st.GetDigest(),
+	}
 }
 
 func phase(p agentv1.SandboxPhase) sandbox.Phase {
@@ -133,6 +165,10 @@ func phase(p agentv1.SandboxPhase) sandbox.Phase {
 		return sandbox.PhaseDestroying
 	case agentv1.SandboxPhase_SANDBOX_PHASE_EXITED:
 		return sandbox.PhaseExited
+	case agentv1.SandboxPhase_SANDBOX_PHASE_PAUSING:
+		return sandbox.PhasePausing
+	case agentv1.SandboxPhase_SANDBOX_PHASE_PAUSED:
+		return sandbox.PhasePaused
 	default:
 		return sandbox.PhaseRunning // what we do not understand is alive
 	}

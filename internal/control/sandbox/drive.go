@@ -8,7 +8,11 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
+
+	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/keyring"
+	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
 )
@@ -39,6 +43,11 @@ func (r *Runner) driveCreate(ctx context.Context, op Operation) error {
 		if err := r.step(StepCreateStarting, op); err != nil {
 			return err
 		}
+	}
+	if err := r.startable(ctx, x); errs.CodeOf(err) == errs.CodeFailedPrecondition || errors.Is(err, errNotSaved) && !time.Now().Before(op.DeadlineAt) {
+		return r.refuse(ctx, op, x, err)
+	} else if err != nil {
+		return err
 	}
 	launch, err := r.launch(ctx, x)
 	if err != nil {
@@ -72,6 +81,29 @@ func (r *Runner) driveCreate(ctx context.Context, op Operation) error {
 	return r.step(StepCreateRunning, op)
 }
 
+// errNotSaved: what a copy starts from is still being saved.
+var errNotSaved = errors.New("the state to start from is not complete yet")
+
+// startable checks what a sandbox is to be started from. A state about to be
+// removed waits for those who start from it.
+func (r *Runner) startable(ctx context.Context, x Sandbox) error {
+	if x.FromState == nil {
+		return nil
+	}
+	state, err := r.store.State(ctx, *x.FromState)
+	switch {
+	case err != nil:
+		return err
+	case state.Status == StateCreating:
+		return errNotSaved
+	case state.Status == StateFailed:
+		return errs.FailedPrecondition("state_failed", "What it was to be a copy of could not be saved: "+state.Error)
+	case state.Status == StateDeleted:
+		return StateGone(state)
+	}
+	return nil
+}
+
 // again reports whether it is unknown what became of a call, so that it is to
 // be repeated. What the agent says itself has failed has failed.
 func again(err error) bool {
@@ -93,6 +125,16 @@ func (r *Runner) refuse(ctx context.Context, op Operation, x Sandbox, why error)
 		return err
 	}
 	e := errs.As(why)
+	// A fork is all or none: the others go first, so that a death in between is
+	// made up for when this operation is driven again.
+	for _, other := range op.Params.Together {
+		if other == x.ID {
+			continue
+		}
+		if _, err := r.end(ctx, other, x.TeamID, EndForkFailed, e.Message); err != nil && !errs.Is(err, ErrNotFound.Reason) {
+			return err
+		}
+	}
 	r.log.WarnContext(ctx, "create failed", "sandbox_id", x.ID.String(), "host_id", x.Host.ID.String(), "error", why)
 	_, err := r.apply(ctx, Transition{
 		ID: x.ID, From: StatusStarting, To: StatusError, Incarnation: x.Incarnation, EndReason: EndCreateFailed, Error: e.Message,
@@ -113,16 +155,30 @@ func (r *Runner) refuse(ctx context.Context, op Operation, x Sandbox, why error)
 	return nil
 }
 
+// end begins the delete of a living sandbox, for whoever looks next to drive.
+func (r *Runner) end(ctx context.Context, sandbox id.Sandbox, team id.Team, reason, detail string) (Sandbox, error) {
+	x, op, err := r.store.BeginDelete(ctx, Delete{
+		ID: sandbox, Operation: id.NewOperation(), EndReason: reason, Detail: detail, Living: true,
+		Audit: audit.By(principal.System("fork")).SandboxDestroyed(team, sandbox, reason),
+	})
+	if err == nil && !op.ID.IsZero() {
+		r.watch.Publish(x)
+		r.Wake()
+	}
+	return x, err
+}
+
 func (r *Runner) launch(ctx context.Context, x Sandbox) (Launch, error) {
 	tpl, err := r.templates.ByID(ctx, x.TemplateID)
 	if err != nil {
 		return Launch{}, err
 	}
-	env, err := openEnv(r.secret, x)
+	env, err := openEnv(r.secret, x.ID.UUID(), x.EnvSealed)
 	if err != nil {
 		return Launch{}, err
 	}
 	return Launch{
+		State: x.FromState, Deadline: time.Now().Add(time.Duration(x.TimeoutSec) * time.Second),
 		Sandbox: x, Template: tpl, Env: env, AccessToken: AccessToken(r.secret, x.ID),
 		ManifestURL: r.templates.ManifestURL(tpl), MaxProcesses: maxProcesses(x.MemoryMB),
 	}, nil
@@ -147,7 +203,7 @@ func (r *Runner) driveDelete(ctx context.Context, op Operation) error {
 		return InvalidState(x)
 	}
 	t := Transition{
-		ID: x.ID, From: StatusStopping, To: StatusStopped, Incarnation: x.Incarnation, Outcome: OutcomeSucceeded,
+		ID: x.ID, From: StatusStopping, To: StatusStopped, Incarnation: x.Incarnation, Outcome: OutcomeSucceeded, DropStates: true,
 		Event: "stopped", EventData: map[string]any{"reason": x.EndReason},
 	}
 	if time.Now().Before(op.DeadlineAt) {
@@ -182,7 +238,8 @@ func (r *Runner) apply(ctx context.Context, t Transition) (Sandbox, error) {
 
 const sealEnv = "sandbox-env"
 
-func sealedEnv(secret keyring.Secret, sandbox id.Sandbox, env map[string]string) ([]byte, error) {
+// sealedEnv seals an environment for its owner, a sandbox or a saved state.
+func sealedEnv(secret keyring.Secret, owner uuid.UUID, env map[string]string) ([]byte, error) {
 	if len(env) == 0 {
 		return nil, nil
 	}
@@ -190,22 +247,20 @@ func sealedEnv(secret keyring.Secret, sandbox id.Sandbox, env map[string]string)
 	if err != nil {
 		return nil, fmt.Errorf("env: %w", err)
 	}
-	u := sandbox.UUID()
-	return secret.Seal(sealEnv, plain, u[:]), nil
+	return secret.Seal(sealEnv, plain, owner[:]), nil
 }
 
-func openEnv(secret keyring.Secret, x Sandbox) (map[string]string, error) {
-	if len(x.EnvSealed) == 0 {
+func openEnv(secret keyring.Secret, owner uuid.UUID, sealed []byte) (map[string]string, error) {
+	if len(sealed) == 0 {
 		return nil, nil
 	}
-	u := x.ID.UUID()
-	plain, err := secret.Open(sealEnv, x.EnvSealed, u[:])
+	plain, err := secret.Open(sealEnv, sealed, owner[:])
 	if err != nil {
-		return nil, fmt.Errorf("open env of %s: %w", x.ID, err)
+		return nil, fmt.Errorf("open env of %s: %w", owner, err)
 	}
 	var env map[string]string
 	if err := json.Unmarshal(plain, &env); err != nil {
-		return nil, fmt.Errorf("env of %s: %w", x.ID, err)
+		return nil, fmt.Errorf("env of %s: %w", owner, err)
 	}
 	return env, nil
 }

@@ -59,5 +59,8 @@ func (s *Service) Guest(ctx context.Context, by principal.Principal, sandbox id.
 	}, nil
 }
 
-// comes: a sandbox in s will run by itself, or not at all.
-func comes(s Status) bool { return s == StatusPending || s == StatusStarting || s == StatusResuming }
+// comes: a sandbox in s will run by itself, or not at all. One that is being
+// paused runs on when that fails.
+func comes(s Status) bool {
+	return s == StatusPending || s == StatusStarting || s == StatusResuming || s == StatusPausing
+}

@@ -3,10 +3,13 @@ package sandbox
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
+	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/host"
+	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
 )
@@ -20,6 +23,8 @@ const (
 	PhaseRunning    Phase = "running"
 	PhaseDestroying Phase = "destroying"
 	PhaseExited     Phase = "exited"
+	PhasePausing    Phase = "pausing" // it runs until that is done
+	PhasePaused     Phase = "paused"
 )
 
 // Instance is something that really exists on a host.
@@ -28,6 +33,10 @@ type Instance struct {
 	Incarnation int64
 	Phase       Phase
 	EndReason   string // of an exited one
+	// State is its newest complete state there; of a paused one always set.
+	State id.Snapshot
+	// PausedReason is why the agent paused it by itself; empty when told to.
+	PausedReason string
 	// Unknown to the agent's own journal.
 	Unknown bool
 }
@@ -36,6 +45,8 @@ type Instance struct {
 type Inventory struct {
 	Generation int64
 	Instances  []Instance
+	// States are all complete ones, of paused sandboxes too.
+	States []Held
 }
 
 // Reports that mean something here; all others are stored as events only.
@@ -74,12 +85,13 @@ const orphanGrace = time.Minute
 // the host monitor, one call a host at a time, and remembers between calls what
 // it saw only once: no verdict rests on one look.
 type Reconciler struct {
-	store  Store
-	agents Agents
-	watch  *Watch
-	log    *slog.Logger
-	grace  time.Duration
-	now    func() time.Time
+	service *Service
+	store   Store
+	agents  Agents
+	watch   *Watch
+	log     *slog.Logger
+	grace   time.Duration
+	now     func() time.Time
 
 	mu    sync.Mutex
 	hosts map[id.Host]*suspicions
@@ -101,11 +113,14 @@ type Key struct {
 }
 
 // NewReconciler makes a reconciler. A zero grace is the default of one minute.
-func NewReconciler(store Store, agents Agents, watch *Watch, grace time.Duration, log *slog.Logger) *Reconciler {
+func NewReconciler(service *Service, grace time.Duration, log *slog.Logger) *Reconciler {
 	if grace == 0 {
 		grace = orphanGrace
 	}
-	return &Reconciler{store: store, agents: agents, watch: watch, log: log, grace: grace, now: time.Now, hosts: map[id.Host]*suspicions{}}
+	return &Reconciler{
+		service: service, store: service.store, agents: service.agents, watch: service.watch, log: log, grace: grace, now: time.Now,
+		hosts: map[id.Host]*suspicions{},
+	}
 }
 
 // ReconcileHost is one pass over one host; passes over the same host follow one
@@ -140,10 +155,17 @@ func (r *Reconciler) ReconcileHost(ctx context.Context, h host.Ref) error {
 	for _, x := range after {
 		rows[x.ID] = x
 	}
-	if err := r.judgeRows(ctx, h, s, unchanged(before, rows, h.ID), inv); err != nil {
+	still := unchanged(before, rows, h.ID)
+	if err := r.judgeRows(ctx, h, s, still, inv); err != nil {
 		return err
 	}
-	return r.judgeInstances(ctx, h, s, rows, inv)
+	if err := r.judgeInstances(ctx, h, s, rows, inv); err != nil {
+		return err
+	}
+	if err := r.judgeStates(ctx, h, inv); err != nil {
+		return err
+	}
+	return r.tellDeadlines(ctx, h)
 }
 
 func (r *Reconciler) suspicions(h id.Host) *suspicions {
@@ -161,44 +183,47 @@ func (s *suspicions) clear(generation int64) {
 	s.generation, s.absent, s.orphans = generation, nil, nil
 }
 
-// unchanged are the running rows of the host that nothing touched while the
-// inventory was taken.
+// unchanged are the rows of the host that no operation moves and nothing touched
+// while the inventory was taken.
 func unchanged(before []Sandbox, after map[id.Sandbox]Sandbox, h id.Host) []Sandbox {
 	var out []Sandbox
 	for _, b := range before {
 		a, ok := after[b.ID]
-		if ok && a.Host.ID == h && a.Status == StatusRunning && b.Status == StatusRunning && a.Incarnation == b.Incarnation && a.UpdatedAt.Equal(b.UpdatedAt) {
+		if ok && a.Host.ID == h && a.Status == b.Status && rests(a.Status) && a.Incarnation == b.Incarnation && a.UpdatedAt.Equal(b.UpdatedAt) {
 			out = append(out, a)
 		}
 	}
 	return out
 }
 
-// judgeRows ends rows whose sandbox is proven gone: at once when the agent says
-// that it exited, after a second look when it is merely not there.
+// rests: no operation moves a sandbox in s.
+func rests(s Status) bool { return s == StatusRunning || s == StatusPaused || s == StatusMissing }
+
+// judgeRows makes rows say what their host holds.
 func (r *Reconciler) judgeRows(ctx context.Context, h host.Ref, s *suspicions, rows []Sandbox, inv Inventory) error {
-	instances := make(map[Key]Instance, len(inv.Instances))
+	instances := make(map[id.Sandbox]Instance, len(inv.Instances))
 	for _, in := range inv.Instances {
-		instances[Key{in.Sandbox, in.Incarnation}] = in
+		if known, ok := instances[in.Sandbox]; !ok || known.Incarnation < in.Incarnation {
+			instances[in.Sandbox] = in
+		}
+	}
+	held := make(map[id.Snapshot]Held, len(inv.States))
+	for _, st := range inv.States {
+		held[st.ID] = st
 	}
 	absent := map[Key]bool{}
 	for _, x := range rows {
-		key := Key{x.ID, x.Incarnation}
-		in, there := instances[key]
-		reason := ""
-		switch {
-		case there && in.Phase == PhaseExited:
-			reason = endReason(in.EndReason)
-		case there:
-		case s.absent[key]:
-			reason = EndLost
-		default:
-			absent[key] = true
+		in, there := instances[x.ID]
+		var err error
+		switch x.Status {
+		case StatusRunning:
+			err = r.judgeRunning(ctx, h, s, x, in, there, held, absent)
+		case StatusPaused:
+			err = r.judgePaused(ctx, h, s, x, in, there, held, absent)
+		case StatusMissing:
+			err = r.judgeMissing(ctx, h, x, in, there, held)
 		}
-		if reason == "" {
-			continue
-		}
-		if err := r.stop(ctx, h, x, reason); err != nil {
+		if err != nil && !errs.Is(err, "invalid_state") {
 			return err
 		}
 	}
@@ -206,14 +231,145 @@ func (r *Reconciler) judgeRows(ctx context.Context, h host.Ref, s *suspicions, r
 	return nil
 }
 
-func (r *Reconciler) stop(ctx context.Context, h host.Ref, x Sandbox, reason string) error {
-	stopped, err := r.store.Apply(ctx, Transition{
-		ID: x.ID, From: StatusRunning, To: StatusStopped, Incarnation: x.Incarnation, EndReason: reason,
-		Event: "stopped", EventData: map[string]any{"reason": reason, "seen_by": "inventory"},
+// judgeRunning ends a row whose sandbox is proven gone: at once when the agent
+// says that it exited, after a second look when it is merely not there.
+func (r *Reconciler) judgeRunning(ctx context.Context, h host.Ref, s *suspicions, x Sandbox, in Instance, there bool, held map[id.Snapshot]Held, absent map[Key]bool) error {
+	key := Key{x.ID, x.Incarnation}
+	switch {
+	case there && in.Incarnation == x.Incarnation && in.Phase == PhaseExited:
+		return r.stop(ctx, h, x, endReason(in.EndReason))
+	case there && in.Incarnation == x.Incarnation && in.Phase == PhasePaused:
+		return r.adopt(ctx, x, in, held)
+	case there && in.Incarnation >= x.Incarnation:
+		return nil
+	case s.absent[key]:
+		return r.stop(ctx, h, x, EndLost)
+	}
+	absent[key] = true
+	return nil
+}
+
+// judgePaused: what its host paused by itself goes on when the database's
+// deadline has not passed; what runs although it is paused here was started by
+// an operation whose answer was lost.
+func (r *Reconciler) judgePaused(ctx context.Context, h host.Ref, s *suspicions, x Sandbox, in Instance, there bool, held map[id.Snapshot]Held, absent map[Key]bool) error {
+	key := Key{x.ID, x.Incarnation}
+	has := false
+	if x.StateID != nil {
+		_, has = held[*x.StateID]
+	}
+	switch {
+	case there && in.Phase == PhaseRunning && in.Incarnation == x.Incarnation:
+		if err := r.miss(ctx, x, "it runs there"); err != nil {
+			return err
+		}
+		return r.found(ctx, x)
+	case x.DeadlineAt != nil && x.DeadlineAt.After(r.now()) && has:
+		return r.goOn(ctx, x)
+	case there || has:
+		return nil
+	case s.absent[key]:
+		r.log.ErrorContext(ctx, "a paused sandbox is not on its host any more", "sandbox_id", x.ID.String(), "host_id", h.ID.String())
+		return r.miss(ctx, x, "its saved state is not there")
+	}
+	absent[key] = true
+	return nil
+}
+
+// judgeMissing takes back what its host shows again.
+func (r *Reconciler) judgeMissing(ctx context.Context, h host.Ref, x Sandbox, in Instance, there bool, held map[id.Snapshot]Held) error {
+	switch {
+	case there && in.Phase == PhasePaused && in.Incarnation <= x.Incarnation:
+		return r.adopt(ctx, x, in, held)
+	case !there || in.Incarnation != x.Incarnation:
+		return nil // it stays missing until its time is over
+	case in.Phase == PhaseRunning:
+		return r.found(ctx, x)
+	case in.Phase == PhaseExited:
+		return r.stop(ctx, h, x, endReason(in.EndReason))
+	}
+	return nil
+}
+
+func (r *Reconciler) miss(ctx context.Context, x Sandbox, why string) error {
+	return r.move(ctx, Transition{
+		ID: x.ID, From: x.Status, To: StatusMissing, Incarnation: x.Incarnation, Event: "missing", EventData: map[string]any{"reason": why},
 	})
-	if errs.Is(err, "invalid_state") {
+}
+
+func (r *Reconciler) found(ctx context.Context, x Sandbox) error {
+	return r.move(ctx, Transition{
+		ID: x.ID, From: StatusMissing, To: StatusRunning, Incarnation: x.Incarnation, Message: "The host let it run on.",
+		Event: "running", EventData: map[string]any{"seen_by": "inventory"},
+	})
+}
+
+func (r *Reconciler) move(ctx context.Context, t Transition) error {
+	x, err := r.store.Apply(ctx, t)
+	if err == nil {
+		r.watch.Publish(x)
+	}
+	return err
+}
+
+// adopt makes a row paused whose sandbox its host holds paused.
+func (r *Reconciler) adopt(ctx context.Context, x Sandbox, in Instance, held map[id.Snapshot]Held) error {
+	state, ok := held[in.State]
+	if !ok || state.Sandbox != x.ID {
+		return nil // not seen whole; the next inventory has it
+	}
+	env, err := openEnv(r.service.secret, x.ID.UUID(), x.EnvSealed)
+	if err != nil {
+		return err
+	}
+	sealed, err := sealedEnv(r.service.secret, state.ID.UUID(), env)
+	if err != nil {
+		return err
+	}
+	a := Adopt{Row: x, Held: state, Reason: in.PausedReason, EnvSealed: sealed, KeepDeadline: in.PausedReason != ""}
+	if a.Reason == "" {
+		a.Reason = PausedRequested
+	} else {
+		entry := audit.By(principal.System("host")).SandboxAutoPaused(x.TeamID, x.ID, a.Reason)
+		a.Audit = &entry
+	}
+	paused, err := r.store.Adopt(ctx, a)
+	if err != nil {
+		return err
+	}
+	r.log.InfoContext(ctx, "a host paused a sandbox without being heard", "sandbox_id", x.ID.String(), "reason", a.Reason)
+	r.watch.Publish(paused)
+	r.agents.Forget(x.Host, x.ID, x.Incarnation)
+	if paused.DeadlineAt != nil && paused.DeadlineAt.After(r.now()) {
+		// What was just written lacks the host.
+		if x, err = r.store.Get(ctx, x.ID); err != nil {
+			return err
+		}
+		return r.goOn(ctx, x)
+	}
+	return nil
+}
+
+// goOn resumes what its host paused wrongly. Without room it stays paused, and
+// the next pass tries again.
+func (r *Reconciler) goOn(ctx context.Context, x Sandbox) error {
+	if !x.Host.Online {
 		return nil
 	}
+	b, err := r.service.resuming(ctx, x, principal.System("reconcile"), false)
+	if err != nil {
+		return err
+	}
+	b.Params.TimeoutSec, b.Params.Reason = max(int64(x.DeadlineAt.Sub(r.now()).Seconds()), 1), x.PausedReason
+	if _, _, _, err = r.service.open(ctx, b); errs.CodeOf(err) == errs.CodeUnavailable || errs.CodeOf(err) == errs.CodeFailedPrecondition {
+		r.log.WarnContext(ctx, "cannot resume what its host paused by itself", "sandbox_id", x.ID.String(), "error", err)
+		return nil
+	}
+	return err
+}
+
+func (r *Reconciler) stop(ctx context.Context, h host.Ref, x Sandbox, reason string) error {
+	stopped, err := r.store.Died(ctx, x.ID, x.Incarnation, reason, map[string]any{"seen_by": "inventory"})
 	if err != nil {
 		return err
 	}
@@ -238,6 +394,9 @@ func (r *Reconciler) judgeInstances(ctx context.Context, h host.Ref, s *suspicio
 		if x.Status.Live() {
 			continue // its operation or its next transition decides
 		}
+		if in.Phase == PhasePaused && x.StateID != nil && x.StateStatus == StateReady {
+			continue // what is left to recover from
+		}
 		key := Key{in.Sandbox, in.Incarnation}
 		since, again := s.orphans[key]
 		if !again {
@@ -254,6 +413,42 @@ func (r *Reconciler) judgeInstances(ctx context.Context, h host.Ref, s *suspicio
 		}
 	}
 	s.orphans = orphans
+	return nil
+}
+
+// judgeStates has what was removed and is there all the same removed again. What
+// the database never knew is left alone.
+func (r *Reconciler) judgeStates(ctx context.Context, h host.Ref, inv Inventory) error {
+	if len(inv.States) == 0 {
+		return nil
+	}
+	ids := make([]id.Snapshot, len(inv.States))
+	for i, st := range inv.States {
+		ids[i] = st.ID
+	}
+	return r.store.Redrop(ctx, h.ID, ids)
+}
+
+// deadlineBatch bounds one message to a host.
+const deadlineBatch = 1000
+
+// tellDeadlines repeats until when sandboxes may run, as the rows say now.
+func (r *Reconciler) tellDeadlines(ctx context.Context, h host.Ref) error {
+	rows, err := r.store.OnHost(ctx, h.ID, nil)
+	if err != nil {
+		return err
+	}
+	var due []Deadline
+	for _, x := range rows {
+		if x.DeadlineAt != nil && lasts(x.Status) {
+			due = append(due, Deadline{Key: Key{x.ID, x.Incarnation}, At: *x.DeadlineAt})
+		}
+	}
+	for batch := range slices.Chunk(due, deadlineBatch) {
+		if err := r.agents.SetDeadlines(ctx, h, batch); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

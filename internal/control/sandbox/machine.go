@@ -92,7 +92,8 @@ func Machine() []State {
 		},
 		{
 			Status: StatusRunning, Live: true, HoldsCompute: true, HoldsDisk: true,
-			To:      []Status{StatusPausing, StatusSnapshotting, StatusStopping, StatusStopped, StatusMissing},
+			// paused: its host paused it without contact.
+			To:      []Status{StatusPausing, StatusPaused, StatusSnapshotting, StatusStopping, StatusStopped, StatusMissing},
 			Actions: []Action{ActionExec, ActionFiles, ActionPause, ActionSnapshot, ActionFork, ActionDelete},
 			Exit:    Exit{To: StatusStopping, After: MaxTimeout, How: "timeout_sec runs out; on_timeout says pause or kill"},
 		},
@@ -100,7 +101,7 @@ func Machine() []State {
 			Status: StatusPausing, Live: true, HoldsCompute: true, HoldsDisk: true,
 			To:      []Status{StatusPaused, StatusRunning, StatusStopping, StatusStopped, StatusMissing},
 			Actions: []Action{ActionDelete},
-			Exit:    Exit{To: StatusRunning, After: TransitionLimit, How: "the pause operation reaches its deadline"},
+			Exit:    Exit{To: StatusMissing, After: TransitionLimit, How: "the pause operation reaches its deadline, and its host decides what became of it"},
 		},
 		{
 			Status: StatusPaused, Live: true, HoldsDisk: true,
@@ -112,13 +113,13 @@ func Machine() []State {
 			Status: StatusResuming, Live: true, HoldsCompute: true, HoldsDisk: true,
 			To:      []Status{StatusRunning, StatusPaused, StatusStopping, StatusStopped, StatusMissing},
 			Actions: []Action{ActionExec, ActionFiles, ActionDelete},
-			Exit:    Exit{To: StatusPaused, After: TransitionLimit, How: "the resume operation reaches its deadline"},
+			Exit:    Exit{To: StatusMissing, After: TransitionLimit, How: "the resume operation reaches its deadline, and its host decides what became of it"},
 		},
 		{
 			Status: StatusSnapshotting, Live: true, HoldsCompute: true, HoldsDisk: true,
 			To:      []Status{StatusRunning, StatusStopping, StatusStopped, StatusMissing},
 			Actions: []Action{ActionExec, ActionFiles, ActionDelete},
-			Exit:    Exit{To: StatusRunning, After: TransitionLimit, How: "the snapshot operation reaches its deadline"},
+			Exit:    Exit{To: StatusMissing, After: TransitionLimit, How: "the snapshot operation reaches its deadline, and its host decides what became of it"},
 		},
 		{
 			Status: StatusStopping, Live: true, HoldsCompute: true, HoldsDisk: true,
@@ -130,7 +131,7 @@ func Machine() []State {
 			Status: StatusMissing, Live: true, HoldsCompute: true, HoldsDisk: true,
 			To:      []Status{StatusRunning, StatusPaused, StatusStopping, StatusStopped},
 			Actions: []Action{ActionDelete},
-			Exit:    Exit{To: StatusStopped, After: MissingLimit, How: "its host stays away"},
+			Exit:    Exit{To: StatusStopped, After: MissingLimit, How: "its host stays away, or does not know it"},
 		},
 		{
 			Status: StatusError, To: []Status{StatusStopped}, Actions: []Action{ActionDelete},
@@ -185,15 +186,24 @@ func (s Status) Live() bool {
 	return ok && st.Live
 }
 
-// Offered are the actions of s that this release can carry out.
+// Offered are the actions a caller may ask for in s.
 func (s Status) Offered() []Action {
-	built := []Action{ActionExec, ActionFiles, ActionDelete}
 	st, _ := s.State()
-	out := make([]Action, 0, len(st.Actions))
-	for _, a := range st.Actions {
-		if slices.Contains(built, a) {
-			out = append(out, a)
-		}
+	return st.Actions
+}
+
+// Transient reports whether an operation is under way that leads out of s by
+// itself, so that a request may wait for it.
+func (s Status) Transient() bool {
+	switch s {
+	case StatusPending, StatusStarting, StatusPausing, StatusResuming, StatusSnapshotting:
+		return true
 	}
-	return out
+	return false
+}
+
+// WithInstance are the statuses in which an instance may exist on the host whose
+// end by itself is the sandbox's.
+func WithInstance() []Status {
+	return []Status{StatusRunning, StatusPausing, StatusSnapshotting, StatusResuming, StatusMissing}
 }

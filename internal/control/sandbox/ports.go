@@ -25,6 +25,21 @@ type Transition struct {
 	EngineVersion string // set when not empty
 	EndReason     string
 	Error         string
+	PausedReason  string
+	// Timeout is how far away the deadline is from now on; zero leaves it, but a
+	// sandbox that runs for the first time has its own.
+	Timeout time.Duration
+	// Retry is how long the sweep leaves it alone after a pause that failed.
+	Retry time.Duration
+	// DropStates: with its end its own saved states go.
+	DropStates bool
+
+	// Making is the state that the operation was saving. Saved completes it;
+	// without, it has failed for the reason in Message. Newest makes it what the
+	// sandbox lives from, in place of the one before.
+	Making id.Snapshot
+	Saved  *Saved
+	Newest bool
 
 	// Outcome closes the open operation; empty leaves it.
 	Outcome Outcome
@@ -54,10 +69,96 @@ type Delete struct {
 	Operation id.Operation
 	Deadline  time.Duration
 	EndReason string
+	// Detail is for people, in the event.
+	Detail string
 	// Expired: only while its deadline has passed and on_timeout is kill.
 	Expired bool
-	Lease   Lease
-	Audit   audit.Entry
+	// Paused: only while it is paused.
+	Paused bool
+	// Living: one that has ended already is left as it is.
+	Living bool
+	Lease  Lease
+	Audit  audit.Entry
+}
+
+// Begin is the request to open an operation on a sandbox that is in a certain
+// status.
+type Begin struct {
+	ID id.Sandbox
+	// Team is whose sandbox it must be; nil is anyone's.
+	Team *id.Team
+	From Status
+	To   Status
+	// NewIncarnation: it starts on a host anew.
+	NewIncarnation bool
+	Operation      id.Operation
+	Kind           OperationKind
+	Params         Params
+	// Due is what must still hold under the row's lock; else nothing is begun.
+	Due     Due
+	IdleRef time.Time // of DueIdle: the check that was leased
+	Making  *NewSnapshot
+	// Place decides whether the sandbox's own host can take it back; nil when it
+	// holds its place already.
+	Place     Placer
+	Lease     Lease
+	Event     string
+	EventData map[string]any
+	Audit     *audit.Entry
+}
+
+// Due is why the sweep begins something.
+type Due int
+
+// The reasons.
+const (
+	DueAlways Due = iota
+	DueDeadline
+	DueIdle
+	DueCheckpoint
+)
+
+// Fork is the request for copies of a sandbox.
+type Fork struct {
+	// Begin saves the parent's state; of a paused parent, whose state is there
+	// already, only ID, Team, From, Event and EventData count.
+	Begin Begin
+	// Children lack only their host.
+	Children []NewSandbox
+	Place    Placer
+	Audit    func(h id.Host) []audit.Entry
+}
+
+// Adopt is a pause that a host made, or finished, without being heard.
+type Adopt struct {
+	Row       Sandbox
+	Held      Held
+	Reason    string
+	EnvSealed []byte
+	// KeepDeadline: the database's deadline decides what comes next.
+	KeepDeadline bool
+	Audit        *audit.Entry // absent when the host was told to
+}
+
+// Expired is a sandbox whose deadline has passed.
+type Expired struct {
+	ID        id.Sandbox
+	OnTimeout OnTimeout
+}
+
+// Dropping is a state to be removed from its host.
+type Dropping struct {
+	ID   id.Snapshot
+	Host host.Ref
+}
+
+// Finished is how an operation ended; Status is empty while it is open.
+type Finished struct {
+	ID      id.Operation
+	Kind    OperationKind
+	Outcome Outcome
+	Reason  string
+	Message string
 }
 
 // Lease says who drives an operation and for how long. The zero Lease leaves
@@ -76,6 +177,27 @@ type Store interface {
 	// ids, asks place, and writes sandbox, operation, audit entry, event and the
 	// caller's idempotency row, or nothing.
 	CreatePending(ctx context.Context, n NewSandbox, lease Lease, place Placer, entry func(id.Host) audit.Entry) (Sandbox, error)
+	// Begin opens an operation. begun is false when it is no longer due. A sandbox
+	// elsewhere is invalid_state.
+	Begin(ctx context.Context, b Begin) (x Sandbox, op Operation, begun bool, err error)
+	// BeginSnapshot is Begin for a named one, with the caller's idempotency row.
+	BeginSnapshot(ctx context.Context, b Begin) (SnapshotReceipt, Sandbox, Operation, error)
+	// Fork writes all children pending or none, and opens the parent's operation
+	// when it has to be saved first.
+	Fork(ctx context.Context, f Fork) (ForkReceipt, Sandbox, error)
+	// Adopt makes a sandbox paused that its host holds paused.
+	Adopt(ctx context.Context, a Adopt) (Sandbox, error)
+	// Died ends a sandbox whose instance is gone, in whatever status it had one.
+	Died(ctx context.Context, sandbox id.Sandbox, incarnation int64, reason string, data map[string]any) (Sandbox, error)
+	// SetDeadline moves the deadline of a running sandbox; false when it is not
+	// running.
+	SetDeadline(ctx context.Context, team id.Team, sandbox id.Sandbox, in time.Duration) (bool, error)
+	// Ping counts as activity of a running sandbox; false when it is not running.
+	Ping(ctx context.Context, team id.Team, sandbox id.Sandbox) (bool, error)
+	// Finished tells how an operation stands; OpenOperation which one is open, the
+	// zero id for none.
+	Finished(ctx context.Context, op id.Operation) (Finished, error)
+	OpenOperation(ctx context.Context, sandbox id.Sandbox) (id.Operation, error)
 	// Apply makes one transition. A sandbox that is elsewhere by now is
 	// invalid_state with the actual status; one that is gone is ErrNotFound.
 	Apply(ctx context.Context, t Transition) (Sandbox, error)
@@ -101,8 +223,17 @@ type Store interface {
 	Renew(ctx context.Context, lease Lease, held []id.Operation) ([]id.Operation, error)
 	// Yield gives a lease back; nobody takes the operation before the pause.
 	Yield(ctx context.Context, lease Lease, op id.Operation, pause time.Duration) error
-	// Expired are running sandboxes past their deadline that are to be killed.
-	Expired(ctx context.Context, limit int) ([]id.Sandbox, error)
+	// Expired are sandboxes past their deadline, the longest first.
+	Expired(ctx context.Context, limit int) ([]Expired, error)
+	// TakeIdle leases sandboxes that may have been idle for long enough; nobody
+	// else gets them before the lease ends. PostponeIdle sets the next check,
+	// unless it was set meanwhile.
+	TakeIdle(ctx context.Context, lease time.Duration, limit int) ([]Sandbox, error)
+	PostponeIdle(ctx context.Context, sandbox id.Sandbox, leased time.Time, in time.Duration) error
+	// CheckpointsDue, PausedTooLong and MissingTooLong are what the sweep acts on.
+	CheckpointsDue(ctx context.Context, limit int) ([]id.Sandbox, error)
+	PausedTooLong(ctx context.Context, limit int) ([]id.Sandbox, error)
+	MissingTooLong(ctx context.Context, limit int) ([]Key, error)
 	// Prune removes up to limit rows that ended before the retention.
 	Prune(ctx context.Context, retention time.Duration, limit int) (int, error)
 
@@ -114,6 +245,28 @@ type Store interface {
 	OnHost(ctx context.Context, h id.Host, named []id.Sandbox) ([]Sandbox, error)
 	// Note adds an event by itself.
 	Note(ctx context.Context, sandbox id.Sandbox, kind string, data map[string]any) error
+
+	// State reads a saved state of any team, NamedState one of a team by name.
+	State(ctx context.Context, state id.Snapshot) (Snapshot, error)
+	NamedState(ctx context.Context, team id.Team, name string) (Snapshot, error)
+	ListStates(ctx context.Context, f StateFilter, p page.Request) (page.Page[Snapshot], error)
+	// DeleteState marks one for removal. What a living sandbox has nothing else
+	// than is refused.
+	DeleteState(ctx context.Context, team id.Team, state id.Snapshot, entry audit.Entry) error
+	// DropForks marks the states of forks whose copies have all begun. TakeDropping
+	// leases states that hosts in reach are to remove, Dropped says that one has,
+	// and Redrop that a host still has some that were.
+	DropForks(ctx context.Context) error
+	TakeDropping(ctx context.Context, lease time.Duration, limit int) ([]Dropping, error)
+	Dropped(ctx context.Context, state id.Snapshot) error
+	Redrop(ctx context.Context, h id.Host, states []id.Snapshot) error
+
+	// InsertSamples keeps figures of the host's own sandboxes; repeats change
+	// nothing. Samples are the newest up to limit, oldest first.
+	InsertSamples(ctx context.Context, from id.Host, samples []Sample) error
+	Samples(ctx context.Context, sandbox id.Sandbox, since time.Time, limit int) ([]Figures, error)
+	PruneSamples(ctx context.Context, limit int) (int, error)
+	PruneStates(ctx context.Context, retention time.Duration, limit int) (int, error)
 }
 
 // Launch is everything an agent needs to start a sandbox.
@@ -125,6 +278,28 @@ type Launch struct {
 	ManifestURL string
 	// MaxProcesses is what the guest may have.
 	MaxProcesses int
+	// State is what it starts from instead of the template's image.
+	State *id.Snapshot
+	// DiskOnly boots from the state's disk, whatever memory was saved with it.
+	DiskOnly bool
+	// Deadline is when the host is to pause it if nobody can be heard by then.
+	Deadline time.Time
+}
+
+// Pause is what an agent is told when it is to pause.
+type Pause struct {
+	Sandbox     id.Sandbox
+	Incarnation int64
+	State       id.Snapshot
+	Memory      bool
+	IfIdleFor   time.Duration // zero: in any case
+	Reason      string
+}
+
+// Deadline is until when an incarnation may run.
+type Deadline struct {
+	Key
+	At time.Time
 }
 
 // Launched is what an agent says of a sandbox it started.
@@ -135,6 +310,17 @@ type Launched struct{ EngineVersion string }
 type Agents interface {
 	CreateSandbox(ctx context.Context, h host.Ref, l Launch) (Launched, error)
 	DestroySandbox(ctx context.Context, h host.Ref, sandbox id.Sandbox, incarnation int64, reason string) error
+	// PauseSandbox returns when the state is complete and the instance gone; after
+	// any error of the agent's own the sandbox runs as before. not_idle is its
+	// refusal of IfIdleFor.
+	PauseSandbox(ctx context.Context, h host.Ref, p Pause) (Saved, error)
+	// CheckpointSandbox saves and lets it run.
+	CheckpointSandbox(ctx context.Context, h host.Ref, p Pause) (Saved, error)
+	// DeleteState succeeds on nothing.
+	DeleteState(ctx context.Context, h host.Ref, state id.Snapshot) error
+	SetDeadlines(ctx context.Context, h host.Ref, deadlines []Deadline) error
+	Stats(ctx context.Context, h host.Ref, sandbox id.Sandbox, incarnation int64) (Stats, error)
+	Logs(ctx context.Context, h host.Ref, sandbox id.Sandbox, incarnation int64) (Logs, error)
 	Inventory(ctx context.Context, h host.Ref) (Inventory, error)
 	// Forget closes idle connections to a sandbox that has ended.
 	Forget(h host.Ref, sandbox id.Sandbox, incarnation int64)

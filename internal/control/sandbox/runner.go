@@ -29,6 +29,27 @@ const (
 	StepDeleteAccepted  Step = "delete_accepted"
 	StepDeleteDestroyed Step = "delete_destroyed"
 	StepDeleteStopped   Step = "delete_stopped"
+
+	StepPauseAccepted      Step = "pause_accepted"
+	StepPauseSaved         Step = "pause_saved"
+	StepPausePaused        Step = "pause_paused"
+	StepSnapshotAccepted   Step = "snapshot_accepted"
+	StepSnapshotSaved      Step = "snapshot_saved"
+	StepSnapshotDone       Step = "snapshot_done"
+	StepForkAccepted       Step = "fork_accepted"
+	StepForkSaved          Step = "fork_saved"
+	StepForkDone           Step = "fork_done"
+	StepCheckpointAccepted Step = "checkpoint_accepted"
+	StepCheckpointSaved    Step = "checkpoint_saved"
+	StepCheckpointDone     Step = "checkpoint_done"
+	StepSaveRefused        Step = "save_refused"
+	StepSaveFailed         Step = "save_failed"
+	StepLost               Step = "lost"
+	StepResumeAccepted     Step = "resume_accepted"
+	StepResumeLaunched     Step = "resume_launched"
+	StepResumeRunning      Step = "resume_running"
+	StepResumeRefused      Step = "resume_refused"
+	StepResumeFailed       Step = "resume_failed"
 )
 
 // Steps are all of them.
@@ -36,6 +57,10 @@ func Steps() []Step {
 	return []Step{
 		StepCreateAccepted, StepCreateStarting, StepCreateLaunched, StepCreateRunning, StepCreateRefused, StepCreateFailed,
 		StepDeleteAccepted, StepDeleteDestroyed, StepDeleteStopped,
+		StepPauseAccepted, StepPauseSaved, StepPausePaused, StepSnapshotAccepted, StepSnapshotSaved, StepSnapshotDone,
+		StepForkAccepted, StepForkSaved, StepForkDone, StepCheckpointAccepted, StepCheckpointSaved, StepCheckpointDone,
+		StepSaveRefused, StepSaveFailed, StepLost,
+		StepResumeAccepted, StepResumeLaunched, StepResumeRunning, StepResumeRefused, StepResumeFailed,
 	}
 }
 
@@ -280,6 +305,10 @@ func (r *Runner) letGo(op id.Operation) {
 	}
 }
 
+// notSavedPause is when a copy looks again whether it can start; it is told when
+// it can.
+const notSavedPause = 5 * time.Second
+
 // crowdedPause is when an operation asks again for its turn at a host.
 const crowdedPause = 250 * time.Millisecond
 
@@ -322,6 +351,10 @@ func (r *Runner) drive(ctx context.Context, op Operation) {
 		err = r.driveCreate(ctx, op)
 	case KindDelete:
 		err = r.driveDelete(ctx, op)
+	case KindPause, KindSnapshot, KindFork, KindCheckpoint:
+		err = r.driveSave(ctx, op)
+	case KindResume:
+		err = r.driveResume(ctx, op)
 	default:
 		err = errs.FailedPrecondition("unknown_operation", "This release cannot drive this operation; a newer one opened it.")
 	}
@@ -339,6 +372,8 @@ func (r *Runner) drive(ctx context.Context, op Operation) {
 		pause = 0 // we leave; another server goes on at once
 	case errors.Is(err, errCrowded):
 		pause = crowdedPause
+	case errors.Is(err, errNotSaved):
+		pause = notSavedPause
 	default:
 		log.WarnContext(ctx, "operation will be tried again", "error", err, "attempts", op.Attempts, "pause", pause)
 	}

@@ -28,7 +28,9 @@ const (
 	EndDeleted      = "deleted"
 	EndTimeout      = "timeout"
 	EndCreateFailed = "create_failed"
+	EndForkFailed   = "fork_failed" // another copy of the same fork could not be started
 	EndLost         = "lost"
+	EndPausedLong   = "paused_too_long"
 )
 
 // Sandbox is one row.
@@ -55,25 +57,57 @@ type Sandbox struct {
 	OnTimeout      OnTimeout
 	IdleTimeoutSec *int64
 	DeadlineAt     *time.Time
-	EndReason      string
-	Error          string
-	CreatedByType  string
-	CreatedByID    string
-	CreatedByName  string
-	CreatedAt      time.Time
-	StartedAt      *time.Time
-	EndedAt        *time.Time
-	UpdatedAt      time.Time
+	// IdleCheckAt: before then it cannot have been idle for long enough.
+	IdleCheckAt           *time.Time
+	CheckpointIntervalSec *int64
+	// FromState is what it was or is being started from, where that was a saved
+	// state.
+	FromState *id.Snapshot
+	// StateID is its newest complete saved state.
+	StateID       *id.Snapshot
+	StateAt       *time.Time
+	StateBytes    int64
+	StateStatus   StateStatus
+	PausedAt      *time.Time
+	PausedReason  string
+	EndReason     string
+	Error         string
+	CreatedByType string
+	CreatedByID   string
+	CreatedByName string
+	CreatedAt     time.Time
+	StartedAt     *time.Time
+	EndedAt       *time.Time
+	UpdatedAt     time.Time
 }
 
 // OperationKind is what an operation does.
 type OperationKind string
 
-// The kinds this release drives.
+// The kinds.
 const (
-	KindCreate OperationKind = "create"
-	KindDelete OperationKind = "delete"
+	KindCreate     OperationKind = "create"
+	KindDelete     OperationKind = "delete"
+	KindPause      OperationKind = "pause"
+	KindResume     OperationKind = "resume"
+	KindSnapshot   OperationKind = "snapshot"
+	KindFork       OperationKind = "fork"
+	KindCheckpoint OperationKind = "checkpoint"
 )
+
+// Params are what an operation works on; the row keeps them as JSON.
+type Params struct {
+	// State is what is being saved, or started from.
+	State  id.Snapshot `json:"snapshot_id,omitzero"`
+	Memory bool        `json:"memory,omitempty"`
+	// IfIdleSec: the host refuses unless nothing has gone on for so long.
+	IfIdleSec int64  `json:"if_idle_sec,omitempty"`
+	Reason    string `json:"reason,omitempty"`
+	// TimeoutSec is how far away the deadline will be.
+	TimeoutSec int64 `json:"timeout_sec,omitempty"`
+	// Together are the copies of one fork, this one included: all or none.
+	Together []id.Sandbox `json:"together,omitempty"`
+}
 
 // Operation is a journaled step of a sandbox's life. At most one is open per
 // sandbox, and whoever holds its lease drives it.
@@ -82,6 +116,7 @@ type Operation struct {
 	SandboxID   id.Sandbox
 	TeamID      id.Team
 	Kind        OperationKind
+	Params      Params
 	Incarnation int64
 	Attempts    int64
 	DeadlineAt  time.Time
@@ -98,17 +133,21 @@ type Event struct {
 
 // CreateRequest is what a caller asks for; absent values take the template's.
 type CreateRequest struct {
+	// Template or Snapshot, never both.
 	Template       string
+	Snapshot       string
 	VCPUs          *float64
 	MemoryMB       *int64
 	DiskMB         *int64
 	TimeoutSec     *int64
 	OnTimeout      OnTimeout
 	IdleTimeoutSec *int64
-	Metadata       map[string]string
-	Env            map[string]string
-	Engine         string
-	Internet       *bool
+	// CheckpointIntervalSec has its state saved so often while it runs.
+	CheckpointIntervalSec *int64
+	Metadata              map[string]string
+	Env                   map[string]string
+	Engine                string
+	Internet              *bool
 }
 
 // Bounds of a create.
@@ -126,11 +165,20 @@ const (
 	maxMetadataValue  = 512
 	maxEnv            = 256
 	maxEnvBytes       = 128 << 10
+	minCheckpointSec  = 60
+	maxCheckpointSec  = 86400
+	maxFork           = 64
 )
 
 // Validate checks what can be checked without looking at anything else.
 func (r CreateRequest) Validate() error {
-	if r.Template == "" || len(r.Template) > 100 {
+	if (r.Template == "") == (r.Snapshot == "") {
+		return errs.Field("template", "Name either a template (`base` comes with Skerry) or a snapshot to start from.")
+	}
+	if len(r.Snapshot) > 100 {
+		return errs.Field("snapshot", "snapshot must be the name or id of a snapshot.")
+	}
+	if len(r.Template) > 100 {
 		return errs.Field("template", "template must be the name or id of a template; `base` comes with Skerry.")
 	}
 	if r.VCPUs != nil && !(*r.VCPUs >= minVCPUs && *r.VCPUs <= maxVCPUs) { // NaN fails too
@@ -146,6 +194,9 @@ func (r CreateRequest) Validate() error {
 		return err
 	}
 	if err := within("idle_timeout_sec", r.IdleTimeoutSec, 1, maxTimeoutSec); err != nil {
+		return err
+	}
+	if err := within("checkpoint_interval_sec", r.CheckpointIntervalSec, minCheckpointSec, maxCheckpointSec); err != nil {
 		return err
 	}
 	switch r.OnTimeout {

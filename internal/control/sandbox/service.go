@@ -5,9 +5,11 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math"
 	"time"
 
+	"skerry.dev/skerry/internal/artifact"
 	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/keyring"
 	"skerry.dev/skerry/internal/control/principal"
@@ -51,6 +53,18 @@ func NewService(store Store, sched scheduler.Scheduler, templates Templates, age
 	}
 }
 
+// SnapshotReceipt is what an accepted snapshot is known by.
+type SnapshotReceipt struct {
+	Snapshot  id.Snapshot  `json:"snapshot"`
+	Sandbox   id.Sandbox   `json:"sandbox"`
+	Operation id.Operation `json:"operation"`
+}
+
+// ForkReceipt is what an accepted fork is known by.
+type ForkReceipt struct {
+	Children []id.Sandbox `json:"children"`
+}
+
 // Receipt is what an accepted create is known by; a repeated one gets the same.
 type Receipt struct {
 	Sandbox   id.Sandbox   `json:"sandbox"`
@@ -86,17 +100,13 @@ func (s *Service) Create(ctx context.Context, by principal.Principal, req Create
 	if err := req.Validate(); err != nil {
 		return Receipt{}, err
 	}
-	tpl, err := s.templates.Resolve(ctx, team, req.Template)
-	if err != nil {
-		return Receipt{}, err
-	}
-	n, err := s.plan(by, team, req, tpl)
+	n, err := s.planned(ctx, by, team, req)
 	if err != nil {
 		return Receipt{}, err
 	}
 	lease, reserved := s.runner.reserve()
 	x, err := s.store.CreatePending(ctx, n, lease, s.placer(ctx, by, n.Want), func(h id.Host) audit.Entry {
-		return audit.By(by).SandboxCreated(team, n.Sandbox.ID, tpl.Name, h)
+		return audit.By(by).SandboxCreated(team, n.Sandbox.ID, n.Sandbox.TemplateName, h)
 	})
 	if err != nil {
 		if reserved {
@@ -114,13 +124,65 @@ func (s *Service) Create(ctx context.Context, by principal.Principal, req Create
 	return Receipt{Sandbox: x.ID, Operation: op.ID}, nil
 }
 
+func (s *Service) planned(ctx context.Context, by principal.Principal, team id.Team, req CreateRequest) (NewSandbox, error) {
+	if req.Snapshot != "" {
+		state, err := s.startable(ctx, team, req.Snapshot)
+		if err != nil {
+			return NewSandbox{}, err
+		}
+		return s.planFrom(by, team, req, state)
+	}
+	tpl, err := s.templates.Resolve(ctx, team, req.Template)
+	if err != nil {
+		return NewSandbox{}, err
+	}
+	return s.plan(by, team, req, tpl)
+}
+
+// planFrom fills in what the request leaves to the saved state. Restored memory
+// needs at least what it was saved with, and the disk is as large as it was.
+func (s *Service) planFrom(by principal.Principal, team id.Team, req CreateRequest, state Snapshot) (NewSandbox, error) {
+	n, err := s.plan(by, team, req, template.Template{
+		ID: state.TemplateID, Name: state.TemplateName, ImageDigest: artifact.Digest(state.ImageDigest), Engine: state.Engine,
+		CPUMillis: state.CPUMillis, MemoryMB: state.MemoryMB, DiskMB: state.DiskMB,
+	})
+	if err != nil {
+		return n, err
+	}
+	x := &n.Sandbox
+	if x.DiskMB != state.DiskMB {
+		return n, errs.Field("disk_mb", fmt.Sprintf("The snapshot's disk has %d MB; leave disk_mb out.", state.DiskMB))
+	}
+	if state.Memory && x.MemoryMB < state.MemoryMB {
+		return n, errs.Field("memory_mb", fmt.Sprintf("The snapshot was saved with %d MB of memory; ask for no less.", state.MemoryMB))
+	}
+	if req.Internet == nil {
+		x.Internet = state.Internet
+	}
+	env, err := openEnv(s.secret, state.ID.UUID(), state.EnvSealed)
+	if err != nil {
+		return n, err
+	}
+	if env == nil {
+		env = map[string]string{}
+	}
+	maps.Copy(env, req.Env)
+	if x.EnvSealed, err = sealedEnv(s.secret, x.ID.UUID(), env); err != nil {
+		return n, err
+	}
+	x.FromState = &state.ID
+	n.Want = wanted(*x, state, state.Memory)
+	n.Want.Engine = state.Engine
+	return n, nil
+}
+
 // plan fills in what the request leaves to the template.
 func (s *Service) plan(by principal.Principal, team id.Team, req CreateRequest, tpl template.Template) (NewSandbox, error) {
 	x := Sandbox{
 		ID: id.NewSandbox(), TeamID: team, TemplateID: tpl.ID, TemplateName: tpl.Name, ImageDigest: string(tpl.ImageDigest),
 		Status: StatusPending, Incarnation: 1, CPUMillis: tpl.CPUMillis, MemoryMB: tpl.MemoryMB, DiskMB: tpl.DiskMB, Internet: true,
 		Metadata: req.Metadata, TimeoutSec: defaultTimeoutSec, OnTimeout: cmp.Or(req.OnTimeout, OnTimeoutPause), IdleTimeoutSec: req.IdleTimeoutSec,
-		CreatedByType: string(by.Kind), CreatedByID: by.ActorID(), CreatedByName: by.ActorName(),
+		CheckpointIntervalSec: req.CheckpointIntervalSec, CreatedByType: string(by.Kind), CreatedByID: by.ActorID(), CreatedByName: by.ActorName(),
 	}
 	if req.VCPUs != nil {
 		x.CPUMillis = int64(math.Ceil(*req.VCPUs * 1000))
@@ -138,7 +200,7 @@ func (s *Service) plan(by principal.Principal, team id.Team, req CreateRequest, 
 		return NewSandbox{}, errs.Field("engine", fmt.Sprintf("The template demands engine %s.", tpl.Engine))
 	}
 	var err error
-	if x.EnvSealed, err = sealedEnv(s.secret, x.ID, req.Env); err != nil {
+	if x.EnvSealed, err = sealedEnv(s.secret, x.ID.UUID(), req.Env); err != nil {
 		return NewSandbox{}, err
 	}
 	return NewSandbox{
@@ -168,12 +230,33 @@ func (s *Service) placer(ctx context.Context, by principal.Principal, want sched
 		}
 		why := d.Refusals[:min(len(d.Refusals), maxRefusals)]
 		s.log.InfoContext(ctx, "no host has room", "hosts", len(hosts), "refusals", why)
+		if want.Hosts != nil {
+			if e := unplaceable(d.Refusals); e != nil {
+				return d, e
+			}
+			message = "The host that has the saved state has no room now. Try again, or end something there."
+			if len(hosts) == 0 {
+				return d, hostAway()
+			}
+		}
 		refused := errs.Unavailable("no_capacity", message).After(5 * time.Second)
 		if by.IsAdmin {
 			return d, refused.With("hosts", why)
 		}
 		return d, refused.With("hosts", counted(d.Refusals))
 	}
+}
+
+// unplaceable is why no time will help a saved state to be started with its
+// memory; nil when it is only a matter of room.
+func unplaceable(refusals []scheduler.Refusal) error {
+	for _, r := range refusals {
+		if r.Reason == "engine_version" || r.Reason == "cpu_features" {
+			return errs.FailedPrecondition("state_incompatible", "The saved memory cannot be restored there: "+r.Message+
+				". Its disk can: resume with `memory` false.").With("reason", r.Reason)
+		}
+	}
+	return nil
 }
 
 // counted is how many hosts refused for which reason.
@@ -300,7 +383,7 @@ func (s *Service) end(ctx context.Context, by principal.Principal, sandbox id.Sa
 	}
 	lease, reserved := s.runner.reserve()
 	x, op, err := s.store.BeginDelete(ctx, Delete{
-		ID: sandbox, Team: team, Operation: id.NewOperation(), EndReason: reason, Expired: reason == EndTimeout, Lease: lease,
+		ID: sandbox, Team: team, Operation: id.NewOperation(), EndReason: reason, Expired: reason == EndTimeout, Paused: reason == EndPausedLong, Lease: lease,
 		Audit: audit.By(by).SandboxDestroyed(owner, sandbox, reason),
 	})
 	if reserved && (err != nil || op.ID.IsZero()) {

@@ -102,7 +102,7 @@ func (w *Watch) tell(x Sandbox) *watched {
 	}
 	for s := range on.by {
 		if s.ended != nil {
-			if x.Incarnation != s.incarnation || !usable(x.Status) {
+			if x.Incarnation != s.incarnation || !lasts(x.Status) {
 				close(s.ended)
 				delete(on.by, s)
 			}
@@ -120,6 +120,10 @@ func (w *Watch) tell(x Sandbox) *watched {
 	}
 	return on
 }
+
+// lasts: an incarnation in s is there. A pause may fail, or be refused because
+// something goes on; what is open stays open until its host cuts it.
+func lasts(s Status) bool { return usable(s) || s == StatusPausing }
 
 // usable: the guest daemon of a sandbox in s can be spoken to.
 func usable(s Status) bool { return s == StatusRunning || s == StatusSnapshotting }

@@ -9,6 +9,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"skerry.dev/skerry/internal/kernel/id"
@@ -25,6 +26,12 @@ type Request struct {
 	DiskMB    int64
 	// Engine is a name or EngineAuto.
 	Engine string
+	// Hosts are the only ones that come into question; nil for any.
+	Hosts []id.Host
+	// EngineVersion and CPUFeatures are what saved memory can be restored under:
+	// exactly this version, at least these features. Empty demands nothing.
+	EngineVersion string
+	CPUFeatures   []string
 }
 
 // Engine is what a host offers for isolation.
@@ -34,6 +41,9 @@ type Engine struct {
 	Healthy bool
 	// Reasons say why it is not healthy.
 	Reasons []string
+	// CPUFeatures are those of the machine that saved memory may depend on; empty
+	// where the host does not tell.
+	CPUFeatures []string
 }
 
 // HostView is what is known of one candidate: its capacity and what the rows
@@ -59,7 +69,8 @@ type HostView struct {
 type Refusal struct {
 	HostID id.Host `json:"host_id"`
 	Host   string  `json:"host"`
-	// Reason is a stable word: no_engine, cpu, memory, disk.
+	// Reason is a stable word: not_there (what it starts from), no_engine,
+	// engine_version, cpu_features, cpu, memory, disk.
 	Reason  string `json:"reason"`
 	Message string `json:"message"`
 }
@@ -121,9 +132,18 @@ func (s RoundRobinScheduler) fits(req Request, h HostView) (Engine, *Refusal) {
 	refuse := func(reason, format string, args ...any) (Engine, *Refusal) {
 		return Engine{}, &Refusal{HostID: h.ID, Host: h.Name, Reason: reason, Message: fmt.Sprintf(format, args...)}
 	}
+	if req.Hosts != nil && !slices.Contains(req.Hosts, h.ID) {
+		return refuse("not_there", "does not have the saved state")
+	}
 	engine, why := choose(req.Engine, h.Engines)
 	if why != "" {
 		return refuse("no_engine", "%s", why)
+	}
+	if req.EngineVersion != "" && req.EngineVersion != engine.Version {
+		return refuse("engine_version", "memory was saved under %s %s, the host has %s", engine.Name, req.EngineVersion, engine.Version)
+	}
+	if lacks := missing(req.CPUFeatures, engine.CPUFeatures); len(lacks) > 0 {
+		return refuse("cpu_features", "memory was saved on a CPU that has %s, this one has not", strings.Join(lacks, ", "))
 	}
 	cpu := int64(float64(h.CPUCount*1000)*s.Overcommit.CPU) - h.ReservedCPUMillis
 	if req.CPUMillis > h.CPUCount*1000 {
@@ -144,6 +164,21 @@ func (s RoundRobinScheduler) fits(req Request, h HostView) (Engine, *Refusal) {
 		return refuse("disk", "wants %d MB of disk, %d are free", req.DiskMB, max(disk, 0))
 	}
 	return engine, nil
+}
+
+// missing are the features wanted that a host does not have. One that does not
+// tell its features is taken to have them: it is the one that made the state.
+func missing(want, has []string) []string {
+	if len(has) == 0 {
+		return nil
+	}
+	var out []string
+	for _, f := range want {
+		if !slices.Contains(has, f) {
+			out = append(out, f)
+		}
+	}
+	return out
 }
 
 // choose finds the engine wanted. Auto takes gvisor where it is healthy, else

@@ -355,7 +355,9 @@ type CreateSandboxRequest struct {
 	// was and the sandbox boots.
 	StateId string `protobuf:"bytes,14,opt,name=state_id,json=stateId,proto3" json:"state_id,omitempty"`
 	// When it is to be paused if the control plane cannot be heard by then.
-	Deadline      *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	Deadline *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// With state_id: boot from its disk, whatever memory was saved with it.
+	DiskOnly      bool `protobuf:"varint,16,opt,name=disk_only,json=diskOnly,proto3" json:"disk_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -493,6 +495,13 @@ func (x *CreateSandboxRequest) GetDeadline() *timestamppb.Timestamp {
 		return x.Deadline
 	}
 	return nil
+}
+
+func (x *CreateSandboxRequest) GetDiskOnly() bool {
+	if x != nil {
+		return x.DiskOnly
+	}
+	return false
 }
 
 type CreateSandboxResponse struct {
@@ -2086,7 +2095,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"cpu_millis\x18\x01 \x01(\rR\tcpuMillis\x12\x1b\n" +
 	"\tmemory_mb\x18\x02 \x01(\rR\bmemoryMb\x12\x17\n" +
 	"\adisk_mb\x18\x03 \x01(\rR\x06diskMb\x12#\n" +
-	"\rmax_processes\x18\x04 \x01(\rR\fmaxProcesses\"\xf0\x04\n" +
+	"\rmax_processes\x18\x04 \x01(\rR\fmaxProcesses\"\x8d\x05\n" +
 	"\x14CreateSandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12 \n" +
@@ -2105,7 +2114,8 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x0fdefault_workdir\x18\f \x01(\tR\x0edefaultWorkdir\x12\x1a\n" +
 	"\binternet\x18\r \x01(\bR\binternet\x12\x19\n" +
 	"\bstate_id\x18\x0e \x01(\tR\astateId\x126\n" +
-	"\bdeadline\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x1a6\n" +
+	"\bdeadline\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12\x1b\n" +
+	"\tdisk_only\x18\x10 \x01(\bR\bdiskOnly\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"J\n" +

@@ -24,8 +24,8 @@ GROUP BY host_id;
 WITH placed AS (
     UPDATE hosts SET last_placed_at = clock_timestamp() WHERE hosts.id = sqlc.arg(host_id)
 ), op AS (
-    INSERT INTO operations (id, sandbox_id, team_id, kind, incarnation, status, lease_owner, lease_until, deadline_at, attempts)
-    VALUES (sqlc.arg(operation_id), sqlc.arg(id), sqlc.arg(team_id), 'create', 1, 'open', sqlc.narg(lease_owner)::uuid,
+    INSERT INTO operations (id, sandbox_id, team_id, kind, incarnation, params, status, lease_owner, lease_until, deadline_at, attempts)
+    VALUES (sqlc.arg(operation_id), sqlc.arg(id), sqlc.arg(team_id), 'create', 1, sqlc.arg(params), 'open', sqlc.narg(lease_owner)::uuid,
         now() + make_interval(secs => sqlc.narg(lease_secs)::float8), now() + make_interval(secs => sqlc.arg(limit_secs)::float8),
         CASE WHEN sqlc.narg(lease_owner)::uuid IS NULL THEN 0 ELSE 1 END)
 ), ev AS (
@@ -34,14 +34,17 @@ WITH placed AS (
 )
 INSERT INTO sandboxes (id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version,
     cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec,
-    created_by_type, created_by_id, created_by_name)
+    checkpoint_interval_sec, from_snapshot_id, created_by_type, created_by_id, created_by_name)
 VALUES (sqlc.arg(id), sqlc.arg(team_id), sqlc.arg(host_id), sqlc.arg(template_id), sqlc.arg(template_name), sqlc.arg(image_digest), 'pending', 1,
     sqlc.arg(engine), sqlc.arg(engine_version), sqlc.arg(cpu_millis), sqlc.arg(memory_mb), sqlc.arg(disk_mb), sqlc.arg(internet),
     sqlc.arg(env_sealed), sqlc.arg(metadata), sqlc.arg(timeout_sec), sqlc.arg(on_timeout), sqlc.narg(idle_timeout_sec),
-    sqlc.arg(created_by_type), sqlc.arg(created_by_id), sqlc.arg(created_by_name))
+    sqlc.narg(checkpoint_interval_sec), sqlc.narg(from_snapshot_id), sqlc.arg(created_by_type), sqlc.arg(created_by_id), sqlc.arg(created_by_name))
 RETURNING *;
 
 -- name: Transition :one
+-- A fresh one has just begun to run: its idle time and its checkpoints count
+-- from now. With its end, whatever was being saved of it has failed; its other
+-- saved states go only when drop_states says so.
 WITH moved AS (
     UPDATE sandboxes SET
         status = sqlc.arg(to_status), updated_at = now(),
@@ -50,16 +53,40 @@ WITH moved AS (
         error = CASE WHEN sqlc.arg(error)::text = '' THEN error ELSE sqlc.arg(error)::text END,
         started_at = CASE WHEN sqlc.arg(to_status) = 'running' THEN coalesce(started_at, now()) ELSE started_at END,
         deadline_at = CASE
-            WHEN sqlc.arg(ended)::bool THEN NULL
+            WHEN sqlc.arg(ended)::bool OR sqlc.arg(no_deadline)::bool THEN NULL
+            WHEN sqlc.narg(deadline_secs)::float8 IS NOT NULL THEN now() + make_interval(secs => sqlc.narg(deadline_secs)::float8)
             WHEN sqlc.arg(to_status) = 'running' AND started_at IS NULL THEN now() + make_interval(secs => timeout_sec)
             ELSE deadline_at END,
+        idle_check_at = CASE
+            WHEN sqlc.arg(ended)::bool OR sqlc.arg(to_status) = 'paused' THEN NULL
+            WHEN sqlc.arg(fresh)::bool THEN now() + make_interval(secs => idle_timeout_sec)
+            WHEN sqlc.narg(retry_secs)::float8 IS NOT NULL THEN greatest(idle_check_at, now() + make_interval(secs => sqlc.narg(retry_secs)::float8))
+            ELSE idle_check_at END,
+        checkpoint_due_at = CASE
+            WHEN sqlc.arg(ended)::bool OR sqlc.arg(to_status) = 'paused' THEN NULL
+            WHEN sqlc.arg(fresh)::bool OR sqlc.arg(checkpointed)::bool THEN now() + make_interval(secs => checkpoint_interval_sec)
+            ELSE checkpoint_due_at END,
+        retry_at = now() + make_interval(secs => sqlc.narg(retry_secs)::float8),
+        paused_at = CASE WHEN sqlc.arg(to_status) = 'paused' THEN coalesce(paused_at, now()) WHEN sqlc.arg(to_status) = 'running' THEN NULL ELSE paused_at END,
+        paused_reason = CASE
+            WHEN sqlc.arg(paused_reason)::text <> '' THEN sqlc.arg(paused_reason)::text
+            WHEN sqlc.arg(to_status) = 'running' THEN ''
+            ELSE paused_reason END,
+        state_id = coalesce(sqlc.narg(newest_state)::uuid, state_id),
+        state_at = CASE WHEN sqlc.narg(newest_state)::uuid IS NULL THEN state_at ELSE coalesce(sqlc.narg(newest_at)::timestamptz, now()) END,
         ended_at = CASE WHEN sqlc.arg(ended)::bool THEN now() END
-    WHERE sandboxes.id = sqlc.arg(id) AND sandboxes.status = sqlc.arg(from_status) AND sandboxes.incarnation = sqlc.arg(incarnation)
+    WHERE sandboxes.id = sqlc.arg(id) AND sandboxes.status = ANY(sqlc.arg(from_statuses)::text[]) AND sandboxes.incarnation = sqlc.arg(incarnation)
     RETURNING *
 ), closed AS (
     UPDATE operations o SET status = sqlc.arg(outcome), reason = sqlc.arg(reason), message = sqlc.arg(message), finished_at = now(),
         lease_owner = NULL, lease_until = NULL
     FROM moved WHERE o.sandbox_id = moved.id AND o.status = 'open' AND sqlc.arg(outcome)::text <> ''
+), unmade AS (
+    UPDATE snapshots p SET status = CASE WHEN p.status = 'creating' THEN 'failed' ELSE 'deleting' END,
+        error = CASE WHEN p.status = 'creating' THEN 'The sandbox ended before this was complete.' ELSE p.error END
+    FROM moved
+    WHERE sqlc.arg(ended)::bool AND p.sandbox_id = moved.id
+      AND (p.status = 'creating' OR (sqlc.arg(drop_states)::bool AND p.status = 'ready' AND p.kind IN ('pause', 'checkpoint')))
 ), noted AS (
     INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
     SELECT moved.id, moved.team_id, sqlc.arg(event)::text, sqlc.arg(event_data)::jsonb FROM moved WHERE sqlc.arg(event)::text <> ''
@@ -67,8 +94,10 @@ WITH moved AS (
 SELECT * FROM moved;
 
 -- name: LockSandbox :one
-SELECT sqlc.embed(s), h.address, h.status AS host_status, coalesce(s.deadline_at < now(), false)::bool AS expired
-FROM sandboxes s JOIN hosts h ON h.id = s.host_id
+SELECT sqlc.embed(s), h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
+    (coalesce(s.deadline_at < now(), false) AND coalesce(s.retry_at < now(), true))::bool AS expired,
+    coalesce(s.checkpoint_due_at < now(), false)::bool AS checkpoint_due
+FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE s.id = sqlc.arg(id)
 FOR NO KEY UPDATE OF s;
 
@@ -96,26 +125,26 @@ WITH moved AS (
 SELECT * FROM moved;
 
 -- name: GetSandbox :one
-SELECT sqlc.embed(s), h.address, h.status AS host_status
-FROM sandboxes s JOIN hosts h ON h.id = s.host_id
+SELECT sqlc.embed(s), h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
+FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE s.id = sqlc.arg(id);
 
 -- name: GetSandboxWithUser :one
-SELECT sqlc.embed(s), h.address, h.status AS host_status, t.default_user
-FROM sandboxes s JOIN hosts h ON h.id = s.host_id JOIN templates t ON t.id = s.template_id
+SELECT sqlc.embed(s), h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status, t.default_user
+FROM sandboxes s JOIN hosts h ON h.id = s.host_id JOIN templates t ON t.id = s.template_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE s.id = sqlc.arg(id);
 
 -- name: SeenSandboxes :many
 -- Those that are not as they were seen.
-SELECT sqlc.embed(s), h.address, h.status AS host_status
-FROM sandboxes s JOIN hosts h ON h.id = s.host_id
+SELECT sqlc.embed(s), h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
+FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE s.id IN (
     SELECT x.id FROM (SELECT unnest(sqlc.arg(ids)::uuid[]) AS id, unnest(sqlc.arg(seen)::timestamptz[]) AS seen) AS w JOIN sandboxes x ON x.id = w.id
     WHERE x.updated_at <> w.seen);
 
 -- name: ListSandboxes :many
-SELECT sqlc.embed(s), h.address, h.status AS host_status
-FROM sandboxes s JOIN hosts h ON h.id = s.host_id
+SELECT sqlc.embed(s), h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
+FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE s.team_id = sqlc.arg(team_id)
   AND (sqlc.arg(live_only)::bool = false OR s.ended_at IS NULL)
   AND (cardinality(sqlc.arg(statuses)::text[]) = 0 OR s.status = ANY(sqlc.arg(statuses)::text[]))
@@ -153,9 +182,46 @@ UPDATE operations SET lease_owner = NULL, lease_until = now() + make_interval(se
 WHERE id = sqlc.arg(id) AND status = 'open' AND lease_owner = sqlc.arg(owner)::uuid;
 
 -- name: ExpiredSandboxes :many
+-- Those to be paused only where their host can be told. One that its host paused
+-- by itself keeps its deadline, for the case that it was to be killed.
+SELECT s.id, s.on_timeout FROM sandboxes s JOIN hosts h ON h.id = s.host_id
+WHERE s.ended_at IS NULL AND s.deadline_at < now() AND coalesce(s.retry_at < now(), true)
+  AND ((s.status = 'running' AND (s.on_timeout = 'kill' OR h.status = 'online')) OR (s.status = 'paused' AND s.on_timeout = 'kill'))
+ORDER BY s.deadline_at
+LIMIT sqlc.arg(max_rows);
+
+-- name: TakeIdle :many
+-- Leased by moving the time of the next check.
+UPDATE sandboxes SET idle_check_at = now() + make_interval(secs => sqlc.arg(lease_secs)::float8)
+WHERE sandboxes.id IN (
+    SELECT s.id FROM sandboxes s JOIN hosts h ON h.id = s.host_id
+    WHERE s.status = 'running' AND s.idle_check_at < now() AND h.status = 'online'
+    ORDER BY s.idle_check_at
+    LIMIT sqlc.arg(max_rows)
+    FOR NO KEY UPDATE OF s SKIP LOCKED)
+RETURNING sandboxes.*, (SELECT h.address FROM hosts h WHERE h.id = sandboxes.host_id) AS address;
+
+-- name: PostponeIdle :exec
+-- Unless somebody pinged meanwhile.
+UPDATE sandboxes SET idle_check_at = now() + make_interval(secs => sqlc.arg(secs)::float8)
+WHERE id = sqlc.arg(id) AND status = 'running' AND idle_check_at = sqlc.arg(leased)::timestamptz;
+
+-- name: CheckpointsDue :many
+SELECT s.id FROM sandboxes s JOIN hosts h ON h.id = s.host_id
+WHERE s.status = 'running' AND s.checkpoint_due_at < now() AND h.status = 'online'
+ORDER BY s.checkpoint_due_at
+LIMIT sqlc.arg(max_rows);
+
+-- name: PausedTooLong :many
 SELECT id FROM sandboxes
-WHERE ended_at IS NULL AND deadline_at < now() AND on_timeout = 'kill' AND status = 'running'
-ORDER BY deadline_at
+WHERE status = 'paused' AND paused_at < now() - make_interval(secs => sqlc.arg(limit_secs)::float8)
+ORDER BY paused_at
+LIMIT sqlc.arg(max_rows);
+
+-- name: MissingTooLong :many
+SELECT id, incarnation FROM sandboxes
+WHERE status = 'missing' AND updated_at < now() - make_interval(secs => sqlc.arg(limit_secs)::float8)
+ORDER BY updated_at
 LIMIT sqlc.arg(max_rows);
 
 -- name: PruneEnded :many
@@ -185,6 +251,207 @@ INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
 SELECT s.id, s.team_id, sqlc.arg(kind), sqlc.arg(data) FROM sandboxes s WHERE s.id = sqlc.arg(sandbox_id);
 
 -- name: OnHost :many
-SELECT sqlc.embed(s), h.address, h.status AS host_status
-FROM sandboxes s JOIN hosts h ON h.id = s.host_id
+SELECT sqlc.embed(s), h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
+FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE (s.host_id = sqlc.arg(host_id) AND s.ended_at IS NULL) OR s.id = ANY(sqlc.arg(named)::uuid[]);
+
+-- name: BeginOperation :one
+-- The row was locked by LockSandbox in this transaction.
+WITH moved AS (
+    UPDATE sandboxes SET status = sqlc.arg(to_status), incarnation = incarnation + sqlc.arg(step)::bigint, updated_at = now()
+    WHERE sandboxes.id = sqlc.arg(id) AND sandboxes.status = sqlc.arg(from_status)
+    RETURNING *
+), op AS (
+    INSERT INTO operations (id, sandbox_id, team_id, kind, incarnation, params, status, lease_owner, lease_until, deadline_at, attempts)
+    SELECT sqlc.arg(operation_id), moved.id, moved.team_id, sqlc.arg(kind), moved.incarnation, sqlc.arg(params), 'open', sqlc.narg(lease_owner)::uuid,
+        now() + make_interval(secs => sqlc.narg(lease_secs)::float8), now() + make_interval(secs => sqlc.arg(limit_secs)::float8),
+        CASE WHEN sqlc.narg(lease_owner)::uuid IS NULL THEN 0 ELSE 1 END
+    FROM moved
+), noted AS (
+    INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
+    SELECT moved.id, moved.team_id, sqlc.arg(event)::text, sqlc.arg(event_data)::jsonb FROM moved WHERE sqlc.arg(event)::text <> ''
+)
+SELECT * FROM moved;
+
+-- name: GetOperation :one
+SELECT id, kind, status, reason, message, params FROM operations WHERE id = sqlc.arg(id);
+
+-- name: OpenOperation :one
+SELECT id FROM operations WHERE sandbox_id = sqlc.arg(sandbox_id) AND status = 'open';
+
+-- name: HoldBack :exec
+-- Nobody needs to look at the copies before their state is there.
+UPDATE operations SET lease_until = now() + make_interval(secs => sqlc.arg(secs)::float8)
+WHERE sandbox_id = ANY(sqlc.arg(ids)::uuid[]) AND status = 'open' AND kind = 'create';
+
+-- name: LetGo :exec
+UPDATE operations o SET lease_until = NULL
+FROM sandboxes c
+WHERE c.from_snapshot_id = sqlc.arg(snapshot_id)::uuid AND c.status = 'pending' AND o.sandbox_id = c.id AND o.status = 'open' AND o.lease_owner IS NULL;
+
+-- name: SetDeadline :one
+UPDATE sandboxes SET deadline_at = now() + make_interval(secs => sqlc.arg(secs)::float8), retry_at = NULL, updated_at = now()
+WHERE id = sqlc.arg(id) AND team_id = sqlc.arg(team_id) AND status IN ('running', 'snapshotting')
+RETURNING id;
+
+-- name: Ping :one
+UPDATE sandboxes SET idle_check_at = now() + make_interval(secs => idle_timeout_sec)
+WHERE id = sqlc.arg(id) AND team_id = sqlc.arg(team_id) AND status IN ('running', 'snapshotting')
+RETURNING id;
+
+-- name: InsertState :exec
+INSERT INTO snapshots (id, team_id, kind, name, status, sandbox_id, incarnation, host_id, template_id, template_name, image_digest, engine,
+    engine_version, memory, cpu_millis, memory_mb, disk_mb, internet, env_sealed, created_by_type, created_by_id, created_by_name)
+SELECT sqlc.arg(id), s.team_id, sqlc.arg(kind), sqlc.narg(name), 'creating', s.id, s.incarnation, s.host_id, s.template_id, s.template_name, s.image_digest,
+    s.engine, s.engine_version, sqlc.arg(memory), s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, sqlc.arg(env_sealed),
+    sqlc.arg(created_by_type), sqlc.arg(created_by_id), sqlc.arg(created_by_name)
+FROM sandboxes s WHERE s.id = sqlc.arg(sandbox_id);
+
+-- name: AdoptState :one
+-- A state that a host says it has of this sandbox, known before or not.
+INSERT INTO snapshots (id, team_id, kind, status, sandbox_id, incarnation, host_id, template_id, template_name, image_digest, engine,
+    engine_version, cpu_features, memory, cpu_millis, memory_mb, disk_mb, internet, env_sealed, size_bytes, digest,
+    created_by_type, created_by_id, created_by_name, ready_at)
+SELECT sqlc.arg(id), s.team_id, 'pause', 'ready', s.id, s.incarnation, s.host_id, s.template_id, s.template_name, s.image_digest, s.engine,
+    sqlc.arg(engine_version), sqlc.arg(cpu_features)::text[], sqlc.arg(memory), s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, sqlc.arg(env_sealed),
+    sqlc.arg(size_bytes), sqlc.arg(digest), 'system', sqlc.arg(created_by), sqlc.arg(created_by), now()
+FROM sandboxes s WHERE s.id = sqlc.arg(sandbox_id)
+ON CONFLICT (id) DO UPDATE SET status = 'ready', engine_version = excluded.engine_version, cpu_features = excluded.cpu_features,
+    memory = excluded.memory, size_bytes = excluded.size_bytes, digest = excluded.digest, error = '', ready_at = now(), deleted_at = NULL, drop_at = NULL
+WHERE snapshots.sandbox_id = excluded.sandbox_id AND snapshots.host_id = excluded.host_id AND snapshots.kind IN ('pause', 'checkpoint')
+RETURNING id;
+
+-- name: CompleteState :one
+UPDATE snapshots SET status = 'ready', engine_version = sqlc.arg(engine_version), cpu_features = sqlc.arg(cpu_features)::text[], memory = sqlc.arg(memory),
+    size_bytes = sqlc.arg(size_bytes), digest = sqlc.arg(digest), error = '', ready_at = now()
+WHERE id = sqlc.arg(id) AND status = 'creating'
+RETURNING id;
+
+-- name: FailState :exec
+UPDATE snapshots SET status = 'failed', error = sqlc.arg(error) WHERE id = sqlc.arg(id) AND status = 'creating';
+
+-- name: FailUnmade :exec
+UPDATE snapshots SET status = 'failed', error = sqlc.arg(error) WHERE sandbox_id = sqlc.arg(sandbox_id) AND status = 'creating';
+
+-- name: Supplant :exec
+-- What this sandbox's newest state, or the new one of a name, takes the place of.
+UPDATE snapshots old SET status = 'deleting'
+FROM snapshots new
+WHERE new.id = sqlc.arg(id) AND old.id <> new.id AND old.status = 'ready'
+  AND ((new.kind IN ('pause', 'checkpoint') AND old.kind IN ('pause', 'checkpoint') AND old.sandbox_id = new.sandbox_id AND old.deleted_at IS NULL)
+    OR (new.kind = 'snapshot' AND old.team_id = new.team_id AND old.name = new.name));
+
+-- name: NameTaken :one
+SELECT EXISTS (SELECT FROM snapshots WHERE team_id = sqlc.arg(team_id) AND name = sqlc.arg(name)::text AND status = 'ready');
+
+-- name: ShareState :one
+-- Keeps a state from being removed until this transaction has written who
+-- starts from it.
+SELECT * FROM snapshots WHERE id = sqlc.arg(id) FOR SHARE;
+
+-- name: GetState :one
+SELECT sqlc.embed(p), h.address, h.status AS host_status, h.name AS host_name
+FROM snapshots p JOIN hosts h ON h.id = p.host_id WHERE p.id = sqlc.arg(id);
+
+-- name: NamedState :one
+SELECT sqlc.embed(p), h.address, h.status AS host_status, h.name AS host_name
+FROM snapshots p JOIN hosts h ON h.id = p.host_id
+WHERE p.team_id = sqlc.arg(team_id) AND p.name = sqlc.arg(name)::text AND p.deleted_at IS NULL AND p.status IN ('creating', 'ready')
+ORDER BY p.status DESC
+LIMIT 1;
+
+-- name: ListNamedStates :many
+SELECT sqlc.embed(p), h.address, h.status AS host_status, h.name AS host_name
+FROM snapshots p JOIN hosts h ON h.id = p.host_id
+WHERE p.team_id = sqlc.arg(team_id) AND p.kind = 'snapshot' AND p.deleted_at IS NULL
+  AND (sqlc.narg(after_at)::timestamptz IS NULL OR (p.created_at, p.id) < (sqlc.narg(after_at)::timestamptz, sqlc.narg(after_id)::uuid))
+ORDER BY p.created_at DESC, p.id DESC
+LIMIT sqlc.arg(max_rows);
+
+-- name: ListStates :many
+SELECT sqlc.embed(p), h.address, h.status AS host_status, h.name AS host_name
+FROM snapshots p JOIN hosts h ON h.id = p.host_id
+WHERE p.team_id = sqlc.arg(team_id) AND p.deleted_at IS NULL
+  AND (sqlc.arg(kind)::text = '' OR p.kind = sqlc.arg(kind)::text)
+  AND (sqlc.narg(after_at)::timestamptz IS NULL OR (p.created_at, p.id) < (sqlc.narg(after_at)::timestamptz, sqlc.narg(after_id)::uuid))
+ORDER BY p.created_at DESC, p.id DESC
+LIMIT sqlc.arg(max_rows);
+
+-- name: LockState :one
+SELECT * FROM snapshots WHERE id = sqlc.arg(id) FOR NO KEY UPDATE;
+
+-- name: LivesFrom :one
+-- Whether a living sandbox has nothing else to go on from.
+SELECT EXISTS (SELECT FROM sandboxes WHERE state_id = sqlc.arg(snapshot_id)::uuid AND ended_at IS NULL);
+
+-- name: MarkDeleting :exec
+UPDATE snapshots SET status = 'deleting' WHERE id = sqlc.arg(id) AND status IN ('ready', 'failed');
+
+-- name: DropStatesOf :exec
+UPDATE snapshots SET status = 'deleting'
+WHERE sandbox_id = ANY(sqlc.arg(ids)::uuid[]) AND kind IN ('pause', 'checkpoint') AND status = 'ready';
+
+-- name: DropForks :exec
+-- The state of a fork goes when the last copy has left its create.
+UPDATE snapshots p SET status = 'deleting'
+WHERE p.kind = 'fork' AND p.status = 'ready'
+  AND NOT EXISTS (SELECT FROM sandboxes c WHERE c.from_snapshot_id = p.id AND c.status IN ('pending', 'starting'));
+
+-- name: TakeDropping :many
+-- Leased by the time of the next try. One that somebody is about to start from
+-- waits for them.
+UPDATE snapshots SET drop_at = now() + make_interval(secs => sqlc.arg(lease_secs)::float8)
+WHERE snapshots.id IN (
+    SELECT p.id FROM snapshots p JOIN hosts h ON h.id = p.host_id
+    WHERE p.status IN ('failed', 'deleting') AND (p.drop_at IS NULL OR p.drop_at < now()) AND h.status = 'online'
+      AND NOT EXISTS (SELECT FROM sandboxes c WHERE c.from_snapshot_id = p.id AND c.status IN ('pending', 'starting'))
+    ORDER BY p.drop_at NULLS FIRST
+    LIMIT sqlc.arg(max_rows)
+    FOR NO KEY UPDATE OF p SKIP LOCKED)
+RETURNING snapshots.id, snapshots.host_id, (SELECT h.address FROM hosts h WHERE h.id = snapshots.host_id) AS address;
+
+-- name: Dropped :exec
+UPDATE snapshots SET status = 'deleted', deleted_at = now() WHERE id = sqlc.arg(id) AND status IN ('failed', 'deleting');
+
+-- name: Redrop :exec
+-- A host still has what was removed.
+UPDATE snapshots SET status = 'deleting', deleted_at = NULL, drop_at = NULL
+WHERE id = ANY(sqlc.arg(ids)::uuid[]) AND host_id = sqlc.arg(host_id) AND status = 'deleted';
+
+-- name: PruneStates :execrows
+DELETE FROM snapshots WHERE id IN (
+    SELECT p.id FROM snapshots p
+    WHERE p.deleted_at < now() - make_interval(secs => sqlc.arg(retention_secs)::float8)
+      AND NOT EXISTS (SELECT FROM sandboxes s WHERE s.from_snapshot_id = p.id)
+      AND NOT EXISTS (SELECT FROM sandboxes s WHERE s.state_id = p.id)
+    ORDER BY p.deleted_at
+    LIMIT sqlc.arg(max_rows)
+    FOR UPDATE SKIP LOCKED);
+
+-- name: InsertSamples :exec
+-- Only of the host's own sandboxes, and of times that can be true.
+INSERT INTO sandbox_samples (sandbox_id, at, cpu_millis, memory_bytes, disk_bytes, processes)
+SELECT s.id, u.at, u.cpu, u.memory, u.disk, u.processes
+FROM (SELECT unnest(sqlc.arg(ids)::uuid[]) AS id, unnest(sqlc.arg(ats)::timestamptz[]) AS at, unnest(sqlc.arg(cpus)::int[]) AS cpu,
+        unnest(sqlc.arg(memories)::bigint[]) AS memory, unnest(sqlc.arg(disks)::bigint[]) AS disk, unnest(sqlc.arg(processes)::int[]) AS processes) u
+JOIN sandboxes s ON s.id = u.id AND s.host_id = sqlc.arg(host_id)
+WHERE u.at BETWEEN now() - interval '1 day' AND now() + interval '1 minute'
+ON CONFLICT DO NOTHING;
+
+-- name: ListSamples :many
+-- The newest first; one query whatever the span.
+SELECT at, cpu_millis, memory_bytes, disk_bytes, processes FROM sandbox_samples
+WHERE sandbox_id = sqlc.arg(sandbox_id) AND at > sqlc.arg(since)::timestamptz
+ORDER BY at DESC
+LIMIT sqlc.arg(max_rows);
+
+-- name: PruneSamples :execrows
+DELETE FROM sandbox_samples WHERE (sandbox_id, at) IN (
+    SELECT o.sandbox_id, o.at FROM sandbox_samples o WHERE o.at < now() - interval '1 day' ORDER BY o.at LIMIT sqlc.arg(max_rows));
+
+-- name: HostView :many
+-- One host for what can only go there, locked as candidates are.
+SELECT h.id, h.name, h.engines, h.cpu_count, h.memory_bytes, h.disk_bytes, h.last_placed_at, h.address
+FROM hosts h
+WHERE h.id = sqlc.arg(id) AND h.status = 'online' AND h.deleted_at IS NULL
+FOR NO KEY UPDATE OF h;

@@ -55,7 +55,7 @@ func (s *Store) List(ctx context.Context, f sandbox.Filter, p page.Request) (pag
 	}
 	out := make([]sandbox.Sandbox, len(rows))
 	for i, r := range rows {
-		if out[i], err = fromRow(r.Sandbox, r.Address, r.HostStatus); err != nil {
+		if out[i], err = joined(r.Sandbox, r.Address, r.HostStatus, r.StateBytes, r.StateStatus); err != nil {
 			return page.Page[sandbox.Sandbox]{}, err
 		}
 	}
@@ -99,7 +99,7 @@ func (s *Store) Seen(ctx context.Context, seen map[id.Sandbox]time.Time) ([]sand
 	}
 	out := make([]sandbox.Sandbox, len(rows))
 	for i, r := range rows {
-		if out[i], err = fromRow(r.Sandbox, r.Address, r.HostStatus); err != nil {
+		if out[i], err = joined(r.Sandbox, r.Address, r.HostStatus, r.StateBytes, r.StateStatus); err != nil {
 			return nil, err
 		}
 	}
@@ -114,7 +114,7 @@ func (s *Store) OnHost(ctx context.Context, h id.Host, named []id.Sandbox) ([]sa
 	}
 	out := make([]sandbox.Sandbox, len(rows))
 	for i, r := range rows {
-		if out[i], err = fromRow(r.Sandbox, r.Address, r.HostStatus); err != nil {
+		if out[i], err = joined(r.Sandbox, r.Address, r.HostStatus, r.StateBytes, r.StateStatus); err != nil {
 			return nil, err
 		}
 	}
@@ -137,7 +137,9 @@ func (s *Store) TakeDue(ctx context.Context, lease sandbox.Lease, limit int) ([]
 	}
 	out := make([]sandbox.Operation, len(rows))
 	for i, r := range rows {
-		out[i] = operation(r)
+		if out[i], err = operation(r); err != nil {
+			return nil, err
+		}
 	}
 	return out, nil
 }
@@ -153,12 +155,6 @@ func (s *Store) Yield(ctx context.Context, lease sandbox.Lease, op id.Operation,
 	return pg.Map(s.q.YieldLease(ctx, s.pool, sqlcgen.YieldLeaseParams{ID: op, Owner: lease.Owner, PauseSecs: pause.Seconds()}))
 }
 
-// Expired implements sandbox.Store.
-func (s *Store) Expired(ctx context.Context, limit int) ([]id.Sandbox, error) {
-	out, err := s.q.ExpiredSandboxes(ctx, s.pool, int32(limit))
-	return out, pg.Map(err)
-}
-
 // Prune implements sandbox.Store.
 func (s *Store) Prune(ctx context.Context, retention time.Duration, limit int) (int, error) {
 	n := 0
@@ -169,7 +165,7 @@ func (s *Store) Prune(ctx context.Context, retention time.Duration, limit int) (
 			return err
 		}
 		n = len(ids)
-		for _, remove := range []func(context.Context, sqlcgen.DBTX, []uuid.UUID) error{s.q.DeleteEvents, s.q.DeleteOperations, s.q.DeleteSandboxes} {
+		for _, remove := range []func(context.Context, sqlcgen.DBTX, []uuid.UUID) error{s.q.DropStatesOf, s.q.DeleteEvents, s.q.DeleteOperations, s.q.DeleteSandboxes} {
 			if err := remove(ctx, tx, bare(ids)); err != nil {
 				return err
 			}
@@ -199,10 +195,7 @@ func (s *Store) Report(ctx context.Context, from id.Host, generation int64, repo
 			if n == 0 || r.Kind != sandbox.ReportExited {
 				continue // told before, or not of this host; or nothing that changes the status
 			}
-			moved, err := s.apply(ctx, tx, sandbox.Transition{
-				ID: r.Sandbox, From: sandbox.StatusRunning, To: sandbox.StatusStopped, Incarnation: r.Incarnation, EndReason: r.EndReason(),
-				Event: "stopped", EventData: map[string]any{"reason": r.EndReason()},
-			})
+			moved, err := s.died(ctx, tx, r.Sandbox, r.Incarnation, r.EndReason(), nil)
 			if errs.Is(err, "invalid_state") {
 				continue // it ended otherwise, or another incarnation runs
 			}

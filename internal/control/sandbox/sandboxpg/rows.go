@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"github.com/google/uuid"
+
 	"skerry.dev/skerry/internal/control/host"
 	"skerry.dev/skerry/internal/control/sandbox"
 	"skerry.dev/skerry/internal/control/sandbox/sandboxpg/sqlcgen"
@@ -17,18 +19,37 @@ func fromRow(r sqlcgen.Sandbox, address, hostStatus string) (sandbox.Sandbox, er
 		Status: sandbox.Status(r.Status), Incarnation: r.Incarnation, Engine: r.Engine, EngineVersion: r.EngineVersion,
 		CPUMillis: int64(r.CpuMillis), MemoryMB: int64(r.MemoryMb), DiskMB: int64(r.DiskMb), Internet: r.Internet, EnvSealed: r.EnvSealed,
 		TimeoutSec: int64(r.TimeoutSec), OnTimeout: sandbox.OnTimeout(r.OnTimeout), DeadlineAt: r.DeadlineAt,
+		IdleTimeoutSec: widen(r.IdleTimeoutSec), IdleCheckAt: r.IdleCheckAt, CheckpointIntervalSec: widen(r.CheckpointIntervalSec),
+		FromState: r.FromSnapshotID, StateID: r.StateID, StateAt: r.StateAt, PausedAt: r.PausedAt, PausedReason: r.PausedReason,
 		EndReason: r.EndReason, Error: r.Error,
 		CreatedByType: r.CreatedByType, CreatedByID: r.CreatedByID, CreatedByName: r.CreatedByName,
 		CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, EndedAt: r.EndedAt, UpdatedAt: r.UpdatedAt,
-	}
-	if r.IdleTimeoutSec != nil {
-		idle := int64(*r.IdleTimeoutSec)
-		out.IdleTimeoutSec = &idle
 	}
 	if err := json.Unmarshal(r.Metadata, &out.Metadata); err != nil {
 		return sandbox.Sandbox{}, fmt.Errorf("metadata of %s: %w", r.ID, err)
 	}
 	return out, nil
+}
+
+// joined adds what a read finds beside the row; a sandbox without a saved state
+// has NULLs there.
+func joined(r sqlcgen.Sandbox, address, hostStatus string, bytes *int64, status *string) (sandbox.Sandbox, error) {
+	out, err := fromRow(r, address, hostStatus)
+	if bytes != nil {
+		out.StateBytes = *bytes
+	}
+	if status != nil {
+		out.StateStatus = sandbox.StateStatus(*status)
+	}
+	return out, err
+}
+
+func widen(v *int32) *int64 {
+	if v == nil {
+		return nil
+	}
+	n := int64(*v)
+	return &n
 }
 
 // moved gives the row of a common table expression, whose ids have lost their
@@ -39,15 +60,54 @@ func moved(r sqlcgen.TransitionRow) sqlcgen.Sandbox {
 		TemplateName: r.TemplateName, ImageDigest: r.ImageDigest, Status: r.Status, Incarnation: r.Incarnation,
 		Engine: r.Engine, EngineVersion: r.EngineVersion, CpuMillis: r.CpuMillis, MemoryMb: r.MemoryMb, DiskMb: r.DiskMb,
 		Internet: r.Internet, EnvSealed: r.EnvSealed, Metadata: r.Metadata, TimeoutSec: r.TimeoutSec, OnTimeout: r.OnTimeout,
-		IdleTimeoutSec: r.IdleTimeoutSec, DeadlineAt: r.DeadlineAt, EndReason: r.EndReason, Error: r.Error,
+		IdleTimeoutSec: r.IdleTimeoutSec, DeadlineAt: r.DeadlineAt, IdleCheckAt: r.IdleCheckAt,
+		CheckpointIntervalSec: r.CheckpointIntervalSec, CheckpointDueAt: r.CheckpointDueAt, RetryAt: r.RetryAt,
+		FromSnapshotID: snapshotID(r.FromSnapshotID), StateID: snapshotID(r.StateID), StateAt: r.StateAt,
+		PausedAt: r.PausedAt, PausedReason: r.PausedReason, EndReason: r.EndReason, Error: r.Error,
 		CreatedByType: r.CreatedByType, CreatedByID: r.CreatedByID, CreatedByName: r.CreatedByName,
 		CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, EndedAt: r.EndedAt, UpdatedAt: r.UpdatedAt,
 	}
 }
 
-func operation(r sqlcgen.Operation) sandbox.Operation {
-	return sandbox.Operation{
+func snapshotID(u *uuid.UUID) *id.Snapshot {
+	if u == nil {
+		return nil
+	}
+	s := id.Snapshot{}.FromUUID(*u)
+	return &s
+}
+
+func snapshotUUID(s *id.Snapshot) *uuid.UUID {
+	if s == nil || s.IsZero() {
+		return nil
+	}
+	u := s.UUID()
+	return &u
+}
+
+func operation(r sqlcgen.Operation) (sandbox.Operation, error) {
+	out := sandbox.Operation{
 		ID: r.ID, SandboxID: r.SandboxID, TeamID: r.TeamID, Kind: sandbox.OperationKind(r.Kind), Incarnation: r.Incarnation,
 		Attempts: int64(r.Attempts), DeadlineAt: r.DeadlineAt, CreatedAt: r.CreatedAt,
 	}
+	if err := json.Unmarshal(r.Params, &out.Params); err != nil {
+		return out, fmt.Errorf("params of %s: %w", r.ID, err)
+	}
+	return out, nil
+}
+
+func stateOf(r sqlcgen.Snapshot, address, hostStatus string) sandbox.Snapshot {
+	out := sandbox.Snapshot{
+		ID: r.ID, TeamID: r.TeamID, Kind: sandbox.StateKind(r.Kind), Status: sandbox.StateStatus(r.Status), Error: r.Error,
+		SandboxID: r.SandboxID, Incarnation: r.Incarnation,
+		Host:       host.Ref{ID: r.HostID, Address: address, Online: hostStatus == string(host.StatusOnline)},
+		TemplateID: r.TemplateID, TemplateName: r.TemplateName, ImageDigest: r.ImageDigest, Engine: r.Engine, EngineVersion: r.EngineVersion,
+		CPUFeatures: r.CpuFeatures, Memory: r.Memory, CPUMillis: int64(r.CpuMillis), MemoryMB: int64(r.MemoryMb), DiskMB: int64(r.DiskMb),
+		Internet: r.Internet, EnvSealed: r.EnvSealed, SizeBytes: r.SizeBytes, Digest: r.Digest,
+		CreatedByName: r.CreatedByName, CreatedAt: r.CreatedAt, ReadyAt: r.ReadyAt,
+	}
+	if r.Name != nil {
+		out.Name = *r.Name
+	}
+	return out
 }

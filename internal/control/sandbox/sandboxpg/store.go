@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -50,9 +52,7 @@ func (s *Store) CreatePending(ctx context.Context, n sandbox.NewSandbox, lease s
 }
 
 func (s *Store) createPending(ctx context.Context, tx pgx.Tx, n sandbox.NewSandbox, lease sandbox.Lease, place sandbox.Placer) (sandbox.Sandbox, error) {
-	if err := quotapg.Check(ctx, tx, n.Sandbox.TeamID, quota.Want{
-		Sandboxes: 1, CPUMillis: n.Sandbox.CPUMillis, MemoryMB: n.Sandbox.MemoryMB, DiskMB: n.Sandbox.DiskMB,
-	}); err != nil {
+	if err := checkQuota(ctx, tx, n); err != nil {
 		return sandbox.Sandbox{}, err
 	}
 	views, addresses, err := s.candidates(ctx, tx, n.Sandbox.TeamID)
@@ -63,12 +63,49 @@ func (s *Store) createPending(ctx context.Context, tx pgx.Tx, n sandbox.NewSandb
 	if err != nil {
 		return sandbox.Sandbox{}, err
 	}
+	if n.Sandbox.FromState != nil {
+		state, err := s.q.ShareState(ctx, tx, *n.Sandbox.FromState)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return sandbox.Sandbox{}, sandbox.ErrStateNotFound
+		}
+		if err != nil {
+			return sandbox.Sandbox{}, err
+		}
+		if state.Status != string(sandbox.StateReady) {
+			return sandbox.Sandbox{}, sandbox.StateGone(stateOf(state, "", ""))
+		}
+	}
+	return s.insertPending(ctx, tx, n, lease, decision, addresses[decision.HostID])
+}
+
+// checkQuota asks whether the team may have these too, before anything else is
+// locked.
+func checkQuota(ctx context.Context, tx pgx.Tx, made ...sandbox.NewSandbox) error {
+	var want quota.Want
+	for _, n := range made {
+		want.Sandboxes++
+		want.CPUMillis += n.Sandbox.CPUMillis
+		want.MemoryMB += n.Sandbox.MemoryMB
+		want.DiskMB += n.Sandbox.DiskMB
+	}
+	return quotapg.Check(ctx, tx, made[0].Sandbox.TeamID, want)
+}
+
+func (s *Store) insertPending(ctx context.Context, tx pgx.Tx, n sandbox.NewSandbox, lease sandbox.Lease, decision scheduler.Decision, address string) (sandbox.Sandbox, error) {
 	x := n.Sandbox
 	metadata, err := object(x.Metadata)
 	if err != nil {
 		return sandbox.Sandbox{}, err
 	}
-	data, err := object(map[string]any{"template": x.TemplateName, "host": decision.HostID.String(), "engine": decision.Engine})
+	params, err := json.Marshal(n.Operation.Params)
+	if err != nil {
+		return sandbox.Sandbox{}, err
+	}
+	why := map[string]any{"template": x.TemplateName, "host": decision.HostID.String(), "engine": decision.Engine}
+	if x.FromState != nil {
+		why["snapshot_id"] = x.FromState.String()
+	}
+	data, err := object(why)
 	if err != nil {
 		return sandbox.Sandbox{}, err
 	}
@@ -78,13 +115,14 @@ func (s *Store) createPending(ctx context.Context, tx pgx.Tx, n sandbox.NewSandb
 		ImageDigest: x.ImageDigest, Engine: decision.Engine, EngineVersion: decision.EngineVersion,
 		CpuMillis: int32(x.CPUMillis), MemoryMb: int32(x.MemoryMB), DiskMb: int32(x.DiskMB), Internet: x.Internet, EnvSealed: x.EnvSealed,
 		Metadata: metadata, TimeoutSec: int32(x.TimeoutSec), OnTimeout: string(x.OnTimeout), IdleTimeoutSec: narrow(x.IdleTimeoutSec),
+		CheckpointIntervalSec: narrow(x.CheckpointIntervalSec), FromSnapshotID: x.FromState, Params: params,
 		CreatedByType: x.CreatedByType, CreatedByID: x.CreatedByID, CreatedByName: x.CreatedByName,
 		OperationID: n.Operation.ID, LeaseOwner: owner, LeaseSecs: secs, LimitSecs: sandbox.CreateLimit.Seconds(), EventData: data,
 	})
 	if err != nil {
 		return sandbox.Sandbox{}, err
 	}
-	return fromRow(row, addresses[row.HostID], string(host.StatusOnline))
+	return fromRow(row, address, string(host.StatusOnline))
 }
 
 // candidates locks the team's hosts and reads what is reserved on them.
@@ -93,6 +131,25 @@ func (s *Store) candidates(ctx context.Context, tx pgx.Tx, team id.Team) ([]sche
 	if err != nil {
 		return nil, nil, err
 	}
+	return s.views(ctx, tx, rows)
+}
+
+// own is candidates for what can only be on one host; none while that is out of
+// reach.
+func (s *Store) own(ctx context.Context, tx pgx.Tx, h id.Host) ([]scheduler.HostView, map[id.Host]string, error) {
+	found, err := s.q.HostView(ctx, tx, h)
+	if err != nil {
+		return nil, nil, err
+	}
+	rows := make([]sqlcgen.LockCandidateHostsRow, len(found))
+	for i, r := range found {
+		rows[i] = sqlcgen.LockCandidateHostsRow(r)
+	}
+	return s.views(ctx, tx, rows)
+}
+
+// views adds what is reserved, after the hosts were locked.
+func (s *Store) views(ctx context.Context, tx pgx.Tx, rows []sqlcgen.LockCandidateHostsRow) ([]scheduler.HostView, map[id.Host]string, error) {
 	ids := make([]uuid.UUID, len(rows))
 	for i, r := range rows {
 		ids[i] = r.ID.UUID()
@@ -125,36 +182,61 @@ func (s *Store) candidates(ctx context.Context, tx pgx.Tx, team id.Team) ([]sche
 	return views, addresses, nil
 }
 
-// Apply implements sandbox.Store. Without an audit entry it is one statement.
+// Apply implements sandbox.Store. Without an audit entry and a state it is one
+// statement.
 func (s *Store) Apply(ctx context.Context, t sandbox.Transition) (sandbox.Sandbox, error) {
 	if !t.From.May(t.To) {
 		return sandbox.Sandbox{}, fmt.Errorf("sandbox: the table has no transition from %s to %s", t.From, t.To)
 	}
-	if t.Audit == nil {
-		return s.apply(ctx, s.pool, t)
+	if t.Audit == nil && t.Making.IsZero() && t.From != sandbox.StatusMissing {
+		return s.apply(ctx, s.pool, t, []sandbox.Status{t.From})
 	}
 	var out sandbox.Sandbox
 	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
-		moved, err := s.apply(ctx, tx, t)
+		moved, err := s.apply(ctx, tx, t, []sandbox.Status{t.From})
 		if err != nil {
 			return err
 		}
 		out = moved
+		if err := s.settleState(ctx, tx, t); err != nil || t.Audit == nil {
+			return err
+		}
 		return auditpg.Append(ctx, tx, *t.Audit)
 	})
 	return out, err
 }
 
-func (s *Store) apply(ctx context.Context, db sqlcgen.DBTX, t sandbox.Transition) (sandbox.Sandbox, error) {
+// Died implements sandbox.Store.
+func (s *Store) Died(ctx context.Context, x id.Sandbox, incarnation int64, reason string, data map[string]any) (sandbox.Sandbox, error) {
+	return s.died(ctx, s.pool, x, incarnation, reason, data)
+}
+
+func (s *Store) died(ctx context.Context, db sqlcgen.DBTX, x id.Sandbox, incarnation int64, reason string, data map[string]any) (sandbox.Sandbox, error) {
+	event := map[string]any{"reason": reason}
+	maps.Copy(event, data)
+	return s.apply(ctx, db, sandbox.Transition{
+		ID: x, To: sandbox.StatusStopped, Incarnation: incarnation, EndReason: reason,
+		Outcome: sandbox.OutcomeFailed, Reason: reason, Message: "The sandbox ended by itself.", Event: "stopped", EventData: event,
+	}, sandbox.WithInstance())
+}
+
+func (s *Store) apply(ctx context.Context, db sqlcgen.DBTX, t sandbox.Transition, from []sandbox.Status) (sandbox.Sandbox, error) {
 	data, err := object(t.EventData)
 	if err != nil {
 		return sandbox.Sandbox{}, err
 	}
-	row, err := s.q.Transition(ctx, db, sqlcgen.TransitionParams{
-		ID: t.ID, FromStatus: string(t.From), ToStatus: string(t.To), Incarnation: t.Incarnation, Ended: !t.To.Live(),
-		EngineVersion: t.EngineVersion, EndReason: t.EndReason, Error: t.Error,
+	params := sqlcgen.TransitionParams{
+		ID: t.ID, FromStatuses: words(from), ToStatus: string(t.To), Incarnation: t.Incarnation, Ended: !t.To.Live(),
+		EngineVersion: t.EngineVersion, EndReason: t.EndReason, Error: t.Error, PausedReason: t.PausedReason,
+		NoDeadline: t.From == sandbox.StatusPausing && t.To == sandbox.StatusPaused, DeadlineSecs: seconds(t.Timeout), RetrySecs: seconds(t.Retry),
+		Fresh:        t.To == sandbox.StatusRunning && (t.From == sandbox.StatusStarting || t.From == sandbox.StatusResuming || t.From == sandbox.StatusMissing),
+		Checkpointed: t.From == sandbox.StatusSnapshotting && t.Newest, DropStates: t.DropStates,
 		Outcome: string(t.Outcome), Reason: t.Reason, Message: t.Message, Event: t.Event, EventData: data,
-	})
+	}
+	if t.Newest && t.Saved != nil {
+		params.NewestState = snapshotUUID(&t.Making)
+	}
+	row, err := s.q.Transition(ctx, db, params)
 	if errors.Is(err, pgx.ErrNoRows) {
 		actual, err := s.get(ctx, db, t.ID)
 		if err != nil {
@@ -183,12 +265,20 @@ func (s *Store) BeginDelete(ctx context.Context, d sandbox.Delete) (sandbox.Sand
 		if err != nil {
 			return err
 		}
-		if out, err = fromRow(locked.Sandbox, locked.Address, locked.HostStatus); err != nil {
+		if out, err = joined(locked.Sandbox, locked.Address, locked.HostStatus, locked.StateBytes, locked.StateStatus); err != nil {
 			return err
 		}
 		switch {
-		case d.Expired && (out.Status != sandbox.StatusRunning || !locked.Expired):
+		case d.Expired && (out.Status != sandbox.StatusRunning && out.Status != sandbox.StatusPaused || !locked.Expired):
 			return nil // it ended, or its deadline was moved
+		case d.Paused && out.Status != sandbox.StatusPaused, d.Living && !out.Status.Live():
+			return nil
+		case out.Status == sandbox.StatusStopped && out.StateStatus == sandbox.StateReady && d.Team != nil:
+			// Nobody wants what was left to recover from either.
+			if err := s.q.DropStatesOf(ctx, tx, []uuid.UUID{out.ID.UUID()}); err != nil {
+				return err
+			}
+			return auditpg.Append(ctx, tx, d.Audit)
 		case out.Status == sandbox.StatusError:
 			return s.endFailed(ctx, tx, &out, d)
 		case !out.Status.May(sandbox.StatusStopping):
@@ -206,7 +296,7 @@ func (s *Store) BeginDelete(ctx context.Context, d sandbox.Delete) (sandbox.Sand
 func (s *Store) endFailed(ctx context.Context, tx pgx.Tx, x *sandbox.Sandbox, d sandbox.Delete) error {
 	row, err := s.apply(ctx, tx, sandbox.Transition{
 		ID: x.ID, From: sandbox.StatusError, To: sandbox.StatusStopped, Incarnation: x.Incarnation, Event: "stopped",
-	})
+	}, []sandbox.Status{sandbox.StatusError})
 	if err != nil {
 		return err
 	}
@@ -216,7 +306,11 @@ func (s *Store) endFailed(ctx context.Context, tx pgx.Tx, x *sandbox.Sandbox, d 
 }
 
 func (s *Store) beginDelete(ctx context.Context, tx pgx.Tx, x *sandbox.Sandbox, d sandbox.Delete) (sandbox.Operation, error) {
-	data, err := object(map[string]any{"reason": d.EndReason})
+	why := map[string]any{"reason": d.EndReason}
+	if d.Detail != "" {
+		why["message"] = d.Detail
+	}
+	data, err := object(why)
 	if err != nil {
 		return sandbox.Operation{}, err
 	}
@@ -253,7 +347,7 @@ func (s *Store) get(ctx context.Context, db sqlcgen.DBTX, x id.Sandbox) (sandbox
 	if err != nil {
 		return sandbox.Sandbox{}, pg.Map(err)
 	}
-	return fromRow(row.Sandbox, row.Address, row.HostStatus)
+	return joined(row.Sandbox, row.Address, row.HostStatus, row.StateBytes, row.StateStatus)
 }
 
 // WithUser implements sandbox.Store.
@@ -265,7 +359,7 @@ func (s *Store) WithUser(ctx context.Context, x id.Sandbox) (sandbox.Sandbox, st
 	if err != nil {
 		return sandbox.Sandbox{}, "", pg.Map(err)
 	}
-	out, err := fromRow(row.Sandbox, row.Address, row.HostStatus)
+	out, err := joined(row.Sandbox, row.Address, row.HostStatus, row.StateBytes, row.StateStatus)
 	return out, row.DefaultUser, err
 }
 
@@ -275,6 +369,15 @@ func leaseArgs(l sandbox.Lease) (*uuid.UUID, *float64) {
 	}
 	secs := l.For.Seconds()
 	return &l.Owner, &secs
+}
+
+// seconds is nil for zero, which says nothing.
+func seconds(d time.Duration) *float64 {
+	if d == 0 {
+		return nil
+	}
+	secs := d.Seconds()
+	return &secs
 }
 
 func narrow(v *int64) *int32 {

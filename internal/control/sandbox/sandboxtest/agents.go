@@ -5,12 +5,16 @@ package sandboxtest
 import (
 	"context"
 	"sync"
+	"time"
 
 	"skerry.dev/skerry/internal/control/host"
 	"skerry.dev/skerry/internal/control/sandbox"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
 )
+
+// Version of the engine that the hosts have.
+const Version = "fake-1"
 
 // Agents keep the contract of agent.v1 without any host: calls may be repeated,
 // a destroy leaves a tombstone, an older incarnation is refused.
@@ -28,6 +32,10 @@ type machine struct {
 	instances map[id.Sandbox]*sandbox.Instance
 	tombs     map[id.Sandbox]int64
 	launches  map[id.Sandbox]sandbox.Launch
+	states    map[id.Snapshot]sandbox.Held
+	active    map[id.Sandbox]time.Time // zero: something goes on
+	deadlines map[id.Sandbox]time.Time
+	pauses    map[id.Sandbox]int
 }
 
 // NewAgents has no instance on any host.
@@ -36,7 +44,10 @@ func NewAgents() *Agents { return &Agents{hosts: map[id.Host]*machine{}} }
 func (a *Agents) machine(h id.Host) *machine {
 	m := a.hosts[h]
 	if m == nil {
-		m = &machine{instances: map[id.Sandbox]*sandbox.Instance{}, tombs: map[id.Sandbox]int64{}, launches: map[id.Sandbox]sandbox.Launch{}}
+		m = &machine{
+			instances: map[id.Sandbox]*sandbox.Instance{}, tombs: map[id.Sandbox]int64{}, launches: map[id.Sandbox]sandbox.Launch{},
+			states: map[id.Snapshot]sandbox.Held{}, active: map[id.Sandbox]time.Time{}, deadlines: map[id.Sandbox]time.Time{}, pauses: map[id.Sandbox]int{},
+		}
 		a.hosts[h] = m
 	}
 	return m
@@ -61,12 +72,149 @@ func (a *Agents) CreateSandbox(ctx context.Context, h host.Ref, l sandbox.Launch
 		a.mu.Unlock()
 		return sandbox.Launched{}, errs.FailedPrecondition("stale_incarnation", "A newer command was seen.")
 	}
-	if m.instances[x.ID] == nil {
-		m.instances[x.ID] = &sandbox.Instance{Sandbox: x.ID, Incarnation: x.Incarnation, Phase: sandbox.PhaseRunning}
-		m.launches[x.ID] = l
+	if err := m.start(l); err != nil {
+		a.mu.Unlock()
+		return sandbox.Launched{}, err
 	}
 	a.mu.Unlock()
-	return sandbox.Launched{EngineVersion: "fake-1"}, hook(ctx, a.After, "create", x.ID)
+	return sandbox.Launched{EngineVersion: Version}, hook(ctx, a.After, "create", x.ID)
+}
+
+// start makes an instance, or lets a paused one go on.
+func (m *machine) start(l sandbox.Launch) error {
+	x := l.Sandbox
+	in := m.instances[x.ID]
+	switch {
+	case in != nil && in.Phase == sandbox.PhaseRunning && in.Incarnation == x.Incarnation:
+		return nil // done before
+	case in != nil && in.Phase == sandbox.PhasePaused && in.Incarnation < x.Incarnation && l.State != nil:
+		if *l.State != in.State {
+			return errs.FailedPrecondition("not_its_state", "It is paused with another state.")
+		}
+	case in != nil:
+		return errs.FailedPrecondition("not_paused", "It is "+string(in.Phase)+".")
+	}
+	var state id.Snapshot
+	if l.State != nil {
+		state = *l.State
+		if _, ok := m.states[state]; !ok {
+			return errs.FailedPrecondition("state_not_found", "There is no such state.")
+		}
+	}
+	m.instances[x.ID] = &sandbox.Instance{Sandbox: x.ID, Incarnation: x.Incarnation, Phase: sandbox.PhaseRunning, State: state}
+	m.launches[x.ID], m.active[x.ID], m.deadlines[x.ID] = l, time.Now(), l.Deadline
+	return nil
+}
+
+// PauseSandbox implements sandbox.Agents.
+func (a *Agents) PauseSandbox(ctx context.Context, h host.Ref, p sandbox.Pause) (sandbox.Saved, error) {
+	return a.save(ctx, h, p, "pause", true)
+}
+
+// CheckpointSandbox implements sandbox.Agents.
+func (a *Agents) CheckpointSandbox(ctx context.Context, h host.Ref, p sandbox.Pause) (sandbox.Saved, error) {
+	return a.save(ctx, h, p, "checkpoint", false)
+}
+
+func (a *Agents) save(ctx context.Context, h host.Ref, p sandbox.Pause, call string, end bool) (sandbox.Saved, error) {
+	if err := hook(ctx, a.Before, call, p.Sandbox); err != nil {
+		return sandbox.Saved{}, err
+	}
+	a.mu.Lock()
+	saved, err := a.machine(h.ID).save(p, end)
+	a.mu.Unlock()
+	if err != nil {
+		return sandbox.Saved{}, err
+	}
+	return saved, hook(ctx, a.After, call, p.Sandbox)
+}
+
+func (m *machine) save(p sandbox.Pause, end bool) (sandbox.Saved, error) {
+	in := m.instances[p.Sandbox]
+	switch {
+	case p.Incarnation <= m.tombs[p.Sandbox]:
+		return sandbox.Saved{}, errs.FailedPrecondition("stale_incarnation", "A newer command was seen.")
+	case in == nil || in.Incarnation != p.Incarnation:
+		return sandbox.Saved{}, errs.NotFound("sandbox_not_found", "There is no such sandbox here.")
+	case in.State == p.State && (in.Phase == sandbox.PhasePaused || !end):
+		return m.states[p.State].Saved, nil // done before
+	case in.Phase != sandbox.PhaseRunning:
+		return sandbox.Saved{}, errs.FailedPrecondition("not_running", "It is "+string(in.Phase)+".")
+	case p.IfIdleFor > 0 && m.idle(p.Sandbox) < p.IfIdleFor:
+		return sandbox.Saved{}, errs.FailedPrecondition("not_idle", "Something goes on.")
+	}
+	held, ok := m.states[p.State]
+	if !ok {
+		held = sandbox.Held{ID: p.State, Sandbox: p.Sandbox, Saved: sandbox.Saved{EngineVersion: Version, Memory: p.Memory, SizeBytes: 1 << 20, Digest: "d1"}}
+		m.states[p.State] = held
+	}
+	in.State = p.State
+	if end {
+		in.Phase = sandbox.PhasePaused
+		m.pauses[p.Sandbox]++
+	}
+	return held.Saved, nil
+}
+
+func (m *machine) idle(x id.Sandbox) time.Duration {
+	if m.active[x].IsZero() {
+		return 0
+	}
+	return time.Since(m.active[x])
+}
+
+// DeleteState implements sandbox.Agents. What a paused one lives from is not
+// given up.
+func (a *Agents) DeleteState(ctx context.Context, h host.Ref, state id.Snapshot) error {
+	if err := hook(ctx, a.Before, "delete_state", id.Sandbox{}); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	m := a.machine(h.ID)
+	for _, in := range m.instances {
+		if in.Phase == sandbox.PhasePaused && in.State == state {
+			a.mu.Unlock()
+			return errs.FailedPrecondition("state_in_use", "A paused sandbox lives from it.")
+		}
+	}
+	delete(m.states, state)
+	a.mu.Unlock()
+	return hook(ctx, a.After, "delete_state", id.Sandbox{})
+}
+
+// SetDeadlines implements sandbox.Agents.
+func (a *Agents) SetDeadlines(ctx context.Context, h host.Ref, deadlines []sandbox.Deadline) error {
+	if err := hook(ctx, a.Before, "deadlines", id.Sandbox{}); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	m := a.machine(h.ID)
+	for _, d := range deadlines {
+		if in := m.instances[d.Sandbox]; in != nil && in.Incarnation == d.Incarnation {
+			m.deadlines[d.Sandbox] = d.At
+		}
+	}
+	a.mu.Unlock()
+	return hook(ctx, a.After, "deadlines", id.Sandbox{})
+}
+
+// Stats implements sandbox.Agents.
+func (a *Agents) Stats(ctx context.Context, h host.Ref, x id.Sandbox, incarnation int64) (sandbox.Stats, error) {
+	if err := hook(ctx, a.Before, "stats", x); err != nil {
+		return sandbox.Stats{}, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	m := a.machine(h.ID)
+	if in := m.instances[x]; in == nil || in.Incarnation != incarnation || in.Phase != sandbox.PhaseRunning {
+		return sandbox.Stats{}, errs.NotFound("sandbox_not_found", "There is no such sandbox here.")
+	}
+	return sandbox.Stats{CPUTime: time.Second, MemoryBytes: 1 << 20, DiskBytes: 2 << 20, Processes: 3, Idle: m.idle(x)}, nil
+}
+
+// Logs implements sandbox.Agents.
+func (a *Agents) Logs(ctx context.Context, _ host.Ref, x id.Sandbox, _ int64) (sandbox.Logs, error) {
+	return sandbox.Logs{Text: "console"}, hook(ctx, a.Before, "logs", x)
 }
 
 // DestroySandbox implements sandbox.Agents.
@@ -94,6 +242,9 @@ func (a *Agents) Inventory(ctx context.Context, h host.Ref) (sandbox.Inventory, 
 	for _, in := range a.machine(h.ID).instances {
 		out.Instances = append(out.Instances, *in)
 	}
+	for _, st := range a.machine(h.ID).states {
+		out.States = append(out.States, st)
+	}
 	a.mu.Unlock()
 	return out, hook(ctx, a.After, "inventory", id.Sandbox{})
 }
@@ -108,6 +259,68 @@ func (a *Agents) Exit(x id.Sandbox, reason string) {
 
 // Lose takes an instance away without a word.
 func (a *Agents) Lose(x id.Sandbox) { a.change(x, func(m *machine) { delete(m.instances, x) }) }
+
+// PauseAlone has the host pause a sandbox without being told.
+func (a *Agents) PauseAlone(x id.Sandbox, reason string) id.Snapshot {
+	state := id.NewSnapshot()
+	a.change(x, func(m *machine) {
+		in := m.instances[x]
+		m.states[state] = sandbox.Held{ID: state, Sandbox: x, Saved: sandbox.Saved{EngineVersion: Version, Memory: true, SizeBytes: 1, Digest: "d2"}}
+		in.Phase, in.State, in.PausedReason = sandbox.PhasePaused, state, reason
+	})
+	return state
+}
+
+// Busy has something go on in a sandbox from now on, or end now.
+func (a *Agents) Busy(x id.Sandbox, busy bool) {
+	a.change(x, func(m *machine) {
+		m.active[x] = time.Now()
+		if busy {
+			m.active[x] = time.Time{}
+		}
+	})
+}
+
+// Phase is what the host holds of a sandbox; empty for nothing.
+func (a *Agents) Phase(x id.Sandbox) (phase sandbox.Phase, incarnation int64) {
+	a.change(x, func(m *machine) { phase, incarnation = m.instances[x].Phase, m.instances[x].Incarnation })
+	return phase, incarnation
+}
+
+// Pauses is how often a sandbox was paused.
+func (a *Agents) Pauses(x id.Sandbox) (n int) {
+	a.change(x, func(m *machine) { n = m.pauses[x] })
+	return n
+}
+
+// Deadline is what a sandbox's host was last told.
+func (a *Agents) Deadline(x id.Sandbox) (at time.Time) {
+	a.change(x, func(m *machine) { at = m.deadlines[x] })
+	return at
+}
+
+// HasState reports whether any host has a state.
+func (a *Agents) HasState(state id.Snapshot) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, m := range a.hosts {
+		if _, ok := m.states[state]; ok {
+			return true
+		}
+	}
+	return false
+}
+
+// States is how many states all hosts have.
+func (a *Agents) States() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	n := 0
+	for _, m := range a.hosts {
+		n += len(m.states)
+	}
+	return n
+}
 
 // Put makes an instance that nobody commanded.
 func (a *Agents) Put(h id.Host, in sandbox.Instance) {

@@ -66,7 +66,7 @@ func (w *World) AddHost(cpus, memoryMB int) id.Host {
 	w.t.Helper()
 	h := id.NewHost()
 	w.exec(`INSERT INTO hosts (id, team_id, type, name, status, address, cpu_count, memory_bytes, disk_bytes, engines, generation, last_heartbeat_at)
-		VALUES ($1, $2, 'regular', $3, 'online', '127.0.0.1:1', $4, $5, $6, '[{"name":"fake","version":"1","healthy":true}]', 1, now())`,
+		VALUES ($1, $2, 'regular', $3, 'online', '127.0.0.1:1', $4, $5, $6, '[{"name":"fake","version":"fake-1","healthy":true}]', 1, now())`,
 		h, id.PlatformTeamID, "host-"+h.UUID().String()[24:], cpus, int64(memoryMB)<<20, int64(1)<<40)
 	w.Hosts = append(w.Hosts, h)
 	return h
@@ -117,7 +117,7 @@ func (w *World) Serve(cfg sandbox.Config) *Server {
 	s.Runner = sandbox.NewRunner(w.Store, w.Agents, templates, w.Secret, s.Watch, cfg, log)
 	s.Service = sandbox.NewService(w.Store, scheduler.RoundRobinScheduler{Overcommit: Overcommit()}, templates, w.Agents, s.Runner, s.Watch, w.Secret, log)
 	s.Sweep = sandbox.NewSweep(s.Service, log)
-	s.Reconciler = sandbox.NewReconciler(w.Store, w.Agents, s.Watch, time.Nanosecond, log)
+	s.Reconciler = sandbox.NewReconciler(s.Service, time.Nanosecond, log)
 	started := make(chan struct{})
 	s.wg.Go(func() { close(started); _ = s.Runner.Run(ctx) })
 	s.wg.Go(func() { _ = s.Watch.Run(ctx) })

@@ -54,6 +54,7 @@ type Sandbox struct {
 	IdleCheckAt           *time.Time
 	CheckpointIntervalSec *int32
 	CheckpointDueAt       *time.Time
+	RetryAt               *time.Time
 	FromSnapshotID        *id.Snapshot
 	StateID               *id.Snapshot
 	StateAt               *time.Time
@@ -68,4 +69,37 @@ type Sandbox struct {
 	StartedAt             *time.Time
 	EndedAt               *time.Time
 	UpdatedAt             time.Time
+}
+
+type Snapshot struct {
+	ID            id.Snapshot
+	TeamID        id.Team
+	Kind          string
+	Name          *string
+	Status        string
+	Error         string
+	SandboxID     id.Sandbox
+	Incarnation   int64
+	HostID        id.Host
+	TemplateID    id.Template
+	TemplateName  string
+	ImageDigest   string
+	Engine        string
+	EngineVersion string
+	CpuFeatures   []string
+	Memory        bool
+	CpuMillis     int32
+	MemoryMb      int32
+	DiskMb        int32
+	Internet      bool
+	EnvSealed     []byte
+	SizeBytes     int64
+	Digest        string
+	CreatedByType string
+	CreatedByID   string
+	CreatedByName string
+	CreatedAt     time.Time
+	ReadyAt       *time.Time
+	DropAt        *time.Time
+	DeletedAt     *time.Time
 }

@@ -14,11 +14,55 @@ import (
 	"skerry.dev/skerry/internal/kernel/id"
 )
 
+const adoptState = `-- name: AdoptState :one
+INSERT INTO snapshots (id, team_id, kind, status, sandbox_id, incarnation, host_id, template_id, template_name, image_digest, engine,
+    engine_version, cpu_features, memory, cpu_millis, memory_mb, disk_mb, internet, env_sealed, size_bytes, digest,
+    created_by_type, created_by_id, created_by_name, ready_at)
+SELECT $1, s.team_id, 'pause', 'ready', s.id, s.incarnation, s.host_id, s.template_id, s.template_name, s.image_digest, s.engine,
+    $2, $3::text[], $4, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, $5,
+    $6, $7, 'system', $8, $8, now()
+FROM sandboxes s WHERE s.id = $9
+ON CONFLICT (id) DO UPDATE SET status = 'ready', engine_version = excluded.engine_version, cpu_features = excluded.cpu_features,
+    memory = excluded.memory, size_bytes = excluded.size_bytes, digest = excluded.digest, error = '', ready_at = now(), deleted_at = NULL, drop_at = NULL
+WHERE snapshots.sandbox_id = excluded.sandbox_id AND snapshots.host_id = excluded.host_id AND snapshots.kind IN ('pause', 'checkpoint')
+RETURNING id
+`
+
+type AdoptStateParams struct {
+	ID            id.Snapshot
+	EngineVersion string
+	CpuFeatures   []string
+	Memory        bool
+	EnvSealed     []byte
+	SizeBytes     int64
+	Digest        string
+	CreatedBy     string
+	SandboxID     id.Sandbox
+}
+
+// A state that a host says it has of this sandbox, known before or not.
+func (q *Queries) AdoptState(ctx context.Context, db DBTX, arg AdoptStateParams) (id.Snapshot, error) {
+	row := db.QueryRow(ctx, adoptState,
+		arg.ID,
+		arg.EngineVersion,
+		arg.CpuFeatures,
+		arg.Memory,
+		arg.EnvSealed,
+		arg.SizeBytes,
+		arg.Digest,
+		arg.CreatedBy,
+		arg.SandboxID,
+	)
+	var id id.Snapshot
+	err := row.Scan(&id)
+	return id, err
+}
+
 const beginDelete = `-- name: BeginDelete :one
 WITH moved AS (
     UPDATE sandboxes SET status = 'stopping', incarnation = incarnation + 1, end_reason = $1, updated_at = now()
     WHERE sandboxes.id = $2 AND sandboxes.status = ANY($3::text[])
-    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at
+    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at
 ), superseded AS (
     UPDATE operations o SET status = 'superseded', reason = $1, finished_at = now(), lease_owner = NULL, lease_until = NULL
     FROM moved WHERE o.sandbox_id = moved.id AND o.status = 'open'
@@ -33,7 +77,7 @@ WITH moved AS (
     INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
     SELECT moved.id, moved.team_id, 'stopping', $8::jsonb FROM moved
 )
-SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at FROM moved
+SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at FROM moved
 `
 
 type BeginDeleteParams struct {
@@ -71,6 +115,7 @@ type BeginDeleteRow struct {
 	IdleCheckAt           *time.Time
 	CheckpointIntervalSec *int32
 	CheckpointDueAt       *time.Time
+	RetryAt               *time.Time
 	FromSnapshotID        *uuid.UUID
 	StateID               *uuid.UUID
 	StateAt               *time.Time
@@ -125,6 +170,7 @@ func (q *Queries) BeginDelete(ctx context.Context, db DBTX, arg BeginDeleteParam
 		&i.IdleCheckAt,
 		&i.CheckpointIntervalSec,
 		&i.CheckpointDueAt,
+		&i.RetryAt,
 		&i.FromSnapshotID,
 		&i.StateID,
 		&i.StateAt,
@@ -141,6 +187,197 @@ func (q *Queries) BeginDelete(ctx context.Context, db DBTX, arg BeginDeleteParam
 		&i.UpdatedAt,
 	)
 	return i, err
+}
+
+const beginOperation = `-- name: BeginOperation :one
+WITH moved AS (
+    UPDATE sandboxes SET status = $1, incarnation = incarnation + $2::bigint, updated_at = now()
+    WHERE sandboxes.id = $3 AND sandboxes.status = $4
+    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at
+), op AS (
+    INSERT INTO operations (id, sandbox_id, team_id, kind, incarnation, params, status, lease_owner, lease_until, deadline_at, attempts)
+    SELECT $5, moved.id, moved.team_id, $6, moved.incarnation, $7, 'open', $8::uuid,
+        now() + make_interval(secs => $9::float8), now() + make_interval(secs => $10::float8),
+        CASE WHEN $8::uuid IS NULL THEN 0 ELSE 1 END
+    FROM moved
+), noted AS (
+    INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
+    SELECT moved.id, moved.team_id, $11::text, $12::jsonb FROM moved WHERE $11::text <> ''
+)
+SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at FROM moved
+`
+
+type BeginOperationParams struct {
+	ToStatus    string
+	Step        int64
+	ID          id.Sandbox
+	FromStatus  string
+	OperationID id.Operation
+	Kind        string
+	Params      json.RawMessage
+	LeaseOwner  *uuid.UUID
+	LeaseSecs   *float64
+	LimitSecs   float64
+	Event       string
+	EventData   json.RawMessage
+}
+
+type BeginOperationRow struct {
+	ID                    uuid.UUID
+	TeamID                id.Team
+	HostID                uuid.UUID
+	TemplateID            id.Template
+	TemplateName          string
+	ImageDigest           string
+	Status                string
+	Incarnation           int64
+	Engine                string
+	EngineVersion         string
+	CpuMillis             int32
+	MemoryMb              int32
+	DiskMb                int32
+	Internet              bool
+	EnvSealed             []byte
+	Metadata              json.RawMessage
+	TimeoutSec            int32
+	OnTimeout             string
+	IdleTimeoutSec        *int32
+	DeadlineAt            *time.Time
+	IdleCheckAt           *time.Time
+	CheckpointIntervalSec *int32
+	CheckpointDueAt       *time.Time
+	RetryAt               *time.Time
+	FromSnapshotID        *uuid.UUID
+	StateID               *uuid.UUID
+	StateAt               *time.Time
+	PausedAt              *time.Time
+	PausedReason          string
+	EndReason             string
+	Error                 string
+	CreatedByType         string
+	CreatedByID           string
+	CreatedByName         string
+	CreatedAt             time.Time
+	StartedAt             *time.Time
+	EndedAt               *time.Time
+	UpdatedAt             time.Time
+}
+
+// The row was locked by LockSandbox in this transaction.
+func (q *Queries) BeginOperation(ctx context.Context, db DBTX, arg BeginOperationParams) (BeginOperationRow, error) {
+	row := db.QueryRow(ctx, beginOperation,
+		arg.ToStatus,
+		arg.Step,
+		arg.ID,
+		arg.FromStatus,
+		arg.OperationID,
+		arg.Kind,
+		arg.Params,
+		arg.LeaseOwner,
+		arg.LeaseSecs,
+		arg.LimitSecs,
+		arg.Event,
+		arg.EventData,
+	)
+	var i BeginOperationRow
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.HostID,
+		&i.TemplateID,
+		&i.TemplateName,
+		&i.ImageDigest,
+		&i.Status,
+		&i.Incarnation,
+		&i.Engine,
+		&i.EngineVersion,
+		&i.CpuMillis,
+		&i.MemoryMb,
+		&i.DiskMb,
+		&i.Internet,
+		&i.EnvSealed,
+		&i.Metadata,
+		&i.TimeoutSec,
+		&i.OnTimeout,
+		&i.IdleTimeoutSec,
+		&i.DeadlineAt,
+		&i.IdleCheckAt,
+		&i.CheckpointIntervalSec,
+		&i.CheckpointDueAt,
+		&i.RetryAt,
+		&i.FromSnapshotID,
+		&i.StateID,
+		&i.StateAt,
+		&i.PausedAt,
+		&i.PausedReason,
+		&i.EndReason,
+		&i.Error,
+		&i.CreatedByType,
+		&i.CreatedByID,
+		&i.CreatedByName,
+		&i.CreatedAt,
+		&i.StartedAt,
+		&i.EndedAt,
+		&i.UpdatedAt,
+	)
+	return i, err
+}
+
+const checkpointsDue = `-- name: CheckpointsDue :many
+SELECT s.id FROM sandboxes s JOIN hosts h ON h.id = s.host_id
+WHERE s.status = 'running' AND s.checkpoint_due_at < now() AND h.status = 'online'
+ORDER BY s.checkpoint_due_at
+LIMIT $1
+`
+
+func (q *Queries) CheckpointsDue(ctx context.Context, db DBTX, maxRows int32) ([]id.Sandbox, error) {
+	rows, err := db.Query(ctx, checkpointsDue, maxRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []id.Sandbox
+	for rows.Next() {
+		var id id.Sandbox
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const completeState = `-- name: CompleteState :one
+UPDATE snapshots SET status = 'ready', engine_version = $1, cpu_features = $2::text[], memory = $3,
+    size_bytes = $4, digest = $5, error = '', ready_at = now()
+WHERE id = $6 AND status = 'creating'
+RETURNING id
+`
+
+type CompleteStateParams struct {
+	EngineVersion string
+	CpuFeatures   []string
+	Memory        bool
+	SizeBytes     int64
+	Digest        string
+	ID            id.Snapshot
+}
+
+func (q *Queries) CompleteState(ctx context.Context, db DBTX, arg CompleteStateParams) (id.Snapshot, error) {
+	row := db.QueryRow(ctx, completeState,
+		arg.EngineVersion,
+		arg.CpuFeatures,
+		arg.Memory,
+		arg.SizeBytes,
+		arg.Digest,
+		arg.ID,
+	)
+	var id id.Snapshot
+	err := row.Scan(&id)
+	return id, err
 }
 
 const deleteEvents = `-- name: DeleteEvents :exec
@@ -170,26 +407,65 @@ func (q *Queries) DeleteSandboxes(ctx context.Context, db DBTX, ids []uuid.UUID)
 	return err
 }
 
+const dropForks = `-- name: DropForks :exec
+UPDATE snapshots p SET status = 'deleting'
+WHERE p.kind = 'fork' AND p.status = 'ready'
+  AND NOT EXISTS (SELECT FROM sandboxes c WHERE c.from_snapshot_id = p.id AND c.status IN ('pending', 'starting'))
+`
+
+// The state of a fork goes when the last copy has left its create.
+func (q *Queries) DropForks(ctx context.Context, db DBTX) error {
+	_, err := db.Exec(ctx, dropForks)
+	return err
+}
+
+const dropStatesOf = `-- name: DropStatesOf :exec
+UPDATE snapshots SET status = 'deleting'
+WHERE sandbox_id = ANY($1::uuid[]) AND kind IN ('pause', 'checkpoint') AND status = 'ready'
+`
+
+func (q *Queries) DropStatesOf(ctx context.Context, db DBTX, ids []uuid.UUID) error {
+	_, err := db.Exec(ctx, dropStatesOf, ids)
+	return err
+}
+
+const dropped = `-- name: Dropped :exec
+UPDATE snapshots SET status = 'deleted', deleted_at = now() WHERE id = $1 AND status IN ('failed', 'deleting')
+`
+
+func (q *Queries) Dropped(ctx context.Context, db DBTX, argID id.Snapshot) error {
+	_, err := db.Exec(ctx, dropped, argID)
+	return err
+}
+
 const expiredSandboxes = `-- name: ExpiredSandboxes :many
-SELECT id FROM sandboxes
-WHERE ended_at IS NULL AND deadline_at < now() AND on_timeout = 'kill' AND status = 'running'
-ORDER BY deadline_at
+SELECT s.id, s.on_timeout FROM sandboxes s JOIN hosts h ON h.id = s.host_id
+WHERE s.ended_at IS NULL AND s.deadline_at < now() AND coalesce(s.retry_at < now(), true)
+  AND ((s.status = 'running' AND (s.on_timeout = 'kill' OR h.status = 'online')) OR (s.status = 'paused' AND s.on_timeout = 'kill'))
+ORDER BY s.deadline_at
 LIMIT $1
 `
 
-func (q *Queries) ExpiredSandboxes(ctx context.Context, db DBTX, maxRows int32) ([]id.Sandbox, error) {
+type ExpiredSandboxesRow struct {
+	ID        id.Sandbox
+	OnTimeout string
+}
+
+// Those to be paused only where their host can be told. One that its host paused
+// by itself keeps its deadline, for the case that it was to be killed.
+func (q *Queries) ExpiredSandboxes(ctx context.Context, db DBTX, maxRows int32) ([]ExpiredSandboxesRow, error) {
 	rows, err := db.Query(ctx, expiredSandboxes, maxRows)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	var items []id.Sandbox
+	var items []ExpiredSandboxesRow
 	for rows.Next() {
-		var id id.Sandbox
-		if err := rows.Scan(&id); err != nil {
+		var i ExpiredSandboxesRow
+		if err := rows.Scan(&i.ID, &i.OnTimeout); err != nil {
 			return nil, err
 		}
-		items = append(items, id)
+		items = append(items, i)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, err
@@ -197,16 +473,73 @@ func (q *Queries) ExpiredSandboxes(ctx context.Context, db DBTX, maxRows int32) 
 	return items, nil
 }
 
+const failState = `-- name: FailState :exec
+UPDATE snapshots SET status = 'failed', error = $1 WHERE id = $2 AND status = 'creating'
+`
+
+type FailStateParams struct {
+	Error string
+	ID    id.Snapshot
+}
+
+func (q *Queries) FailState(ctx context.Context, db DBTX, arg FailStateParams) error {
+	_, err := db.Exec(ctx, failState, arg.Error, arg.ID)
+	return err
+}
+
+const failUnmade = `-- name: FailUnmade :exec
+UPDATE snapshots SET status = 'failed', error = $1 WHERE sandbox_id = $2 AND status = 'creating'
+`
+
+type FailUnmadeParams struct {
+	Error     string
+	SandboxID id.Sandbox
+}
+
+func (q *Queries) FailUnmade(ctx context.Context, db DBTX, arg FailUnmadeParams) error {
+	_, err := db.Exec(ctx, failUnmade, arg.Error, arg.SandboxID)
+	return err
+}
+
+const getOperation = `-- name: GetOperation :one
+SELECT id, kind, status, reason, message, params FROM operations WHERE id = $1
+`
+
+type GetOperationRow struct {
+	ID      id.Operation
+	Kind    string
+	Status  string
+	Reason  string
+	Message string
+	Params  json.RawMessage
+}
+
+func (q *Queries) GetOperation(ctx context.Context, db DBTX, argID id.Operation) (GetOperationRow, error) {
+	row := db.QueryRow(ctx, getOperation, argID)
+	var i GetOperationRow
+	err := row.Scan(
+		&i.ID,
+		&i.Kind,
+		&i.Status,
+		&i.Reason,
+		&i.Message,
+		&i.Params,
+	)
+	return i, err
+}
+
 const getSandbox = `-- name: GetSandbox :one
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status
-FROM sandboxes s JOIN hosts h ON h.id = s.host_id
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
+FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE s.id = $1
 `
 
 type GetSandboxRow struct {
-	Sandbox    Sandbox
-	Address    string
-	HostStatus string
+	Sandbox     Sandbox
+	Address     string
+	HostStatus  string
+	StateBytes  *int64
+	StateStatus *string
 }
 
 func (q *Queries) GetSandbox(ctx context.Context, db DBTX, argID id.Sandbox) (GetSandboxRow, error) {
@@ -236,6 +569,7 @@ func (q *Queries) GetSandbox(ctx context.Context, db DBTX, argID id.Sandbox) (Ge
 		&i.Sandbox.IdleCheckAt,
 		&i.Sandbox.CheckpointIntervalSec,
 		&i.Sandbox.CheckpointDueAt,
+		&i.Sandbox.RetryAt,
 		&i.Sandbox.FromSnapshotID,
 		&i.Sandbox.StateID,
 		&i.Sandbox.StateAt,
@@ -252,13 +586,15 @@ func (q *Queries) GetSandbox(ctx context.Context, db DBTX, argID id.Sandbox) (Ge
 		&i.Sandbox.UpdatedAt,
 		&i.Address,
 		&i.HostStatus,
+		&i.StateBytes,
+		&i.StateStatus,
 	)
 	return i, err
 }
 
 const getSandboxWithUser = `-- name: GetSandboxWithUser :one
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status, t.default_user
-FROM sandboxes s JOIN hosts h ON h.id = s.host_id JOIN templates t ON t.id = s.template_id
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status, t.default_user
+FROM sandboxes s JOIN hosts h ON h.id = s.host_id JOIN templates t ON t.id = s.template_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE s.id = $1
 `
 
@@ -266,6 +602,8 @@ type GetSandboxWithUserRow struct {
 	Sandbox     Sandbox
 	Address     string
 	HostStatus  string
+	StateBytes  *int64
+	StateStatus *string
 	DefaultUser string
 }
 
@@ -296,6 +634,7 @@ func (q *Queries) GetSandboxWithUser(ctx context.Context, db DBTX, argID id.Sand
 		&i.Sandbox.IdleCheckAt,
 		&i.Sandbox.CheckpointIntervalSec,
 		&i.Sandbox.CheckpointDueAt,
+		&i.Sandbox.RetryAt,
 		&i.Sandbox.FromSnapshotID,
 		&i.Sandbox.StateID,
 		&i.Sandbox.StateAt,
@@ -312,9 +651,128 @@ func (q *Queries) GetSandboxWithUser(ctx context.Context, db DBTX, argID id.Sand
 		&i.Sandbox.UpdatedAt,
 		&i.Address,
 		&i.HostStatus,
+		&i.StateBytes,
+		&i.StateStatus,
 		&i.DefaultUser,
 	)
 	return i, err
+}
+
+const getState = `-- name: GetState :one
+SELECT p.id, p.team_id, p.kind, p.name, p.status, p.error, p.sandbox_id, p.incarnation, p.host_id, p.template_id, p.template_name, p.image_digest, p.engine, p.engine_version, p.cpu_features, p.memory, p.cpu_millis, p.memory_mb, p.disk_mb, p.internet, p.env_sealed, p.size_bytes, p.digest, p.created_by_type, p.created_by_id, p.created_by_name, p.created_at, p.ready_at, p.drop_at, p.deleted_at, h.address, h.status AS host_status, h.name AS host_name
+FROM snapshots p JOIN hosts h ON h.id = p.host_id WHERE p.id = $1
+`
+
+type GetStateRow struct {
+	Snapshot   Snapshot
+	Address    string
+	HostStatus string
+	HostName   string
+}
+
+func (q *Queries) GetState(ctx context.Context, db DBTX, argID id.Snapshot) (GetStateRow, error) {
+	row := db.QueryRow(ctx, getState, argID)
+	var i GetStateRow
+	err := row.Scan(
+		&i.Snapshot.ID,
+		&i.Snapshot.TeamID,
+		&i.Snapshot.Kind,
+		&i.Snapshot.Name,
+		&i.Snapshot.Status,
+		&i.Snapshot.Error,
+		&i.Snapshot.SandboxID,
+		&i.Snapshot.Incarnation,
+		&i.Snapshot.HostID,
+		&i.Snapshot.TemplateID,
+		&i.Snapshot.TemplateName,
+		&i.Snapshot.ImageDigest,
+		&i.Snapshot.Engine,
+		&i.Snapshot.EngineVersion,
+		&i.Snapshot.CpuFeatures,
+		&i.Snapshot.Memory,
+		&i.Snapshot.CpuMillis,
+		&i.Snapshot.MemoryMb,
+		&i.Snapshot.DiskMb,
+		&i.Snapshot.Internet,
+		&i.Snapshot.EnvSealed,
+		&i.Snapshot.SizeBytes,
+		&i.Snapshot.Digest,
+		&i.Snapshot.CreatedByType,
+		&i.Snapshot.CreatedByID,
+		&i.Snapshot.CreatedByName,
+		&i.Snapshot.CreatedAt,
+		&i.Snapshot.ReadyAt,
+		&i.Snapshot.DropAt,
+		&i.Snapshot.DeletedAt,
+		&i.Address,
+		&i.HostStatus,
+		&i.HostName,
+	)
+	return i, err
+}
+
+const holdBack = `-- name: HoldBack :exec
+UPDATE operations SET lease_until = now() + make_interval(secs => $1::float8)
+WHERE sandbox_id = ANY($2::uuid[]) AND status = 'open' AND kind = 'create'
+`
+
+type HoldBackParams struct {
+	Secs float64
+	Ids  []uuid.UUID
+}
+
+// Nobody needs to look at the copies before their state is there.
+func (q *Queries) HoldBack(ctx context.Context, db DBTX, arg HoldBackParams) error {
+	_, err := db.Exec(ctx, holdBack, arg.Secs, arg.Ids)
+	return err
+}
+
+const hostView = `-- name: HostView :many
+SELECT h.id, h.name, h.engines, h.cpu_count, h.memory_bytes, h.disk_bytes, h.last_placed_at, h.address
+FROM hosts h
+WHERE h.id = $1 AND h.status = 'online' AND h.deleted_at IS NULL
+FOR NO KEY UPDATE OF h
+`
+
+type HostViewRow struct {
+	ID           id.Host
+	Name         string
+	Engines      json.RawMessage
+	CpuCount     int32
+	MemoryBytes  int64
+	DiskBytes    int64
+	LastPlacedAt *time.Time
+	Address      string
+}
+
+// One host for what can only go there, locked as candidates are.
+func (q *Queries) HostView(ctx context.Context, db DBTX, argID id.Host) ([]HostViewRow, error) {
+	rows, err := db.Query(ctx, hostView, argID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []HostViewRow
+	for rows.Next() {
+		var i HostViewRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.Name,
+			&i.Engines,
+			&i.CpuCount,
+			&i.MemoryBytes,
+			&i.DiskBytes,
+			&i.LastPlacedAt,
+			&i.Address,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const insertEvent = `-- name: InsertEvent :exec
@@ -337,50 +795,53 @@ const insertPending = `-- name: InsertPending :one
 WITH placed AS (
     UPDATE hosts SET last_placed_at = clock_timestamp() WHERE hosts.id = $3
 ), op AS (
-    INSERT INTO operations (id, sandbox_id, team_id, kind, incarnation, status, lease_owner, lease_until, deadline_at, attempts)
-    VALUES ($21, $1, $2, 'create', 1, 'open', $22::uuid,
-        now() + make_interval(secs => $23::float8), now() + make_interval(secs => $24::float8),
-        CASE WHEN $22::uuid IS NULL THEN 0 ELSE 1 END)
+    INSERT INTO operations (id, sandbox_id, team_id, kind, incarnation, params, status, lease_owner, lease_until, deadline_at, attempts)
+    VALUES ($23, $1, $2, 'create', 1, $24, 'open', $25::uuid,
+        now() + make_interval(secs => $26::float8), now() + make_interval(secs => $27::float8),
+        CASE WHEN $25::uuid IS NULL THEN 0 ELSE 1 END)
 ), ev AS (
     INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
-    VALUES ($1, $2, 'created', $25)
+    VALUES ($1, $2, 'created', $28)
 )
 INSERT INTO sandboxes (id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version,
     cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec,
-    created_by_type, created_by_id, created_by_name)
+    checkpoint_interval_sec, from_snapshot_id, created_by_type, created_by_id, created_by_name)
 VALUES ($1, $2, $3, $4, $5, $6, 'pending', 1,
     $7, $8, $9, $10, $11, $12,
     $13, $14, $15, $16, $17,
-    $18, $19, $20)
-RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at
+    $18, $19, $20, $21, $22)
+RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at
 `
 
 type InsertPendingParams struct {
-	ID             id.Sandbox
-	TeamID         id.Team
-	HostID         id.Host
-	TemplateID     id.Template
-	TemplateName   string
-	ImageDigest    string
-	Engine         string
-	EngineVersion  string
-	CpuMillis      int32
-	MemoryMb       int32
-	DiskMb         int32
-	Internet       bool
-	EnvSealed      []byte
-	Metadata       json.RawMessage
-	TimeoutSec     int32
-	OnTimeout      string
-	IdleTimeoutSec *int32
-	CreatedByType  string
-	CreatedByID    string
-	CreatedByName  string
-	OperationID    id.Operation
-	LeaseOwner     *uuid.UUID
-	LeaseSecs      *float64
-	LimitSecs      float64
-	EventData      json.RawMessage
+	ID                    id.Sandbox
+	TeamID                id.Team
+	HostID                id.Host
+	TemplateID            id.Template
+	TemplateName          string
+	ImageDigest           string
+	Engine                string
+	EngineVersion         string
+	CpuMillis             int32
+	MemoryMb              int32
+	DiskMb                int32
+	Internet              bool
+	EnvSealed             []byte
+	Metadata              json.RawMessage
+	TimeoutSec            int32
+	OnTimeout             string
+	IdleTimeoutSec        *int32
+	CheckpointIntervalSec *int32
+	FromSnapshotID        *id.Snapshot
+	CreatedByType         string
+	CreatedByID           string
+	CreatedByName         string
+	OperationID           id.Operation
+	Params                json.RawMessage
+	LeaseOwner            *uuid.UUID
+	LeaseSecs             *float64
+	LimitSecs             float64
+	EventData             json.RawMessage
 }
 
 func (q *Queries) InsertPending(ctx context.Context, db DBTX, arg InsertPendingParams) (Sandbox, error) {
@@ -402,10 +863,13 @@ func (q *Queries) InsertPending(ctx context.Context, db DBTX, arg InsertPendingP
 		arg.TimeoutSec,
 		arg.OnTimeout,
 		arg.IdleTimeoutSec,
+		arg.CheckpointIntervalSec,
+		arg.FromSnapshotID,
 		arg.CreatedByType,
 		arg.CreatedByID,
 		arg.CreatedByName,
 		arg.OperationID,
+		arg.Params,
 		arg.LeaseOwner,
 		arg.LeaseSecs,
 		arg.LimitSecs,
@@ -436,6 +900,7 @@ func (q *Queries) InsertPending(ctx context.Context, db DBTX, arg InsertPendingP
 		&i.IdleCheckAt,
 		&i.CheckpointIntervalSec,
 		&i.CheckpointDueAt,
+		&i.RetryAt,
 		&i.FromSnapshotID,
 		&i.StateID,
 		&i.StateAt,
@@ -487,6 +952,87 @@ func (q *Queries) InsertReport(ctx context.Context, db DBTX, arg InsertReportPar
 	return result.RowsAffected(), nil
 }
 
+const insertSamples = `-- name: InsertSamples :exec
+INSERT INTO sandbox_samples (sandbox_id, at, cpu_millis, memory_bytes, disk_bytes, processes)
+SELECT s.id, u.at, u.cpu, u.memory, u.disk, u.processes
+FROM (SELECT unnest($1::uuid[]) AS id, unnest($2::timestamptz[]) AS at, unnest($3::int[]) AS cpu,
+        unnest($4::bigint[]) AS memory, unnest($5::bigint[]) AS disk, unnest($6::int[]) AS processes) u
+JOIN sandboxes s ON s.id = u.id AND s.host_id = $7
+WHERE u.at BETWEEN now() - interval '1 day' AND now() + interval '1 minute'
+ON CONFLICT DO NOTHING
+`
+
+type InsertSamplesParams struct {
+	Ids       []uuid.UUID
+	Ats       []time.Time
+	Cpus      []int32
+	Memories  []int64
+	Disks     []int64
+	Processes []int32
+	HostID    id.Host
+}
+
+// Only of the host's own sandboxes, and of times that can be true.
+func (q *Queries) InsertSamples(ctx context.Context, db DBTX, arg InsertSamplesParams) error {
+	_, err := db.Exec(ctx, insertSamples,
+		arg.Ids,
+		arg.Ats,
+		arg.Cpus,
+		arg.Memories,
+		arg.Disks,
+		arg.Processes,
+		arg.HostID,
+	)
+	return err
+}
+
+const insertState = `-- name: InsertState :exec
+INSERT INTO snapshots (id, team_id, kind, name, status, sandbox_id, incarnation, host_id, template_id, template_name, image_digest, engine,
+    engine_version, memory, cpu_millis, memory_mb, disk_mb, internet, env_sealed, created_by_type, created_by_id, created_by_name)
+SELECT $1, s.team_id, $2, $3, 'creating', s.id, s.incarnation, s.host_id, s.template_id, s.template_name, s.image_digest,
+    s.engine, s.engine_version, $4, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, $5,
+    $6, $7, $8
+FROM sandboxes s WHERE s.id = $9
+`
+
+type InsertStateParams struct {
+	ID            id.Snapshot
+	Kind          string
+	Name          *string
+	Memory        bool
+	EnvSealed     []byte
+	CreatedByType string
+	CreatedByID   string
+	CreatedByName string
+	SandboxID     id.Sandbox
+}
+
+func (q *Queries) InsertState(ctx context.Context, db DBTX, arg InsertStateParams) error {
+	_, err := db.Exec(ctx, insertState,
+		arg.ID,
+		arg.Kind,
+		arg.Name,
+		arg.Memory,
+		arg.EnvSealed,
+		arg.CreatedByType,
+		arg.CreatedByID,
+		arg.CreatedByName,
+		arg.SandboxID,
+	)
+	return err
+}
+
+const letGo = `-- name: LetGo :exec
+UPDATE operations o SET lease_until = NULL
+FROM sandboxes c
+WHERE c.from_snapshot_id = $1::uuid AND c.status = 'pending' AND o.sandbox_id = c.id AND o.status = 'open' AND o.lease_owner IS NULL
+`
+
+func (q *Queries) LetGo(ctx context.Context, db DBTX, snapshotID uuid.UUID) error {
+	_, err := db.Exec(ctx, letGo, snapshotID)
+	return err
+}
+
 const listEvents = `-- name: ListEvents :many
 SELECT id, kind, at, data FROM sandbox_events
 WHERE sandbox_id = $1 AND ($2::bigint = 0 OR id < $2::bigint)
@@ -532,9 +1078,139 @@ func (q *Queries) ListEvents(ctx context.Context, db DBTX, arg ListEventsParams)
 	return items, nil
 }
 
+const listNamedStates = `-- name: ListNamedStates :many
+SELECT p.id, p.team_id, p.kind, p.name, p.status, p.error, p.sandbox_id, p.incarnation, p.host_id, p.template_id, p.template_name, p.image_digest, p.engine, p.engine_version, p.cpu_features, p.memory, p.cpu_millis, p.memory_mb, p.disk_mb, p.internet, p.env_sealed, p.size_bytes, p.digest, p.created_by_type, p.created_by_id, p.created_by_name, p.created_at, p.ready_at, p.drop_at, p.deleted_at, h.address, h.status AS host_status, h.name AS host_name
+FROM snapshots p JOIN hosts h ON h.id = p.host_id
+WHERE p.team_id = $1 AND p.kind = 'snapshot' AND p.deleted_at IS NULL
+  AND ($2::timestamptz IS NULL OR (p.created_at, p.id) < ($2::timestamptz, $3::uuid))
+ORDER BY p.created_at DESC, p.id DESC
+LIMIT $4
+`
+
+type ListNamedStatesParams struct {
+	TeamID  id.Team
+	AfterAt *time.Time
+	AfterID *uuid.UUID
+	MaxRows int32
+}
+
+type ListNamedStatesRow struct {
+	Snapshot   Snapshot
+	Address    string
+	HostStatus string
+	HostName   string
+}
+
+func (q *Queries) ListNamedStates(ctx context.Context, db DBTX, arg ListNamedStatesParams) ([]ListNamedStatesRow, error) {
+	rows, err := db.Query(ctx, listNamedStates,
+		arg.TeamID,
+		arg.AfterAt,
+		arg.AfterID,
+		arg.MaxRows,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ListNamedStatesRow
+	for rows.Next() {
+		var i ListNamedStatesRow
+		if err := rows.Scan(
+			&i.Snapshot.ID,
+			&i.Snapshot.TeamID,
+			&i.Snapshot.Kind,
+			&i.Snapshot.Name,
+			&i.Snapshot.Status,
+			&i.Snapshot.Error,
+			&i.Snapshot.SandboxID,
+			&i.Snapshot.Incarnation,
+			&i.Snapshot.HostID,
+			&i.Snapshot.TemplateID,
+			&i.Snapshot.TemplateName,
+			&i.Snapshot.ImageDigest,
+			&i.Snapshot.Engine,
+			&i.Snapshot.EngineVersion,
+			&i.Snapshot.CpuFeatures,
+			&i.Snapshot.Memory,
+			&i.Snapshot.CpuMillis,
+			&i.Snapshot.MemoryMb,
+			&i.Snapshot.DiskMb,
+			&i.Snapshot.Internet,
+			&i.Snapshot.EnvSealed,
+			&i.Snapshot.SizeBytes,
+			&i.Snapshot.Digest,
+			&i.Snapshot.CreatedByType,
+			&i.Snapshot.CreatedByID,
+			&i.Snapshot.CreatedByName,
+			&i.Snapshot.CreatedAt,
+			&i.Snapshot.ReadyAt,
+			&i.Snapshot.DropAt,
+			&i.Snapshot.DeletedAt,
+			&i.Address,
+			&i.HostStatus,
+			&i.HostName,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listSamples = `-- name: ListSamples :many
+SELECT at, cpu_millis, memory_bytes, disk_bytes, processes FROM sandbox_samples
+WHERE sandbox_id = $1 AND at > $2::timestamptz
+ORDER BY at DESC
+LIMIT $3
+`
+
+type ListSamplesParams struct {
+	SandboxID id.Sandbox
+	Since     time.Time
+	MaxRows   int32
+}
+
+type ListSamplesRow struct {
+	At          time.Time
+	CpuMillis   int32
+	MemoryBytes int64
+	DiskBytes   int64
+	Processes   int32
+}
+
+// The newest first; one query whatever the span.
+func (q *Queries) ListSamples(ctx context.Context, db DBTX, arg ListSamplesParams) ([]ListSamplesRow, error) {
+	rows, err := db.Query(ctx, listSamples, arg.SandboxID, arg.Since, arg.MaxRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ListSamplesRow
+	for rows.Next() {
+		var i ListSamplesRow
+		if err := rows.Scan(
+			&i.At,
+			&i.CpuMillis,
+			&i.MemoryBytes,
+			&i.DiskBytes,
+			&i.Processes,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const listSandboxes = `-- name: ListSandboxes :many
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status
-FROM sandboxes s JOIN hosts h ON h.id = s.host_id
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
+FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE s.team_id = $1
   AND ($2::bool = false OR s.ended_at IS NULL)
   AND (cardinality($3::text[]) = 0 OR s.status = ANY($3::text[]))
@@ -559,9 +1235,11 @@ type ListSandboxesParams struct {
 }
 
 type ListSandboxesRow struct {
-	Sandbox    Sandbox
-	Address    string
-	HostStatus string
+	Sandbox     Sandbox
+	Address     string
+	HostStatus  string
+	StateBytes  *int64
+	StateStatus *string
 }
 
 func (q *Queries) ListSandboxes(ctx context.Context, db DBTX, arg ListSandboxesParams) ([]ListSandboxesRow, error) {
@@ -607,6 +1285,7 @@ func (q *Queries) ListSandboxes(ctx context.Context, db DBTX, arg ListSandboxesP
 			&i.Sandbox.IdleCheckAt,
 			&i.Sandbox.CheckpointIntervalSec,
 			&i.Sandbox.CheckpointDueAt,
+			&i.Sandbox.RetryAt,
 			&i.Sandbox.FromSnapshotID,
 			&i.Sandbox.StateID,
 			&i.Sandbox.StateAt,
@@ -623,6 +1302,8 @@ func (q *Queries) ListSandboxes(ctx context.Context, db DBTX, arg ListSandboxesP
 			&i.Sandbox.UpdatedAt,
 			&i.Address,
 			&i.HostStatus,
+			&i.StateBytes,
+			&i.StateStatus,
 		); err != nil {
 			return nil, err
 		}
@@ -632,6 +1313,103 @@ func (q *Queries) ListSandboxes(ctx context.Context, db DBTX, arg ListSandboxesP
 		return nil, err
 	}
 	return items, nil
+}
+
+const listStates = `-- name: ListStates :many
+SELECT p.id, p.team_id, p.kind, p.name, p.status, p.error, p.sandbox_id, p.incarnation, p.host_id, p.template_id, p.template_name, p.image_digest, p.engine, p.engine_version, p.cpu_features, p.memory, p.cpu_millis, p.memory_mb, p.disk_mb, p.internet, p.env_sealed, p.size_bytes, p.digest, p.created_by_type, p.created_by_id, p.created_by_name, p.created_at, p.ready_at, p.drop_at, p.deleted_at, h.address, h.status AS host_status, h.name AS host_name
+FROM snapshots p JOIN hosts h ON h.id = p.host_id
+WHERE p.team_id = $1 AND p.deleted_at IS NULL
+  AND ($2::text = '' OR p.kind = $2::text)
+  AND ($3::timestamptz IS NULL OR (p.created_at, p.id) < ($3::timestamptz, $4::uuid))
+ORDER BY p.created_at DESC, p.id DESC
+LIMIT $5
+`
+
+type ListStatesParams struct {
+	TeamID  id.Team
+	Kind    string
+	AfterAt *time.Time
+	AfterID *uuid.UUID
+	MaxRows int32
+}
+
+type ListStatesRow struct {
+	Snapshot   Snapshot
+	Address    string
+	HostStatus string
+	HostName   string
+}
+
+func (q *Queries) ListStates(ctx context.Context, db DBTX, arg ListStatesParams) ([]ListStatesRow, error) {
+	rows, err := db.Query(ctx, listStates,
+		arg.TeamID,
+		arg.Kind,
+		arg.AfterAt,
+		arg.AfterID,
+		arg.MaxRows,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ListStatesRow
+	for rows.Next() {
+		var i ListStatesRow
+		if err := rows.Scan(
+			&i.Snapshot.ID,
+			&i.Snapshot.TeamID,
+			&i.Snapshot.Kind,
+			&i.Snapshot.Name,
+			&i.Snapshot.Status,
+			&i.Snapshot.Error,
+			&i.Snapshot.SandboxID,
+			&i.Snapshot.Incarnation,
+			&i.Snapshot.HostID,
+			&i.Snapshot.TemplateID,
+			&i.Snapshot.TemplateName,
+			&i.Snapshot.ImageDigest,
+			&i.Snapshot.Engine,
+			&i.Snapshot.EngineVersion,
+			&i.Snapshot.CpuFeatures,
+			&i.Snapshot.Memory,
+			&i.Snapshot.CpuMillis,
+			&i.Snapshot.MemoryMb,
+			&i.Snapshot.DiskMb,
+			&i.Snapshot.Internet,
+			&i.Snapshot.EnvSealed,
+			&i.Snapshot.SizeBytes,
+			&i.Snapshot.Digest,
+			&i.Snapshot.CreatedByType,
+			&i.Snapshot.CreatedByID,
+			&i.Snapshot.CreatedByName,
+			&i.Snapshot.CreatedAt,
+			&i.Snapshot.ReadyAt,
+			&i.Snapshot.DropAt,
+			&i.Snapshot.DeletedAt,
+			&i.Address,
+			&i.HostStatus,
+			&i.HostName,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const livesFrom = `-- name: LivesFrom :one
+SELECT EXISTS (SELECT FROM sandboxes WHERE state_id = $1::uuid AND ended_at IS NULL)
+`
+
+// Whether a living sandbox has nothing else to go on from.
+func (q *Queries) LivesFrom(ctx context.Context, db DBTX, snapshotID uuid.UUID) (bool, error) {
+	row := db.QueryRow(ctx, livesFrom, snapshotID)
+	var exists bool
+	err := row.Scan(&exists)
+	return exists, err
 }
 
 const lockCandidateHosts = `-- name: LockCandidateHosts :many
@@ -687,17 +1465,22 @@ func (q *Queries) LockCandidateHosts(ctx context.Context, db DBTX, teamID id.Tea
 }
 
 const lockSandbox = `-- name: LockSandbox :one
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status, coalesce(s.deadline_at < now(), false)::bool AS expired
-FROM sandboxes s JOIN hosts h ON h.id = s.host_id
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
+    (coalesce(s.deadline_at < now(), false) AND coalesce(s.retry_at < now(), true))::bool AS expired,
+    coalesce(s.checkpoint_due_at < now(), false)::bool AS checkpoint_due
+FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE s.id = $1
 FOR NO KEY UPDATE OF s
 `
 
 type LockSandboxRow struct {
-	Sandbox    Sandbox
-	Address    string
-	HostStatus string
-	Expired    bool
+	Sandbox       Sandbox
+	Address       string
+	HostStatus    string
+	StateBytes    *int64
+	StateStatus   *string
+	Expired       bool
+	CheckpointDue bool
 }
 
 func (q *Queries) LockSandbox(ctx context.Context, db DBTX, argID id.Sandbox) (LockSandboxRow, error) {
@@ -727,6 +1510,7 @@ func (q *Queries) LockSandbox(ctx context.Context, db DBTX, argID id.Sandbox) (L
 		&i.Sandbox.IdleCheckAt,
 		&i.Sandbox.CheckpointIntervalSec,
 		&i.Sandbox.CheckpointDueAt,
+		&i.Sandbox.RetryAt,
 		&i.Sandbox.FromSnapshotID,
 		&i.Sandbox.StateID,
 		&i.Sandbox.StateAt,
@@ -743,14 +1527,182 @@ func (q *Queries) LockSandbox(ctx context.Context, db DBTX, argID id.Sandbox) (L
 		&i.Sandbox.UpdatedAt,
 		&i.Address,
 		&i.HostStatus,
+		&i.StateBytes,
+		&i.StateStatus,
 		&i.Expired,
+		&i.CheckpointDue,
+	)
+	return i, err
+}
+
+const lockState = `-- name: LockState :one
+SELECT id, team_id, kind, name, status, error, sandbox_id, incarnation, host_id, template_id, template_name, image_digest, engine, engine_version, cpu_features, memory, cpu_millis, memory_mb, disk_mb, internet, env_sealed, size_bytes, digest, created_by_type, created_by_id, created_by_name, created_at, ready_at, drop_at, deleted_at FROM snapshots WHERE id = $1 FOR NO KEY UPDATE
+`
+
+func (q *Queries) LockState(ctx context.Context, db DBTX, argID id.Snapshot) (Snapshot, error) {
+	row := db.QueryRow(ctx, lockState, argID)
+	var i Snapshot
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.Kind,
+		&i.Name,
+		&i.Status,
+		&i.Error,
+		&i.SandboxID,
+		&i.Incarnation,
+		&i.HostID,
+		&i.TemplateID,
+		&i.TemplateName,
+		&i.ImageDigest,
+		&i.Engine,
+		&i.EngineVersion,
+		&i.CpuFeatures,
+		&i.Memory,
+		&i.CpuMillis,
+		&i.MemoryMb,
+		&i.DiskMb,
+		&i.Internet,
+		&i.EnvSealed,
+		&i.SizeBytes,
+		&i.Digest,
+		&i.CreatedByType,
+		&i.CreatedByID,
+		&i.CreatedByName,
+		&i.CreatedAt,
+		&i.ReadyAt,
+		&i.DropAt,
+		&i.DeletedAt,
+	)
+	return i, err
+}
+
+const markDeleting = `-- name: MarkDeleting :exec
+UPDATE snapshots SET status = 'deleting' WHERE id = $1 AND status IN ('ready', 'failed')
+`
+
+func (q *Queries) MarkDeleting(ctx context.Context, db DBTX, argID id.Snapshot) error {
+	_, err := db.Exec(ctx, markDeleting, argID)
+	return err
+}
+
+const missingTooLong = `-- name: MissingTooLong :many
+SELECT id, incarnation FROM sandboxes
+WHERE status = 'missing' AND updated_at < now() - make_interval(secs => $1::float8)
+ORDER BY updated_at
+LIMIT $2
+`
+
+type MissingTooLongParams struct {
+	LimitSecs float64
+	MaxRows   int32
+}
+
+type MissingTooLongRow struct {
+	ID          id.Sandbox
+	Incarnation int64
+}
+
+func (q *Queries) MissingTooLong(ctx context.Context, db DBTX, arg MissingTooLongParams) ([]MissingTooLongRow, error) {
+	rows, err := db.Query(ctx, missingTooLong, arg.LimitSecs, arg.MaxRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []MissingTooLongRow
+	for rows.Next() {
+		var i MissingTooLongRow
+		if err := rows.Scan(&i.ID, &i.Incarnation); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const nameTaken = `-- name: NameTaken :one
+SELECT EXISTS (SELECT FROM snapshots WHERE team_id = $1 AND name = $2::text AND status = 'ready')
+`
+
+type NameTakenParams struct {
+	TeamID id.Team
+	Name   string
+}
+
+func (q *Queries) NameTaken(ctx context.Context, db DBTX, arg NameTakenParams) (bool, error) {
+	row := db.QueryRow(ctx, nameTaken, arg.TeamID, arg.Name)
+	var exists bool
+	err := row.Scan(&exists)
+	return exists, err
+}
+
+const namedState = `-- name: NamedState :one
+SELECT p.id, p.team_id, p.kind, p.name, p.status, p.error, p.sandbox_id, p.incarnation, p.host_id, p.template_id, p.template_name, p.image_digest, p.engine, p.engine_version, p.cpu_features, p.memory, p.cpu_millis, p.memory_mb, p.disk_mb, p.internet, p.env_sealed, p.size_bytes, p.digest, p.created_by_type, p.created_by_id, p.created_by_name, p.created_at, p.ready_at, p.drop_at, p.deleted_at, h.address, h.status AS host_status, h.name AS host_name
+FROM snapshots p JOIN hosts h ON h.id = p.host_id
+WHERE p.team_id = $1 AND p.name = $2::text AND p.deleted_at IS NULL AND p.status IN ('creating', 'ready')
+ORDER BY p.status DESC
+LIMIT 1
+`
+
+type NamedStateParams struct {
+	TeamID id.Team
+	Name   string
+}
+
+type NamedStateRow struct {
+	Snapshot   Snapshot
+	Address    string
+	HostStatus string
+	HostName   string
+}
+
+func (q *Queries) NamedState(ctx context.Context, db DBTX, arg NamedStateParams) (NamedStateRow, error) {
+	row := db.QueryRow(ctx, namedState, arg.TeamID, arg.Name)
+	var i NamedStateRow
+	err := row.Scan(
+		&i.Snapshot.ID,
+		&i.Snapshot.TeamID,
+		&i.Snapshot.Kind,
+		&i.Snapshot.Name,
+		&i.Snapshot.Status,
+		&i.Snapshot.Error,
+		&i.Snapshot.SandboxID,
+		&i.Snapshot.Incarnation,
+		&i.Snapshot.HostID,
+		&i.Snapshot.TemplateID,
+		&i.Snapshot.TemplateName,
+		&i.Snapshot.ImageDigest,
+		&i.Snapshot.Engine,
+		&i.Snapshot.EngineVersion,
+		&i.Snapshot.CpuFeatures,
+		&i.Snapshot.Memory,
+		&i.Snapshot.CpuMillis,
+		&i.Snapshot.MemoryMb,
+		&i.Snapshot.DiskMb,
+		&i.Snapshot.Internet,
+		&i.Snapshot.EnvSealed,
+		&i.Snapshot.SizeBytes,
+		&i.Snapshot.Digest,
+		&i.Snapshot.CreatedByType,
+		&i.Snapshot.CreatedByID,
+		&i.Snapshot.CreatedByName,
+		&i.Snapshot.CreatedAt,
+		&i.Snapshot.ReadyAt,
+		&i.Snapshot.DropAt,
+		&i.Snapshot.DeletedAt,
+		&i.Address,
+		&i.HostStatus,
+		&i.HostName,
 	)
 	return i, err
 }
 
 const onHost = `-- name: OnHost :many
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status
-FROM sandboxes s JOIN hosts h ON h.id = s.host_id
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
+FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE (s.host_id = $1 AND s.ended_at IS NULL) OR s.id = ANY($2::uuid[])
 `
 
@@ -760,9 +1712,11 @@ type OnHostParams struct {
 }
 
 type OnHostRow struct {
-	Sandbox    Sandbox
-	Address    string
-	HostStatus string
+	Sandbox     Sandbox
+	Address     string
+	HostStatus  string
+	StateBytes  *int64
+	StateStatus *string
 }
 
 func (q *Queries) OnHost(ctx context.Context, db DBTX, arg OnHostParams) ([]OnHostRow, error) {
@@ -798,6 +1752,7 @@ func (q *Queries) OnHost(ctx context.Context, db DBTX, arg OnHostParams) ([]OnHo
 			&i.Sandbox.IdleCheckAt,
 			&i.Sandbox.CheckpointIntervalSec,
 			&i.Sandbox.CheckpointDueAt,
+			&i.Sandbox.RetryAt,
 			&i.Sandbox.FromSnapshotID,
 			&i.Sandbox.StateID,
 			&i.Sandbox.StateAt,
@@ -814,6 +1769,8 @@ func (q *Queries) OnHost(ctx context.Context, db DBTX, arg OnHostParams) ([]OnHo
 			&i.Sandbox.UpdatedAt,
 			&i.Address,
 			&i.HostStatus,
+			&i.StateBytes,
+			&i.StateStatus,
 		); err != nil {
 			return nil, err
 		}
@@ -823,6 +1780,84 @@ func (q *Queries) OnHost(ctx context.Context, db DBTX, arg OnHostParams) ([]OnHo
 		return nil, err
 	}
 	return items, nil
+}
+
+const openOperation = `-- name: OpenOperation :one
+SELECT id FROM operations WHERE sandbox_id = $1 AND status = 'open'
+`
+
+func (q *Queries) OpenOperation(ctx context.Context, db DBTX, sandboxID id.Sandbox) (id.Operation, error) {
+	row := db.QueryRow(ctx, openOperation, sandboxID)
+	var id id.Operation
+	err := row.Scan(&id)
+	return id, err
+}
+
+const pausedTooLong = `-- name: PausedTooLong :many
+SELECT id FROM sandboxes
+WHERE status = 'paused' AND paused_at < now() - make_interval(secs => $1::float8)
+ORDER BY paused_at
+LIMIT $2
+`
+
+type PausedTooLongParams struct {
+	LimitSecs float64
+	MaxRows   int32
+}
+
+func (q *Queries) PausedTooLong(ctx context.Context, db DBTX, arg PausedTooLongParams) ([]id.Sandbox, error) {
+	rows, err := db.Query(ctx, pausedTooLong, arg.LimitSecs, arg.MaxRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []id.Sandbox
+	for rows.Next() {
+		var id id.Sandbox
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const ping = `-- name: Ping :one
+UPDATE sandboxes SET idle_check_at = now() + make_interval(secs => idle_timeout_sec)
+WHERE id = $1 AND team_id = $2 AND status IN ('running', 'snapshotting')
+RETURNING id
+`
+
+type PingParams struct {
+	ID     id.Sandbox
+	TeamID id.Team
+}
+
+func (q *Queries) Ping(ctx context.Context, db DBTX, arg PingParams) (id.Sandbox, error) {
+	row := db.QueryRow(ctx, ping, arg.ID, arg.TeamID)
+	var id id.Sandbox
+	err := row.Scan(&id)
+	return id, err
+}
+
+const postponeIdle = `-- name: PostponeIdle :exec
+UPDATE sandboxes SET idle_check_at = now() + make_interval(secs => $1::float8)
+WHERE id = $2 AND status = 'running' AND idle_check_at = $3::timestamptz
+`
+
+type PostponeIdleParams struct {
+	Secs   float64
+	ID     id.Sandbox
+	Leased time.Time
+}
+
+// Unless somebody pinged meanwhile.
+func (q *Queries) PostponeIdle(ctx context.Context, db DBTX, arg PostponeIdleParams) error {
+	_, err := db.Exec(ctx, postponeIdle, arg.Secs, arg.ID, arg.Leased)
+	return err
 }
 
 const pruneEnded = `-- name: PruneEnded :many
@@ -856,6 +1891,59 @@ func (q *Queries) PruneEnded(ctx context.Context, db DBTX, arg PruneEndedParams)
 		return nil, err
 	}
 	return items, nil
+}
+
+const pruneSamples = `-- name: PruneSamples :execrows
+DELETE FROM sandbox_samples WHERE (sandbox_id, at) IN (
+    SELECT o.sandbox_id, o.at FROM sandbox_samples o WHERE o.at < now() - interval '1 day' ORDER BY o.at LIMIT $1)
+`
+
+func (q *Queries) PruneSamples(ctx context.Context, db DBTX, maxRows int32) (int64, error) {
+	result, err := db.Exec(ctx, pruneSamples, maxRows)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const pruneStates = `-- name: PruneStates :execrows
+DELETE FROM snapshots WHERE id IN (
+    SELECT p.id FROM snapshots p
+    WHERE p.deleted_at < now() - make_interval(secs => $1::float8)
+      AND NOT EXISTS (SELECT FROM sandboxes s WHERE s.from_snapshot_id = p.id)
+      AND NOT EXISTS (SELECT FROM sandboxes s WHERE s.state_id = p.id)
+    ORDER BY p.deleted_at
+    LIMIT $2
+    FOR UPDATE SKIP LOCKED)
+`
+
+type PruneStatesParams struct {
+	RetentionSecs float64
+	MaxRows       int32
+}
+
+func (q *Queries) PruneStates(ctx context.Context, db DBTX, arg PruneStatesParams) (int64, error) {
+	result, err := db.Exec(ctx, pruneStates, arg.RetentionSecs, arg.MaxRows)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const redrop = `-- name: Redrop :exec
+UPDATE snapshots SET status = 'deleting', deleted_at = NULL, drop_at = NULL
+WHERE id = ANY($1::uuid[]) AND host_id = $2 AND status = 'deleted'
+`
+
+type RedropParams struct {
+	Ids    []uuid.UUID
+	HostID id.Host
+}
+
+// A host still has what was removed.
+func (q *Queries) Redrop(ctx context.Context, db DBTX, arg RedropParams) error {
+	_, err := db.Exec(ctx, redrop, arg.Ids, arg.HostID)
+	return err
 }
 
 const renewLeases = `-- name: RenewLeases :many
@@ -940,8 +2028,8 @@ func (q *Queries) ReservedByHost(ctx context.Context, db DBTX, arg ReservedByHos
 }
 
 const seenSandboxes = `-- name: SeenSandboxes :many
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status
-FROM sandboxes s JOIN hosts h ON h.id = s.host_id
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
+FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE s.id IN (
     SELECT x.id FROM (SELECT unnest($1::uuid[]) AS id, unnest($2::timestamptz[]) AS seen) AS w JOIN sandboxes x ON x.id = w.id
     WHERE x.updated_at <> w.seen)
@@ -953,9 +2041,11 @@ type SeenSandboxesParams struct {
 }
 
 type SeenSandboxesRow struct {
-	Sandbox    Sandbox
-	Address    string
-	HostStatus string
+	Sandbox     Sandbox
+	Address     string
+	HostStatus  string
+	StateBytes  *int64
+	StateStatus *string
 }
 
 // Those that are not as they were seen.
@@ -992,6 +2082,7 @@ func (q *Queries) SeenSandboxes(ctx context.Context, db DBTX, arg SeenSandboxesP
 			&i.Sandbox.IdleCheckAt,
 			&i.Sandbox.CheckpointIntervalSec,
 			&i.Sandbox.CheckpointDueAt,
+			&i.Sandbox.RetryAt,
 			&i.Sandbox.FromSnapshotID,
 			&i.Sandbox.StateID,
 			&i.Sandbox.StateAt,
@@ -1008,7 +2099,131 @@ func (q *Queries) SeenSandboxes(ctx context.Context, db DBTX, arg SeenSandboxesP
 			&i.Sandbox.UpdatedAt,
 			&i.Address,
 			&i.HostStatus,
+			&i.StateBytes,
+			&i.StateStatus,
 		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const setDeadline = `-- name: SetDeadline :one
+UPDATE sandboxes SET deadline_at = now() + make_interval(secs => $1::float8), retry_at = NULL, updated_at = now()
+WHERE id = $2 AND team_id = $3 AND status IN ('running', 'snapshotting')
+RETURNING id
+`
+
+type SetDeadlineParams struct {
+	Secs   float64
+	ID     id.Sandbox
+	TeamID id.Team
+}
+
+func (q *Queries) SetDeadline(ctx context.Context, db DBTX, arg SetDeadlineParams) (id.Sandbox, error) {
+	row := db.QueryRow(ctx, setDeadline, arg.Secs, arg.ID, arg.TeamID)
+	var id id.Sandbox
+	err := row.Scan(&id)
+	return id, err
+}
+
+const shareState = `-- name: ShareState :one
+SELECT id, team_id, kind, name, status, error, sandbox_id, incarnation, host_id, template_id, template_name, image_digest, engine, engine_version, cpu_features, memory, cpu_millis, memory_mb, disk_mb, internet, env_sealed, size_bytes, digest, created_by_type, created_by_id, created_by_name, created_at, ready_at, drop_at, deleted_at FROM snapshots WHERE id = $1 FOR SHARE
+`
+
+// Keeps a state from being removed until this transaction has written who
+// starts from it.
+func (q *Queries) ShareState(ctx context.Context, db DBTX, argID id.Snapshot) (Snapshot, error) {
+	row := db.QueryRow(ctx, shareState, argID)
+	var i Snapshot
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.Kind,
+		&i.Name,
+		&i.Status,
+		&i.Error,
+		&i.SandboxID,
+		&i.Incarnation,
+		&i.HostID,
+		&i.TemplateID,
+		&i.TemplateName,
+		&i.ImageDigest,
+		&i.Engine,
+		&i.EngineVersion,
+		&i.CpuFeatures,
+		&i.Memory,
+		&i.CpuMillis,
+		&i.MemoryMb,
+		&i.DiskMb,
+		&i.Internet,
+		&i.EnvSealed,
+		&i.SizeBytes,
+		&i.Digest,
+		&i.CreatedByType,
+		&i.CreatedByID,
+		&i.CreatedByName,
+		&i.CreatedAt,
+		&i.ReadyAt,
+		&i.DropAt,
+		&i.DeletedAt,
+	)
+	return i, err
+}
+
+const supplant = `-- name: Supplant :exec
+UPDATE snapshots old SET status = 'deleting'
+FROM snapshots new
+WHERE new.id = $1 AND old.id <> new.id AND old.status = 'ready'
+  AND ((new.kind IN ('pause', 'checkpoint') AND old.kind IN ('pause', 'checkpoint') AND old.sandbox_id = new.sandbox_id AND old.deleted_at IS NULL)
+    OR (new.kind = 'snapshot' AND old.team_id = new.team_id AND old.name = new.name))
+`
+
+// What this sandbox's newest state, or the new one of a name, takes the place of.
+func (q *Queries) Supplant(ctx context.Context, db DBTX, argID id.Snapshot) error {
+	_, err := db.Exec(ctx, supplant, argID)
+	return err
+}
+
+const takeDropping = `-- name: TakeDropping :many
+UPDATE snapshots SET drop_at = now() + make_interval(secs => $1::float8)
+WHERE snapshots.id IN (
+    SELECT p.id FROM snapshots p JOIN hosts h ON h.id = p.host_id
+    WHERE p.status IN ('failed', 'deleting') AND (p.drop_at IS NULL OR p.drop_at < now()) AND h.status = 'online'
+      AND NOT EXISTS (SELECT FROM sandboxes c WHERE c.from_snapshot_id = p.id AND c.status IN ('pending', 'starting'))
+    ORDER BY p.drop_at NULLS FIRST
+    LIMIT $2
+    FOR NO KEY UPDATE OF p SKIP LOCKED)
+RETURNING snapshots.id, snapshots.host_id, (SELECT h.address FROM hosts h WHERE h.id = snapshots.host_id) AS address
+`
+
+type TakeDroppingParams struct {
+	LeaseSecs float64
+	MaxRows   int32
+}
+
+type TakeDroppingRow struct {
+	ID      id.Snapshot
+	HostID  id.Host
+	Address string
+}
+
+// Leased by the time of the next try. One that somebody is about to start from
+// waits for them.
+func (q *Queries) TakeDropping(ctx context.Context, db DBTX, arg TakeDroppingParams) ([]TakeDroppingRow, error) {
+	rows, err := db.Query(ctx, takeDropping, arg.LeaseSecs, arg.MaxRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []TakeDroppingRow
+	for rows.Next() {
+		var i TakeDroppingRow
+		if err := rows.Scan(&i.ID, &i.HostID, &i.Address); err != nil {
 			return nil, err
 		}
 		items = append(items, i)
@@ -1073,6 +2288,125 @@ func (q *Queries) TakeDue(ctx context.Context, db DBTX, arg TakeDueParams) ([]Op
 	return items, nil
 }
 
+const takeIdle = `-- name: TakeIdle :many
+UPDATE sandboxes SET idle_check_at = now() + make_interval(secs => $1::float8)
+WHERE sandboxes.id IN (
+    SELECT s.id FROM sandboxes s JOIN hosts h ON h.id = s.host_id
+    WHERE s.status = 'running' AND s.idle_check_at < now() AND h.status = 'online'
+    ORDER BY s.idle_check_at
+    LIMIT $2
+    FOR NO KEY UPDATE OF s SKIP LOCKED)
+RETURNING sandboxes.id, sandboxes.team_id, sandboxes.host_id, sandboxes.template_id, sandboxes.template_name, sandboxes.image_digest, sandboxes.status, sandboxes.incarnation, sandboxes.engine, sandboxes.engine_version, sandboxes.cpu_millis, sandboxes.memory_mb, sandboxes.disk_mb, sandboxes.internet, sandboxes.env_sealed, sandboxes.metadata, sandboxes.timeout_sec, sandboxes.on_timeout, sandboxes.idle_timeout_sec, sandboxes.deadline_at, sandboxes.idle_check_at, sandboxes.checkpoint_interval_sec, sandboxes.checkpoint_due_at, sandboxes.retry_at, sandboxes.from_snapshot_id, sandboxes.state_id, sandboxes.state_at, sandboxes.paused_at, sandboxes.paused_reason, sandboxes.end_reason, sandboxes.error, sandboxes.created_by_type, sandboxes.created_by_id, sandboxes.created_by_name, sandboxes.created_at, sandboxes.started_at, sandboxes.ended_at, sandboxes.updated_at, (SELECT h.address FROM hosts h WHERE h.id = sandboxes.host_id) AS address
+`
+
+type TakeIdleParams struct {
+	LeaseSecs float64
+	MaxRows   int32
+}
+
+type TakeIdleRow struct {
+	ID                    id.Sandbox
+	TeamID                id.Team
+	HostID                id.Host
+	TemplateID            id.Template
+	TemplateName          string
+	ImageDigest           string
+	Status                string
+	Incarnation           int64
+	Engine                string
+	EngineVersion         string
+	CpuMillis             int32
+	MemoryMb              int32
+	DiskMb                int32
+	Internet              bool
+	EnvSealed             []byte
+	Metadata              json.RawMessage
+	TimeoutSec            int32
+	OnTimeout             string
+	IdleTimeoutSec        *int32
+	DeadlineAt            *time.Time
+	IdleCheckAt           *time.Time
+	CheckpointIntervalSec *int32
+	CheckpointDueAt       *time.Time
+	RetryAt               *time.Time
+	FromSnapshotID        *id.Snapshot
+	StateID               *id.Snapshot
+	StateAt               *time.Time
+	PausedAt              *time.Time
+	PausedReason          string
+	EndReason             string
+	Error                 string
+	CreatedByType         string
+	CreatedByID           string
+	CreatedByName         string
+	CreatedAt             time.Time
+	StartedAt             *time.Time
+	EndedAt               *time.Time
+	UpdatedAt             time.Time
+	Address               string
+}
+
+// Leased by moving the time of the next check.
+func (q *Queries) TakeIdle(ctx context.Context, db DBTX, arg TakeIdleParams) ([]TakeIdleRow, error) {
+	rows, err := db.Query(ctx, takeIdle, arg.LeaseSecs, arg.MaxRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []TakeIdleRow
+	for rows.Next() {
+		var i TakeIdleRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.TeamID,
+			&i.HostID,
+			&i.TemplateID,
+			&i.TemplateName,
+			&i.ImageDigest,
+			&i.Status,
+			&i.Incarnation,
+			&i.Engine,
+			&i.EngineVersion,
+			&i.CpuMillis,
+			&i.MemoryMb,
+			&i.DiskMb,
+			&i.Internet,
+			&i.EnvSealed,
+			&i.Metadata,
+			&i.TimeoutSec,
+			&i.OnTimeout,
+			&i.IdleTimeoutSec,
+			&i.DeadlineAt,
+			&i.IdleCheckAt,
+			&i.CheckpointIntervalSec,
+			&i.CheckpointDueAt,
+			&i.RetryAt,
+			&i.FromSnapshotID,
+			&i.StateID,
+			&i.StateAt,
+			&i.PausedAt,
+			&i.PausedReason,
+			&i.EndReason,
+			&i.Error,
+			&i.CreatedByType,
+			&i.CreatedByID,
+			&i.CreatedByName,
+			&i.CreatedAt,
+			&i.StartedAt,
+			&i.EndedAt,
+			&i.UpdatedAt,
+			&i.Address,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const transition = `-- name: Transition :one
 WITH moved AS (
     UPDATE sandboxes SET
@@ -1082,21 +2416,45 @@ WITH moved AS (
         error = CASE WHEN $4::text = '' THEN error ELSE $4::text END,
         started_at = CASE WHEN $1 = 'running' THEN coalesce(started_at, now()) ELSE started_at END,
         deadline_at = CASE
-            WHEN $5::bool THEN NULL
+            WHEN $5::bool OR $6::bool THEN NULL
+            WHEN $7::float8 IS NOT NULL THEN now() + make_interval(secs => $7::float8)
             WHEN $1 = 'running' AND started_at IS NULL THEN now() + make_interval(secs => timeout_sec)
             ELSE deadline_at END,
+        idle_check_at = CASE
+            WHEN $5::bool OR $1 = 'paused' THEN NULL
+            WHEN $8::bool THEN now() + make_interval(secs => idle_timeout_sec)
+            WHEN $9::float8 IS NOT NULL THEN greatest(idle_check_at, now() + make_interval(secs => $9::float8))
+            ELSE idle_check_at END,
+        checkpoint_due_at = CASE
+            WHEN $5::bool OR $1 = 'paused' THEN NULL
+            WHEN $8::bool OR $10::bool THEN now() + make_interval(secs => checkpoint_interval_sec)
+            ELSE checkpoint_due_at END,
+        retry_at = now() + make_interval(secs => $9::float8),
+        paused_at = CASE WHEN $1 = 'paused' THEN coalesce(paused_at, now()) WHEN $1 = 'running' THEN NULL ELSE paused_at END,
+        paused_reason = CASE
+            WHEN $11::text <> '' THEN $11::text
+            WHEN $1 = 'running' THEN ''
+            ELSE paused_reason END,
+        state_id = coalesce($12::uuid, state_id),
+        state_at = CASE WHEN $12::uuid IS NULL THEN state_at ELSE coalesce($13::timestamptz, now()) END,
         ended_at = CASE WHEN $5::bool THEN now() END
-    WHERE sandboxes.id = $6 AND sandboxes.status = $7 AND sandboxes.incarnation = $8
-    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at
+    WHERE sandboxes.id = $14 AND sandboxes.status = ANY($15::text[]) AND sandboxes.incarnation = $16
+    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at
 ), closed AS (
-    UPDATE operations o SET status = $9, reason = $10, message = $11, finished_at = now(),
+    UPDATE operations o SET status = $17, reason = $18, message = $19, finished_at = now(),
         lease_owner = NULL, lease_until = NULL
-    FROM moved WHERE o.sandbox_id = moved.id AND o.status = 'open' AND $9::text <> ''
+    FROM moved WHERE o.sandbox_id = moved.id AND o.status = 'open' AND $17::text <> ''
+), unmade AS (
+    UPDATE snapshots p SET status = CASE WHEN p.status = 'creating' THEN 'failed' ELSE 'deleting' END,
+        error = CASE WHEN p.status = 'creating' THEN 'The sandbox ended before this was complete.' ELSE p.error END
+    FROM moved
+    WHERE $5::bool AND p.sandbox_id = moved.id
+      AND (p.status = 'creating' OR ($20::bool AND p.status = 'ready' AND p.kind IN ('pause', 'checkpoint')))
 ), noted AS (
     INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
-    SELECT moved.id, moved.team_id, $12::text, $13::jsonb FROM moved WHERE $12::text <> ''
+    SELECT moved.id, moved.team_id, $21::text, $22::jsonb FROM moved WHERE $21::text <> ''
 )
-SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at FROM moved
+SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at FROM moved
 `
 
 type TransitionParams struct {
@@ -1105,12 +2463,21 @@ type TransitionParams struct {
 	EndReason     string
 	Error         string
 	Ended         bool
+	NoDeadline    bool
+	DeadlineSecs  *float64
+	Fresh         bool
+	RetrySecs     *float64
+	Checkpointed  bool
+	PausedReason  string
+	NewestState   *uuid.UUID
+	NewestAt      *time.Time
 	ID            id.Sandbox
-	FromStatus    string
+	FromStatuses  []string
 	Incarnation   int64
 	Outcome       string
 	Reason        string
 	Message       string
+	DropStates    bool
 	Event         string
 	EventData     json.RawMessage
 }
@@ -1139,6 +2506,7 @@ type TransitionRow struct {
 	IdleCheckAt           *time.Time
 	CheckpointIntervalSec *int32
 	CheckpointDueAt       *time.Time
+	RetryAt               *time.Time
 	FromSnapshotID        *uuid.UUID
 	StateID               *uuid.UUID
 	StateAt               *time.Time
@@ -1155,6 +2523,9 @@ type TransitionRow struct {
 	UpdatedAt             time.Time
 }
 
+// A fresh one has just begun to run: its idle time and its checkpoints count
+// from now. With its end, whatever was being saved of it has failed; its other
+// saved states go only when drop_states says so.
 func (q *Queries) Transition(ctx context.Context, db DBTX, arg TransitionParams) (TransitionRow, error) {
 	row := db.QueryRow(ctx, transition,
 		arg.ToStatus,
@@ -1162,12 +2533,21 @@ func (q *Queries) Transition(ctx context.Context, db DBTX, arg TransitionParams)
 		arg.EndReason,
 		arg.Error,
 		arg.Ended,
+		arg.NoDeadline,
+		arg.DeadlineSecs,
+		arg.Fresh,
+		arg.RetrySecs,
+		arg.Checkpointed,
+		arg.PausedReason,
+		arg.NewestState,
+		arg.NewestAt,
 		arg.ID,
-		arg.FromStatus,
+		arg.FromStatuses,
 		arg.Incarnation,
 		arg.Outcome,
 		arg.Reason,
 		arg.Message,
+		arg.DropStates,
 		arg.Event,
 		arg.EventData,
 	)
@@ -1196,6 +2576,7 @@ func (q *Queries) Transition(ctx context.Context, db DBTX, arg TransitionParams)
 		&i.IdleCheckAt,
 		&i.CheckpointIntervalSec,
 		&i.CheckpointDueAt,
+		&i.RetryAt,
 		&i.FromSnapshotID,
 		&i.StateID,
 		&i.StateAt,
