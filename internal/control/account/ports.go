@@ -24,6 +24,7 @@ type Stored struct {
 type Signup struct {
 	User         User
 	PasswordHash string // "" for none
+	Proven       bool   // the address is known to be the user's own
 	Team         team.Team
 	Session      *Session // nil for an account made by an operator
 	Entries      []audit.Entry
@@ -65,6 +66,8 @@ type Store interface {
 	UserByEmail(ctx context.Context, email string) (user Stored, found bool, err error)
 	// UserByID returns the user, or found false.
 	UserByID(ctx context.Context, user id.User) (found Stored, ok bool, err error)
+	// ProvenByEmail finds a user and whether the address was proven to be theirs.
+	ProvenByEmail(ctx context.Context, email string) (user id.User, proven, found bool, err error)
 	// GetDefaultTeamForUser returns the living team to log in to: the default
 	// one, else the one joined first; nil when there is none.
 	GetDefaultTeamForUser(ctx context.Context, user id.User) (*team.Team, error)
@@ -125,7 +128,9 @@ type passwordStore interface {
 	// FindLink returns whose a link is that works; found is false for any other.
 	FindLink(ctx context.Context, kind LinkKind, hash []byte) (user User, found bool, err error)
 	// UsePasswordLink spends the link and does as ChangePassword, whatever the
-	// password was, to all sessions. ErrInvalidLink when it was spent meanwhile.
+	// password was, to all sessions. Where the address was never proven, providers
+	// that were linked are unlinked: another may have linked them. ErrInvalidLink
+	// when it was spent meanwhile.
 	UsePasswordLink(ctx context.Context, hash []byte, user id.User, newHash string, entry audit.Entry) error
 	// UseEmailLink spends the link and notes that the address is proven.
 	UseEmailLink(ctx context.Context, hash []byte, user id.User, entry audit.Entry) error

@@ -3,6 +3,7 @@
 package app
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,6 +18,8 @@ import (
 	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/keyring"
 	"skerry.dev/skerry/internal/control/mail"
+	"skerry.dev/skerry/internal/control/oauth"
+	"skerry.dev/skerry/internal/control/ratelimit"
 	"skerry.dev/skerry/internal/control/scheduler"
 	"skerry.dev/skerry/internal/control/web"
 	"skerry.dev/skerry/internal/kernel/clock"
@@ -34,13 +37,24 @@ type Config struct {
 	AgentURL    string `name:"agent-url" help:"The same as agents see it (default: made from the address)." env:"SKERRY_AGENT_URL" placeholder:"URL"`
 	StoreDir    string `name:"store-dir" help:"Directory of the artifact store (default: store in the data directory)." env:"SKERRY_STORE_DIR" placeholder:"DIR"`
 
-	Signup         string  `help:"Who may sign up: open, closed, or mail domains (default: open on loopback, else closed)." env:"SKERRY_SIGNUP" placeholder:"WHO"`
-	SMTPURL        string  `name:"smtp-url" help:"Mail server, as smtp://user:password@host:587 (STARTTLS) or smtps://…:465; left out: no mail." env:"SKERRY_SMTP_URL" placeholder:"URL"`
-	MailFrom       string  `name:"mail-from" help:"Sender of mail, as Skerry <skerry@example.com>." env:"SKERRY_MAIL_FROM" placeholder:"ADDR"`
-	AuditRetention string  `name:"audit-retention" help:"How long audit entries are kept, as 365d, or forever." env:"SKERRY_AUDIT_RETENTION" default:"forever" placeholder:"DAYS"`
-	TrustedProxies string  `name:"trusted-proxies" help:"Networks whose X-Forwarded-For is believed." env:"SKERRY_TRUSTED_PROXIES" placeholder:"CIDRS"`
-	CPUOvercommit  float64 `name:"cpu-overcommit" help:"How many times a host's CPUs are promised." env:"SKERRY_CPU_OVERCOMMIT" default:"32" placeholder:"N"`
-	MemOvercommit  float64 `name:"memory-overcommit" help:"How many times a host's memory is promised." env:"SKERRY_MEMORY_OVERCOMMIT" default:"4" placeholder:"N"`
+	Signup         string `help:"Who may sign up: open, closed, or mail domains (default: open on loopback, else closed)." env:"SKERRY_SIGNUP" placeholder:"WHO"`
+	SMTPURL        string `name:"smtp-url" help:"Mail server, as smtp://user:password@host:587 (STARTTLS) or smtps://…:465; left out: no mail." env:"SKERRY_SMTP_URL" placeholder:"URL"`
+	MailFrom       string `name:"mail-from" help:"Sender of mail, as Skerry <skerry@example.com>." env:"SKERRY_MAIL_FROM" placeholder:"ADDR"`
+	AuditRetention string `name:"audit-retention" help:"How long audit entries are kept, as 365d, or forever." env:"SKERRY_AUDIT_RETENTION" default:"forever" placeholder:"DAYS"`
+	AuthLimit      int    `name:"auth-limit" help:"Calls a minute that one address may make to log in, sign up and the like; 0: no limit." env:"SKERRY_AUTH_LIMIT" default:"30" placeholder:"N"`
+	TrustedProxies string `name:"trusted-proxies" help:"Networks whose X-Forwarded-For is believed." env:"SKERRY_TRUSTED_PROXIES" placeholder:"CIDRS"`
+
+	GitHubID     string `name:"github-client-id" help:"Log in with GitHub: the OAuth app's id." env:"SKERRY_GITHUB_CLIENT_ID" placeholder:"ID"`
+	GitHubSecret string `name:"github-client-secret" help:"Its secret." env:"SKERRY_GITHUB_CLIENT_SECRET" placeholder:"SECRET"`
+	GoogleID     string `name:"google-client-id" help:"Log in with Google: the client's id." env:"SKERRY_GOOGLE_CLIENT_ID" placeholder:"ID"`
+	GoogleSecret string `name:"google-client-secret" help:"Its secret." env:"SKERRY_GOOGLE_CLIENT_SECRET" placeholder:"SECRET"`
+	OIDCIssuer   string `name:"oidc-issuer" help:"Log in at an OpenID Connect issuer." env:"SKERRY_OIDC_ISSUER" placeholder:"URL"`
+	OIDCID       string `name:"oidc-client-id" help:"The client's id there." env:"SKERRY_OIDC_CLIENT_ID" placeholder:"ID"`
+	OIDCSecret   string `name:"oidc-client-secret" help:"Its secret." env:"SKERRY_OIDC_CLIENT_SECRET" placeholder:"SECRET"`
+	OIDCName     string `name:"oidc-name" help:"What the login page calls it." env:"SKERRY_OIDC_NAME" default:"Single sign-on" placeholder:"NAME"`
+
+	CPUOvercommit float64 `name:"cpu-overcommit" help:"How many times a host's CPUs are promised." env:"SKERRY_CPU_OVERCOMMIT" default:"32" placeholder:"N"`
+	MemOvercommit float64 `name:"memory-overcommit" help:"How many times a host's memory is promised." env:"SKERRY_MEMORY_OVERCOMMIT" default:"4" placeholder:"N"`
 }
 
 // Defaults fills in what is left out. data is the data directory.
@@ -146,6 +160,22 @@ func (c Config) parse() (settings, error) {
 	}
 	s.keep, err = audit.ParseRetention(c.AuditRetention)
 	fault("SKERRY_AUDIT_RETENTION", err)
+	for _, pair := range []struct{ name, id, secret string }{
+		{"SKERRY_GITHUB_CLIENT_ID", c.GitHubID, c.GitHubSecret}, {"SKERRY_GOOGLE_CLIENT_ID", c.GoogleID, c.GoogleSecret},
+		{"SKERRY_OIDC_CLIENT_ID", c.OIDCID, c.OIDCSecret},
+	} {
+		if (pair.id == "") != (pair.secret == "") {
+			fault(pair.name, errors.New("give both the client's id and its secret, or neither"))
+		}
+	}
+	if (c.OIDCIssuer == "") != (c.OIDCID == "") {
+		fault("SKERRY_OIDC_ISSUER", errors.New("give both SKERRY_OIDC_ISSUER and SKERRY_OIDC_CLIENT_ID, or neither"))
+	} else if c.OIDCIssuer != "" {
+		fault("SKERRY_OIDC_ISSUER", issuerURL(c.OIDCIssuer))
+	}
+	if c.AuthLimit < 0 {
+		fault("SKERRY_AUTH_LIMIT", errors.New("must be 0 or more"))
+	}
 	s.proxies, err = web.ParseProxies(c.TrustedProxies)
 	fault("SKERRY_TRUSTED_PROXIES", err)
 	if !(c.CPUOvercommit >= 1 && c.CPUOvercommit <= 1000) {
@@ -155,6 +185,43 @@ func (c Config) parse() (settings, error) {
 		fault("SKERRY_MEMORY_OVERCOMMIT", errors.New("must be between 1 and 1000"))
 	}
 	return s, errors.Join(faults...)
+}
+
+// providers are the ways to log in elsewhere that are configured.
+func (s settings) providers() []oauth.Provider {
+	var out []oauth.Provider
+	if s.OIDCIssuer != "" {
+		out = append(out, oauth.NewOIDC("oidc", cmp.Or(s.OIDCName, "Single sign-on"), s.OIDCIssuer, s.OIDCID, s.OIDCSecret))
+	}
+	if s.GoogleID != "" {
+		out = append(out, oauth.NewOIDC("google", "Google", oauth.GoogleIssuer, s.GoogleID, s.GoogleSecret))
+	}
+	if s.GitHubID != "" {
+		out = append(out, oauth.NewGitHub(s.GitHubID, s.GitHubSecret, oauth.GitHubSite, oauth.GitHubAPI))
+	}
+	return out
+}
+
+func (s settings) limits() web.Limits {
+	limits := web.DefaultLimits()
+	limits.Auth.Burst = s.AuthLimit
+	if s.AuthLimit == 0 {
+		limits.Auth = ratelimit.Rate{}
+	}
+	return limits
+}
+
+// issuerURL checks an issuer: what it says is believed, so the way there must be
+// authenticated, but for one on this machine.
+func issuerURL(s string) error {
+	u, err := url.Parse(s)
+	if err != nil || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
+		return fmt.Errorf("must be a URL such as https://accounts.example.com, not %q", s)
+	}
+	if u.Scheme != "https" && (u.Scheme != "http" || !loopback(u.Host) && u.Hostname() != "localhost") {
+		return errors.New("must begin with https://")
+	}
+	return nil
 }
 
 func address(s string) error {

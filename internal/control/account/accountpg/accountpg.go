@@ -45,7 +45,7 @@ func (s *Store) CreateAccount(ctx context.Context, a account.Signup) error {
 }
 
 func (s *Store) insertAccount(ctx context.Context, tx pgx.Tx, a account.Signup) error {
-	user := sqlcgen.InsertUserParams{ID: a.User.ID, Email: a.User.Email, Name: a.User.Name, IsAdmin: a.User.IsAdmin}
+	user := sqlcgen.InsertUserParams{ID: a.User.ID, Email: a.User.Email, Name: a.User.Name, IsAdmin: a.User.IsAdmin, Proven: a.Proven}
 	if a.PasswordHash != "" {
 		user.PasswordHash = &a.PasswordHash
 	}
@@ -75,6 +75,15 @@ func (s *Store) insertAccount(ctx context.Context, tx pgx.Tx, a account.Signup) 
 // UserByEmail implements account.Store.
 func (s *Store) UserByEmail(ctx context.Context, email string) (account.Stored, bool, error) {
 	return stored(s.q.GetUserByEmail(ctx, s.pool, email))
+}
+
+// ProvenByEmail implements account.Store.
+func (s *Store) ProvenByEmail(ctx context.Context, email string) (user id.User, proven, found bool, err error) {
+	row, err := s.q.IsProven(ctx, s.pool, email)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return id.User{}, false, false, nil
+	}
+	return row.ID, row.Proven, err == nil, pg.Map(err)
 }
 
 // UserByID implements account.Store.

@@ -96,6 +96,9 @@ func (s *Store) UsePasswordLink(ctx context.Context, hash []byte, user id.User, 
 		if changed == 0 { // disabled meanwhile
 			return account.ErrInvalidLink
 		}
+		if err := s.q.DropIdentitiesOfUnproven(ctx, tx, user); err != nil {
+			return err
+		}
 		if err := s.endAccess(ctx, tx, user, id.Session{}, account.ReasonPasswordReset); err != nil {
 			return err
 		}

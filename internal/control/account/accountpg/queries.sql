@@ -1,5 +1,7 @@
 -- name: InsertUser :one
-INSERT INTO users (id, email, name, password_hash, is_admin) VALUES ($1, $2, $3, $4, $5) RETURNING created_at;
+INSERT INTO users (id, email, name, password_hash, is_admin, email_proven_at)
+VALUES (@id, @email, @name, @password_hash, @is_admin, CASE WHEN sqlc.arg(proven)::boolean THEN now() END)
+RETURNING created_at;
 
 -- name: InsertTeam :one
 INSERT INTO teams (id, name, slug) VALUES ($1, $2, $3) RETURNING created_at;
@@ -197,6 +199,13 @@ UPDATE account_tokens SET used_at = now() WHERE token_hash = @token_hash AND use
 
 -- name: ProveEmail :execrows
 UPDATE users SET email_proven_at = now(), updated_at = now() WHERE id = $1 AND email_proven_at IS NULL;
+
+-- name: IsProven :one
+SELECT id, (email_proven_at IS NOT NULL)::boolean AS proven FROM users WHERE email = $1;
+
+-- name: DropIdentitiesOfUnproven :exec
+-- Whoever made the account may not have been whose address it has.
+DELETE FROM user_identities i USING users u WHERE u.id = i.user_id AND u.id = $1 AND u.email_proven_at IS NULL;
 
 -- name: DeleteOldTokens :execrows
 DELETE FROM account_tokens WHERE token_hash IN (

@@ -185,6 +185,16 @@ func (q *Queries) DenyDeviceLogin(ctx context.Context, db DBTX, userCode string)
 	return client_name, err
 }
 
+const dropIdentitiesOfUnproven = `-- name: DropIdentitiesOfUnproven :exec
+DELETE FROM user_identities i USING users u WHERE u.id = i.user_id AND u.id = $1 AND u.email_proven_at IS NULL
+`
+
+// Whoever made the account may not have been whose address it has.
+func (q *Queries) DropIdentitiesOfUnproven(ctx context.Context, db DBTX, argID id.User) error {
+	_, err := db.Exec(ctx, dropIdentitiesOfUnproven, argID)
+	return err
+}
+
 const dropPendingLogins = `-- name: DropPendingLogins :exec
 UPDATE device_logins SET denied_at = now() WHERE user_id = $1::uuid AND session_id IS NULL AND denied_at IS NULL
 `
@@ -708,7 +718,9 @@ func (q *Queries) InsertTeam(ctx context.Context, db DBTX, arg InsertTeamParams)
 }
 
 const insertUser = `-- name: InsertUser :one
-INSERT INTO users (id, email, name, password_hash, is_admin) VALUES ($1, $2, $3, $4, $5) RETURNING created_at
+INSERT INTO users (id, email, name, password_hash, is_admin, email_proven_at)
+VALUES ($1, $2, $3, $4, $5, CASE WHEN $6::boolean THEN now() END)
+RETURNING created_at
 `
 
 type InsertUserParams struct {
@@ -717,6 +729,7 @@ type InsertUserParams struct {
 	Name         string
 	PasswordHash *string
 	IsAdmin      bool
+	Proven       bool
 }
 
 func (q *Queries) InsertUser(ctx context.Context, db DBTX, arg InsertUserParams) (time.Time, error) {
@@ -726,10 +739,27 @@ func (q *Queries) InsertUser(ctx context.Context, db DBTX, arg InsertUserParams)
 		arg.Name,
 		arg.PasswordHash,
 		arg.IsAdmin,
+		arg.Proven,
 	)
 	var created_at time.Time
 	err := row.Scan(&created_at)
 	return created_at, err
+}
+
+const isProven = `-- name: IsProven :one
+SELECT id, (email_proven_at IS NOT NULL)::boolean AS proven FROM users WHERE email = $1
+`
+
+type IsProvenRow struct {
+	ID     id.User
+	Proven bool
+}
+
+func (q *Queries) IsProven(ctx context.Context, db DBTX, email string) (IsProvenRow, error) {
+	row := db.QueryRow(ctx, isProven, email)
+	var i IsProvenRow
+	err := row.Scan(&i.ID, &i.Proven)
+	return i, err
 }
 
 const listSessions = `-- name: ListSessions :many
