@@ -245,6 +245,7 @@ func checkpointFrozen(b *bench) {
 	if err := b.e.Thaw(b.Context(), h); err != nil {
 		b.Fatal(err)
 	}
+	b.up(h) // a connection opened at this very moment may be reset
 	if b.kept(h) != "in memory" {
 		b.Error("the source has lost its memory")
 	}

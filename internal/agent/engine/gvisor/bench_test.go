@@ -206,8 +206,20 @@ func (w *world) raw(b *testing.B, e *gvisor.Engine) raw {
 
 func (r raw) run(b *testing.B, args ...string) {
 	b.Helper()
-	if err := exec.Command(r.runsc, append(append([]string{}, r.flags...), args...)...).Run(); err != nil {
-		b.Fatalf("%s: %v", args, err)
+	said := filepath.Join(b.TempDir(), "said")
+	log := "--log=" + said
+	cmd := exec.Command(r.runsc, append(append([]string{log}, r.flags...), args...)...)
+	// What was a pipe in a checkpoint must be one in its copy.
+	in, out, err := os.Pipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer in.Close()
+	defer out.Close()
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, out, out
+	if err := cmd.Run(); err != nil {
+		text, _ := os.ReadFile(said)
+		b.Errorf("%s: %v: %s", args, err, text)
 	}
 }
 

@@ -9,10 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"skerry.dev/skerry/internal/agent/engine"
-	"skerry.dev/skerry/internal/agent/shim"
 )
 
 // meta describes a checkpoint.
@@ -21,8 +18,12 @@ type meta struct {
 	ShmSize string `json:"shm_option,omitempty"` // runsc compares mount options
 }
 
-// The files of a checkpoint with memory, in the order the sentry takes them.
-var imageFiles = []string{"checkpoint.img", "pages_meta.img", "pages.img"}
+// The files of a checkpoint, with memory and without, in the order the sentry
+// takes them.
+var (
+	imageFiles = []string{"checkpoint.img", "pages_meta.img", "pages.img"}
+	diskFiles  = []string{"fscheckpoint.json", "multitar.img", "pages_meta.img", "pages.img"}
+)
 
 // writeWithin bounds the writing of a checkpoint: what an instance can have at
 // most, to a slow disk.
@@ -52,7 +53,7 @@ func (e *Engine) Checkpoint(ctx context.Context, h engine.Handle, opts engine.Ch
 		}
 		// A save holds the guest by itself; the pause keeps it from running after
 		// it, or before it where nothing ran until now.
-		if !opts.LeaveRunning || wasFrozen || opts.DiskOnly {
+		if !opts.LeaveRunning || wasFrozen {
 			err = e.pause(ctx, r)
 		}
 		if err == nil {
@@ -87,12 +88,7 @@ func (e *Engine) writeCheckpoint(ctx context.Context, r *record, b build, opts e
 		Format: engine.CheckpointFormat, Engine: name, Version: b.version, CPUFeatures: b.features,
 		Memory: !opts.DiskOnly, DiskBytes: r.Resources.DiskBytes,
 	}}
-	var err error
-	if opts.DiskOnly {
-		err = e.saveDisk(ctx, r, opts.Dir)
-	} else {
-		err = e.saveAll(ctx, r, opts.Dir)
-	}
+	err := e.image(ctx, r, opts)
 	if err != nil {
 		return err
 	}
@@ -107,18 +103,23 @@ func (e *Engine) writeCheckpoint(ctx context.Context, r *record, b build, opts e
 	return engine.WriteCheckpointAs(opts.Dir, m)
 }
 
-// saveAll has the sentry write memory and disk. It cannot be told to stop: when
-// the caller gives up, its end is awaited, since until then the guest stands
-// still and a second save would come in its way.
-func (e *Engine) saveAll(ctx context.Context, r *record, dir string) error {
+// image has the sentry write memory and disk, or the disk alone. It cannot be
+// told to stop: when the caller gives up, its end is awaited, since until then
+// the guest stands still and a second save would come in its way.
+func (e *Engine) image(ctx context.Context, r *record, opts engine.CheckpointOptions) error {
+	names, method := imageFiles, callCheckpoint
+	var arg any = saveOptions{Metadata: map[string]string{"compression": "none"}, HavePagesFile: true, Resume: true}
+	if opts.DiskOnly {
+		names, method, arg = diskFiles, callSaveDisk, saveDiskOptions{}
+	}
 	var files []*os.File
 	defer func() {
 		for _, f := range files {
 			_ = f.Close()
 		}
 	}()
-	for _, name := range imageFiles {
-		f, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	for _, name := range names {
+		f, err := os.OpenFile(filepath.Join(opts.Dir, name), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 		if err != nil {
 			return fmt.Errorf("gvisor: %w", err)
 		}
@@ -126,21 +127,9 @@ func (e *Engine) saveAll(ctx context.Context, r *record, dir string) error {
 	}
 	own, cancel := patience(ctx, writeWithin(r.Resources))
 	defer cancel()
-	err := e.call(own, r.ID, callCheckpoint, saveOptions{
-		Metadata: map[string]string{"compression": "none"}, HavePagesFile: true, Resume: true,
-	}, files, nil)
+	err := e.call(own, r.ID, method, arg, files, nil)
 	if err == nil {
 		err = ctx.Err()
-	}
-	return err
-}
-
-// saveDisk writes what the guest changed of its root.
-func (e *Engine) saveDisk(ctx context.Context, r *record, dir string) error {
-	_, err := e.runsc(ctx, r, shim.Spawn{Timeout: writeWithin(r.Resources)},
-		"fscheckpoint", "-leave-running", "-image-path="+dir, string(r.ID))
-	if err != nil && strings.Contains(err.Error(), unix.ENOSPC.Error()) {
-		err = fmt.Errorf("%w: %w", unix.ENOSPC, err)
 	}
 	return err
 }

@@ -73,8 +73,8 @@ func TestRC03_AgentDiesWhilePausing(t *testing.T) {
 	}
 }
 
-// A runsc client that is killed in the middle of its work harms nobody.
-func TestS5_ClientKilledDuringCheckpoint(t *testing.T) {
+// The shim and all clients of runsc may be killed during a checkpoint.
+func TestS5_ShimKilledDuringCheckpoint(t *testing.T) {
 	w := newWorld(t)
 	e := w.engine(t)
 	_, h := running(t, w, e)

@@ -24,6 +24,7 @@ const (
 	callPause      = "containerManager.Pause"
 	callResume     = "containerManager.Resume"
 	callCheckpoint = "containerManager.Checkpoint"
+	callSaveDisk   = "containerManager.FSSave"
 	callStacks     = "debug.Stacks"
 )
 
@@ -33,6 +34,11 @@ type saveOptions struct {
 	Metadata      map[string]string `json:"metadata"`
 	HavePagesFile bool              `json:"have_pages_file"`
 	Resume        bool              `json:"Resume"`
+}
+
+// saveDiskOptions are the argument of callSaveDisk.
+type saveDiskOptions struct {
+	ExitAfterSaving bool `json:"exit_after_saving"`
 }
 
 // call makes one call and waits for its answer: until ctx ends, while the

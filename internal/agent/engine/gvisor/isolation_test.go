@@ -43,7 +43,7 @@ func running(t *testing.T, w *world, e engine.Engine) (engine.Spec, engine.Handl
 	return spec, h
 }
 
-func get(t *testing.T, e engine.Engine, h engine.Handle, path string) error {
+func get(t testing.TB, e engine.Engine, h engine.Handle, path string) error {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://guest"+path, nil)
 	if err != nil {

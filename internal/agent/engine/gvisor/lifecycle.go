@@ -101,7 +101,13 @@ func (e *Engine) launch(ctx context.Context, h engine.Handle, command string, ar
 		return nil, fmt.Errorf("gvisor: %w", err)
 	}
 	// What an interrupted start left behind would be joined, with old limits.
-	if err := e.sweep(ctx, r.ID); err != nil {
+	if r.Launched {
+		err = e.sweep(ctx, r.ID)
+	} else {
+		r.Launched = true
+		err = e.save(r)
+	}
+	if err != nil {
 		return nil, err
 	}
 	args = append([]string{command, "-detach", "-bundle=" + r.path("bundle"), "-pid-file=" + r.path("pid")}, args...)
@@ -143,7 +149,7 @@ func (e *Engine) alive(r *record) bool {
 // its record was written: the shim knows it, and without that shim runsc's pid
 // file names it and its cgroup proves it.
 func (e *Engine) rediscover(ctx context.Context, r *record) error {
-	if r.started() || r.BootID != e.bootID {
+	if r.started() || r.BootID != e.bootID || !r.Launched {
 		return nil
 	}
 	list, err := e.shim.List(ctx)

@@ -22,6 +22,8 @@ type record struct {
 	GuestAddr string            `json:"guest_addr"`
 	BootID    string            `json:"boot_id"`
 	Resources engine.Resources  `json:"resources"`
+	// Launched is set before the first attempt to start.
+	Launched bool `json:"launched,omitempty"`
 	// Process is the sentry once the instance was started.
 	Process shim.Process `json:"process,omitzero"`
 	// Pause is set while the sentry holds the guest's tasks, over and above a

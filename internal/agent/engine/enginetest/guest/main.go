@@ -83,8 +83,8 @@ func handler(stdin string) http.Handler {
 		n, err := strconv.Atoi(r.FormValue("bytes"))
 		for n > 0 && err == nil {
 			b := make([]byte, min(n, 16<<20))
-			for i := 0; i < len(b); i += 4096 {
-				b[i] = byte(i>>12) | 1
+			for i := range b { // nothing a disk or a checkpoint could spare itself
+				b[i] = byte(i*7 + i>>8 + len(hoard))
 			}
 			hoard = append(hoard, b)
 			n -= len(b)
