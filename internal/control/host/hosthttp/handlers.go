@@ -21,6 +21,7 @@ import (
 // Reports takes what agents tell of sandboxes.
 type Reports interface {
 	Report(ctx context.Context, from id.Host, generation int64, reports []sandbox.Report) error
+	Samples(ctx context.Context, from id.Host, samples []sandbox.Sample) error
 }
 
 // Handlers serves the routes. Principals come from the request's context.
@@ -155,6 +156,34 @@ func (h *Handlers) ReportHostEvents(ctx context.Context, req *restapi.HostEvents
 	}
 	return h.reports.Report(ctx, hostID, req.Generation, reports)
 }
+
+// ReportHostSamples implements reportHostSamples.
+func (h *Handlers) ReportHostSamples(ctx context.Context, req *restapi.HostSamplesRequest, params restapi.ReportHostSamplesParams) error {
+	hostID, err := id.ParseHost(params.ID)
+	if err != nil {
+		return err
+	}
+	if by := principal.From(ctx); by.Kind != principal.KindHost || by.HostID != hostID {
+		return host.ErrHostToken
+	}
+	samples := make([]sandbox.Sample, len(req.Samples))
+	for i, s := range req.Samples {
+		x, err := id.Sandbox{}.ParseBare(s.SandboxID)
+		if err != nil {
+			return err
+		}
+		if s.CPUMillis < 0 || s.CPUMillis > maxSample || s.Processes < 0 || s.Processes > maxSample || s.MemoryBytes < 0 || s.DiskBytes < 0 {
+			return errs.Field("samples", "A sample holds amounts that can be, none below zero.")
+		}
+		samples[i] = sandbox.Sample{Sandbox: x, Figures: sandbox.Figures{
+			At: s.At, CPUMillis: int64(s.CPUMillis), MemoryBytes: s.MemoryBytes, DiskBytes: s.DiskBytes, Processes: int64(s.Processes),
+		}}
+	}
+	return h.reports.Samples(ctx, hostID, samples)
+}
+
+// maxSample is what fits the database's integers.
+const maxSample = 1<<31 - 1
 
 // maxEventData bounds what one event may carry, in bytes.
 const maxEventData = 16 << 10

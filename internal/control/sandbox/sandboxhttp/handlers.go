@@ -54,7 +54,7 @@ func (h *Handlers) CreateSandbox(ctx context.Context, req *restapi.CreateSandbox
 
 func createRequest(req *restapi.CreateSandboxRequest) sandbox.CreateRequest {
 	out := sandbox.CreateRequest{
-		Template: req.Template.Or(""), OnTimeout: sandbox.OnTimeout(req.OnTimeout.Value), Engine: string(req.Engine.Value),
+		Template: req.Template.Or(""), Snapshot: req.Snapshot.Or(""), CheckpointIntervalSec: wide(req.CheckpointIntervalSec), OnTimeout: sandbox.OnTimeout(req.OnTimeout.Value), Engine: string(req.Engine.Value),
 		Metadata: req.Metadata.Value, Env: req.Env.Value,
 		MemoryMB: wide(req.MemoryMB), DiskMB: wide(req.DiskMB), TimeoutSec: wide(req.TimeoutSec), IdleTimeoutSec: wide(req.IdleTimeoutSec),
 	}
@@ -179,7 +179,28 @@ func toSandbox(x sandbox.Sandbox) restapi.Sandbox {
 	for i, a := range actions {
 		out.Actions[i] = string(a)
 	}
+	if x.CheckpointIntervalSec != nil {
+		out.CheckpointIntervalSec.SetTo(int(*x.CheckpointIntervalSec))
+	}
+	if x.FromState != nil {
+		out.SnapshotID.SetTo(x.FromState.String())
+	}
+	withState(&out, x)
 	return out
+}
+
+// withState adds what is saved of a sandbox, as long as it is there.
+func withState(out *restapi.Sandbox, x sandbox.Sandbox) {
+	out.PausedAt, out.PausedReason = optTime(x.PausedAt), optString(x.PausedReason)
+	if x.StateID == nil || x.StateAt == nil || x.StateStatus != sandbox.StateReady {
+		return
+	}
+	out.SavedAt = optTime(x.StateAt)
+	out.SavedBytes.SetTo(x.StateBytes)
+	out.OnlyOnHost.SetTo(x.Host.ID.String())
+	if !x.Status.Live() {
+		out.RecoverableFrom.SetTo(restapi.Recoverable{SnapshotID: x.StateID.String(), At: x.StateAt.UTC()})
+	}
 }
 
 func optString(s string) (out restapi.OptString) {
