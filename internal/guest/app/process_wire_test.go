@@ -266,9 +266,9 @@ func TestSX08_TheDeadlineKillsTheCommand(t *testing.T) {
 func TestS8_AClientThatLeavesDoesNotKill(t *testing.T) {
 	d := ready(t)
 	ctx, cancel := context.WithCancel(ctxFor(t))
-	pid, _ := d.begin(ctx, sh("sleep 1; echo done; exit 4"))
+	pid, _ := d.begin(ctx, sh("while [ ! -e go ]; do sleep 0.05; done; echo done; exit 4"))
 	cancel()
-	o := d.attach(ctxFor(t), &processpb.ConnectRequest{Process: byPID(pid)})
+	o := d.attach(ctxFor(t), &processpb.ConnectRequest{Process: byPID(pid)}, func() { d.touch("go") })
 	if o.err != nil || o.pid != pid || o.end.GetExitCode() != 4 || o.stdout.String() != "done\n" {
 		t.Errorf("%+v", o)
 	}
@@ -343,7 +343,8 @@ func TestSX06_InputIsWholeAndEnds(t *testing.T) {
 		t.Errorf("got %q, %v", o.stdout.String(), s.Err())
 	}
 	// A write that nobody takes ends with the process.
-	pid, _ = d.begin(ctxFor(t), &processpb.StartRequest{Process: &processpb.ProcessConfig{Cmd: "sleep", Args: []string{"5"}}})
+	looks := &processpb.ProcessConfig{Cmd: "bash", Args: []string{"-c", "until read -t 0; do sleep 0.05; done"}}
+	pid, _ = d.begin(ctxFor(t), &processpb.StartRequest{Process: looks})
 	_, err := d.proc.SendInput(ctxFor(t), &processpb.SendInputRequest{Process: byPID(pid), Input: in})
 	wantCode(t, err, connect.CodeFailedPrecondition, "takes no input")
 }
@@ -434,14 +435,19 @@ func TestS8_InteractiveShellOnATerminal(t *testing.T) {
 
 func TestSX03_AStalledReaderStopsNobodyForLong(t *testing.T) {
 	d := ready(t)
-	const size = 40_000_000
-	pid, s := d.begin(ctxFor(t), sh("read -t 2 x < <(sleep 2); head -c 40000000 /dev/zero; exit 9"))
+	const size = 16_000_000 // more than all buffers on the way
+	pid, s := d.begin(ctxFor(t), sh("while [ ! -e go ]; do sleep 0.05; done; head -c 16000000 /dev/zero; exit 9"))
 	_ = s // the stalled one: it is never read again
-	var wg sync.WaitGroup
+	var wg, attached sync.WaitGroup
 	results := make([]*outcome, 4)
+	attached.Add(len(results))
 	for i := range results {
-		wg.Go(func() { results[i] = d.attach(ctxFor(t), &processpb.ConnectRequest{Process: byPID(pid)}) })
+		wg.Go(func() {
+			results[i] = d.attach(ctxFor(t), &processpb.ConnectRequest{Process: byPID(pid)}, attached.Done)
+		})
 	}
+	attached.Wait()
+	d.touch("go")
 	wg.Wait()
 	for i, o := range results {
 		if o.err != nil || o.stdout.Len() != size || o.end.GetExitCode() != 9 {
@@ -486,10 +492,12 @@ func TestS8_SignalsReachTheGroupAndTagsFind(t *testing.T) {
 func TestSX01_KeepaliveWhenAsked(t *testing.T) {
 	d := ready(t)
 	msg := `{"process":{"cmd":"sleep","args":["1.5"]}}`
+	began := time.Now()
 	_, body := d.do("POST", "/process.Process/Start", bytes.NewReader(append([]byte{0, 0, 0, 0, byte(len(msg))}, msg...)),
 		"Content-Type", "application/connect+json", "Connect-Protocol-Version", "1", "Keepalive-Ping-Interval", "1")
-	if n := bytes.Count(body, []byte(`"keepalive"`)); n != 1 {
-		t.Errorf("%d keepalives in %q", n, body)
+	took := time.Since(began)
+	if n := bytes.Count(body, []byte(`"keepalive"`)); n < 1 || n > int(took.Seconds()) {
+		t.Errorf("%d keepalives in %s: %q", n, took, body)
 	}
 }
 

@@ -289,8 +289,8 @@ func byExec(id string) *processpb.ProcessSelector {
 	return &processpb.ProcessSelector{Selector: &processpb.ProcessSelector_ExecId{ExecId: id}}
 }
 
-// attach follows Connect to the end.
-func (d *daemon) attach(ctx context.Context, req *processpb.ConnectRequest) *outcome {
+// attach follows Connect to the end, and says when it has begun.
+func (d *daemon) attach(ctx context.Context, req *processpb.ConnectRequest, begun ...func()) *outcome {
 	o := &outcome{}
 	s, err := d.proc.Connect(ctx, req)
 	if err != nil {
@@ -300,6 +300,10 @@ func (d *daemon) attach(ctx context.Context, req *processpb.ConnectRequest) *out
 	defer s.Close()
 	for s.Receive() {
 		o.take(s.Msg().Event)
+		for _, tell := range begun {
+			tell()
+		}
+		begun = nil
 	}
 	o.err = s.Err()
 	return o

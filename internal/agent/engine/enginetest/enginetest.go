@@ -126,7 +126,7 @@ func (b *bench) destroy(id engine.InstanceID) {
 
 func (b *bench) up(h engine.Handle) {
 	b.Helper()
-	testkit.Eventually(b, 15*time.Second, "the guest answers", func() bool {
+	testkit.Eventually(b, 60*time.Second, "the guest answers", func() bool {
 		_, err := b.try(h, "GET", "/info", nil)
 		return err == nil
 	})
@@ -134,7 +134,7 @@ func (b *bench) up(h engine.Handle) {
 
 func (b *bench) exit(h engine.Handle) engine.Exit {
 	b.Helper()
-	ctx, cancel := context.WithTimeout(b.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
 	defer cancel()
 	x, err := b.e.Wait(ctx, h)
 	if err != nil {
@@ -158,7 +158,7 @@ func Client(e engine.Engine, h engine.Handle) *http.Client {
 }
 
 func (b *bench) try(h engine.Handle, method, path string, body []byte) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(b.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(b.Context(), 30*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, "http://guest"+path, bytes.NewReader(body))
 	if err != nil {

@@ -264,7 +264,7 @@ func exitCode(b *bench) {
 	var wg sync.WaitGroup
 	for range 3 {
 		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(b.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
 			defer cancel()
 			if x, err := b.e.Wait(ctx, h); err != nil || x.Reason != engine.ExitExited || x.Code != 7 {
 				b.Errorf("waiter: %+v %v", x, err)
@@ -366,16 +366,16 @@ func prefixes(b *bench) {
 
 func dialClosed(b *bench) {
 	h := b.start(b.Spec(b.T))
-	ctx, cancel := context.WithTimeout(b.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
 	defer cancel()
-	began := time.Now()
-	if c, err := b.e.Dial(ctx, h, 7001); err == nil {
-		_ = c.Close()
-		b.Error("somebody listens")
-	}
-	if took := time.Since(began); took > time.Second {
-		b.Errorf("a refused connection took %s", took)
-	}
+	testkit.Promise(b, time.Second, "a refused connection", func() time.Duration {
+		began := time.Now()
+		if c, err := b.e.Dial(ctx, h, 7001); err == nil {
+			_ = c.Close()
+			b.Error("somebody listens")
+		}
+		return time.Since(began)
+	})
 	for _, port := range []int{0, -1, 65536} {
 		if _, err := b.e.Dial(ctx, h, port); err == nil {
 			b.Errorf("port %d was dialled", port)
@@ -385,25 +385,25 @@ func dialClosed(b *bench) {
 
 // Calls in flight end with the instance, not by a time-out.
 func connectionsEnd(b *bench) {
-	spec := b.Spec(b.T)
-	h := b.start(spec)
-	req, err := http.NewRequestWithContext(b.Context(), http.MethodGet, "http://guest/hang", nil)
-	if err != nil {
-		b.Fatal(err)
-	}
-	res, err := b.client(h).Do(req)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer res.Body.Close()
-	began := time.Now()
-	b.Kill(b.T, spec.ID)
-	if _, err := io.ReadAll(res.Body); err == nil {
-		b.Error("the stream ended as if all was well")
-	}
-	if took := time.Since(began); took > 2*time.Second {
-		b.Errorf("the connection ended after %s", took)
-	}
+	testkit.Promise(b, 2*time.Second, "the end of a connection", func() time.Duration {
+		spec := b.Spec(b.T)
+		h := b.start(spec)
+		req, err := http.NewRequestWithContext(b.Context(), http.MethodGet, "http://guest/hang", nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		res, err := b.client(h).Do(req)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer res.Body.Close()
+		began := time.Now()
+		b.Kill(b.T, spec.ID)
+		if _, err := io.ReadAll(res.Body); err == nil {
+			b.Error("the stream ended as if all was well")
+		}
+		return time.Since(began)
+	})
 }
 
 func limits(b *bench) {

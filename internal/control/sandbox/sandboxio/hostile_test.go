@@ -62,6 +62,7 @@ func exited(t testing.TB, code int32, ok bool, status string) []byte {
 	return event(t, &pb.ProcessEvent{Event: &pb.ProcessEvent_End{End: &pb.ProcessEvent_EndEvent{ExitCode: code, Exited: ok, Status: status}}})
 }
 
+// quick is for guests that fail: one that answers may need longer.
 func quick() sandboxio.Options {
 	return sandboxio.Options{ResumeWindow: 300 * time.Millisecond, Silence: 200 * time.Millisecond, StartWait: 200 * time.Millisecond}
 }
@@ -143,7 +144,7 @@ func TestSX02_AGuestThatBreaksTheProtocolIsNeverASuccess(t *testing.T) {
 		})
 	}
 	t.Run("whole", func(t *testing.T) {
-		svc, targets := scripted(t, quick(), func(w http.ResponseWriter, _ *http.Request) { stream(w, whole...) })
+		svc, targets := scripted(t, sandboxio.Options{}, func(w http.ResponseWriter, _ *http.Request) { stream(w, whole...) })
 		if res, err := svc.Exec(t.Context(), principal.System("test"), targets.Sandbox, shell("true")); err != nil || res.Stdout != "hello" || res.ExitCode != 0 {
 			t.Errorf("got %+v, %v", res, err)
 		}
@@ -162,7 +163,7 @@ func TestS8_ExitsThatMakeNoSenseAreNoSuccess(t *testing.T) {
 		{exited(t, 256, true, "exit status 256"), 255},
 		{exited(t, 77, true, "exit status 77"), 77},
 	} {
-		svc, targets := scripted(t, quick(), func(w http.ResponseWriter, _ *http.Request) { stream(w, started(t), c.end, framed(2, []byte("{}"))) })
+		svc, targets := scripted(t, sandboxio.Options{}, func(w http.ResponseWriter, _ *http.Request) { stream(w, started(t), c.end, framed(2, []byte("{}"))) })
 		if res, err := svc.Exec(t.Context(), principal.System("test"), targets.Sandbox, shell("true")); err != nil || res.ExitCode != c.want {
 			t.Errorf("want %d, got %+v, %v", c.want, res, err)
 		}
@@ -213,7 +214,7 @@ func TestLL08_AHostileFilesystemIsBounded(t *testing.T) {
 	}
 	by := principal.System("test")
 	t.Run("more than 64 MiB", func(t *testing.T) {
-		svc, targets := scripted(t, quick(), func(w http.ResponseWriter, _ *http.Request) {
+		svc, targets := scripted(t, sandboxio.Options{}, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/proto")
 			_, _ = io.Copy(w, io.LimitReader(zeros{}, 70<<20))
 		})
@@ -226,7 +227,7 @@ func TestLL08_AHostileFilesystemIsBounded(t *testing.T) {
 		for range 100_001 {
 			res.Entries = append(res.Entries, &fspb.EntryInfo{Path: "/a"})
 		}
-		svc, targets := scripted(t, quick(), answer(res))
+		svc, targets := scripted(t, sandboxio.Options{}, answer(res))
 		if _, err := svc.ListFiles(t.Context(), by, targets.Sandbox, at("x"), 1, page.Request{Limit: 1}); !errs.Is(err, "too_many_entries") {
 			t.Errorf("got %v", err)
 		}
@@ -236,7 +237,7 @@ func TestLL08_AHostileFilesystemIsBounded(t *testing.T) {
 		for range 7 {
 			res.Entries = append(res.Entries, &fspb.EntryInfo{Path: "/a", Name: "a"})
 		}
-		svc, targets := scripted(t, quick(), answer(res))
+		svc, targets := scripted(t, sandboxio.Options{}, answer(res))
 		n, req := 0, page.Request{Limit: 2}
 		for pages := 0; pages < 10; pages++ {
 			p, err := svc.ListFiles(t.Context(), by, targets.Sandbox, at("x"), 1, req)
@@ -257,14 +258,14 @@ func TestLL08_AHostileFilesystemIsBounded(t *testing.T) {
 			Path: "/a", Name: "a", Size: -5, Permissions: strings.Repeat("r", 5000) + "\n", Owner: "\x1b[31m",
 			ModifiedTime: &timestamppb.Timestamp{Seconds: math.MaxInt64, Nanos: -1},
 		}
-		svc, targets := scripted(t, quick(), answer(&fspb.StatResponse{Entry: e}))
+		svc, targets := scripted(t, sandboxio.Options{}, answer(&fspb.StatResponse{Entry: e}))
 		got, err := svc.StatFile(t.Context(), by, targets.Sandbox, at("x"))
 		if err != nil || got.Size != 0 || len(got.Mode) > 400 || strings.Contains(got.Owner, "\x1b") || got.ModifiedAt.Year() != 1970 {
 			t.Errorf("got %+v, %v", got, err)
 		}
 	})
 	t.Run("a full disk", func(t *testing.T) {
-		svc, targets := scripted(t, quick(), func(w http.ResponseWriter, r *http.Request) {
+		svc, targets := scripted(t, sandboxio.Options{}, func(w http.ResponseWriter, r *http.Request) {
 			_, _ = io.Copy(io.Discard, r.Body)
 			w.WriteHeader(http.StatusInsufficientStorage)
 			_, _ = io.Copy(w, io.LimitReader(zeros{}, 1<<20))
@@ -275,7 +276,7 @@ func TestLL08_AHostileFilesystemIsBounded(t *testing.T) {
 		}
 	})
 	t.Run("a packed download", func(t *testing.T) {
-		svc, targets := scripted(t, quick(), func(w http.ResponseWriter, _ *http.Request) {
+		svc, targets := scripted(t, sandboxio.Options{}, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Encoding", "gzip")
 			fmt.Fprint(w, "bomb")
 		})

@@ -103,7 +103,8 @@ func TestS8_WrongMessagesDoNotEndTheStream(t *testing.T) {
 }
 
 func TestS8_AFirstMessageAtFaultIsTold(t *testing.T) {
-	w := newWorld(t, func(o *sandboxiohttp.Options, _ *sandboxio.Options) { o.FirstMessage = 300 * time.Millisecond })
+	w := newWorld(t)
+	hasty := newWorld(t, func(o *sandboxiohttp.Options, _ *sandboxio.Options) { o.FirstMessage = 300 * time.Millisecond })
 	for first, want := range map[string]struct {
 		code  string
 		close websocket.StatusCode
@@ -123,9 +124,11 @@ func TestS8_AFirstMessageAtFaultIsTold(t *testing.T) {
 		"":                               {"bad_message", 1008}, // never comes
 		"\xff{\"cmd\":\"not even text\"": {"bad_message", 1008},
 	} {
-		c := w.dial("/exec/stream")
-		if first != "" {
-			c.send(first)
+		var c *client
+		if first == "" {
+			c = hasty.dial("/exec/stream")
+		} else {
+			c = w.open("/exec/stream", first)
 		}
 		o := c.drain(0)
 		if len(o.errors) != 1 || o.errors[0] != want.code || o.close != want.close || o.exit != nil {
@@ -223,11 +226,11 @@ func TestSX06_ManyResizesAmidInputEndAtTheLast(t *testing.T) {
 
 func TestSX06_AKillOvertakesInputThatNobodyReads(t *testing.T) {
 	w := newWorld(t)
-	testkit.Promise(t, time.Second, "the kill", func() time.Duration {
+	kill := func(inputs int) time.Duration {
 		c := w.open("/exec/stream", `{"cmd":"echo go; sleep 600","stdin":true}`)
 		c.want("start")
 		c.want("output")
-		for range 10 { // many times what the pipe takes
+		for range inputs {
 			if err := c.input(make([]byte, 1_000_000)); err != nil {
 				t.Fatal(err)
 			}
@@ -238,6 +241,15 @@ func TestSX06_AKillOvertakesInputThatNobodyReads(t *testing.T) {
 			t.Errorf("got %+v %v", o.exit, o.errors)
 		}
 		return time.Since(at)
+	}
+	// Half of the second passes by design; a busy machine gets back what it takes
+	// for a kill with nothing before it.
+	testkit.Promise(t, time.Second, "the kill", func() time.Duration {
+		took := kill(10) // many times what the pipe takes
+		if took > time.Second {
+			took -= kill(0)
+		}
+		return took
 	})
 }
 
