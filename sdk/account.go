@@ -3,6 +3,7 @@ package sdk
 import (
 	"context"
 	"iter"
+	"time"
 
 	"skerry.dev/skerry/gen/restapi"
 )
@@ -26,8 +27,18 @@ func (c *Client) Me(ctx context.Context) (*Me, error) {
 // CreateAPIKey makes a key of the active team; its secret is in this answer
 // alone. Without scopes it may do all that keys may.
 func (c *Client) CreateAPIKey(ctx context.Context, name string, scopes ...string) (*CreatedAPIKey, error) {
+	return c.CreateAPIKeyUntil(ctx, name, time.Time{}, scopes...)
+}
+
+// CreateAPIKeyUntil is CreateAPIKey for a key that ends by itself; the zero time
+// is never.
+func (c *Client) CreateAPIKeyUntil(ctx context.Context, name string, expires time.Time, scopes ...string) (*CreatedAPIKey, error) {
+	request := &restapi.CreateAPIKeyRequest{Name: name, Scopes: scopes}
+	if !expires.IsZero() {
+		request.ExpiresAt.SetTo(expires)
+	}
 	return create(ctx, c, func(key restapi.OptString) (*CreatedAPIKey, error) {
-		return c.api.CreateAPIKey(ctx, &restapi.CreateAPIKeyRequest{Name: name, Scopes: scopes}, restapi.CreateAPIKeyParams{IdempotencyKey: key})
+		return c.api.CreateAPIKey(ctx, request, restapi.CreateAPIKeyParams{IdempotencyKey: key})
 	})
 }
 

@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"skerry.dev/skerry/sdk"
 )
@@ -61,8 +62,9 @@ type keyCmd struct {
 }
 
 type keyCreateCmd struct {
-	Name   string   `arg:"" help:"What it is for."`
-	Scopes []string `help:"Of sandboxes, snapshots, templates, read; without it all." placeholder:"SCOPE"`
+	Name    string        `arg:"" help:"What it is for."`
+	Scopes  []string      `help:"Of sandboxes, snapshots, templates, read; without it all." placeholder:"SCOPE"`
+	Expires time.Duration `help:"It ends by itself after this time, such as 720h." placeholder:"TIME"`
 }
 
 func (cmd *keyCreateCmd) Run(e *Env, g *Globals) error {
@@ -71,7 +73,11 @@ func (cmd *keyCreateCmd) Run(e *Env, g *Globals) error {
 		return err
 	}
 	defer end()
-	k, err := c.CreateAPIKey(e.Context, cmd.Name, cmd.Scopes...)
+	var until time.Time
+	if cmd.Expires != 0 {
+		until = time.Now().Add(cmd.Expires)
+	}
+	k, err := c.CreateAPIKeyUntil(e.Context, cmd.Name, until, cmd.Scopes...)
 	if err != nil {
 		return err
 	}

@@ -21,6 +21,7 @@ type Commands struct {
 	Sandbox  sandboxCmd  `cmd:"" aliases:"sb" help:"Create sandboxes, run commands in them, copy files."`
 	Template templateCmd `cmd:"" help:"What sandboxes are made from."`
 	Key      keyCmd      `cmd:"" help:"The team's API keys."`
+	Team     teamCmd     `cmd:"" help:"Teams, their members, invitations and limits."`
 	Host     hostCmd     `cmd:"" help:"The machines that run sandboxes."`
 	Audit    auditCmd    `cmd:"" help:"What was done, and proof that the record is whole."`
 }
