@@ -74,21 +74,40 @@ func BenchmarkCheckpointBesideRaw(b *testing.B) {
 			e := w.engine(b)
 			spec, h := w.filled(b, e, mib)
 			var pause, snapshot, disk pair
-			for b.Loop() {
-				dirs := make([]string, 5)
-				for i := range dirs {
-					dirs[i] = b.TempDir()
-				}
-				timed(b, &snapshot.raw, func() { w.rawRunsc(b, spec, "checkpoint", "-leave-running", "-image-path="+dirs[0]) })
-				timed(b, &snapshot.ours, func() { take(b, e, h, engine.CheckpointOptions{Dir: dirs[1], LeaveRunning: true}) })
-				timed(b, &pause.ours, func() { take(b, e, h, engine.CheckpointOptions{Dir: dirs[2]}) })
-				if err := e.Thaw(b.Context(), h); err != nil {
-					b.Fatal(err)
-				}
-				timed(b, &disk.raw, func() { w.rawRunsc(b, spec, "fscheckpoint", "-leave-running", "-image-path="+dirs[3]) })
-				timed(b, &disk.ours, func() { take(b, e, h, engine.CheckpointOptions{Dir: dirs[4], LeaveRunning: true, DiskOnly: true}) })
-				for _, dir := range dirs {
+			into := func(f func(dir string)) func() {
+				return func() {
+					dir := b.TempDir()
+					f(dir)
 					_ = os.RemoveAll(dir)
+				}
+			}
+			turns := []func(){
+				into(func(dir string) {
+					timed(b, &snapshot.raw, func() { w.rawRunsc(b, spec, "checkpoint", "-leave-running", "-image-path="+dir) })
+				}),
+				into(func(dir string) {
+					timed(b, &snapshot.ours, func() { take(b, e, h, engine.CheckpointOptions{Dir: dir, LeaveRunning: true}) })
+				}),
+				into(func(dir string) {
+					timed(b, &pause.ours, func() { take(b, e, h, engine.CheckpointOptions{Dir: dir}) })
+					if err := e.Thaw(b.Context(), h); err != nil {
+						b.Fatal(err)
+					}
+				}),
+				into(func(dir string) {
+					timed(b, &disk.raw, func() { w.rawRunsc(b, spec, "fscheckpoint", "-leave-running", "-image-path="+dir) })
+				}),
+				into(func(dir string) {
+					timed(b, &disk.ours, func() {
+						take(b, e, h, engine.CheckpointOptions{Dir: dir, LeaveRunning: true, DiskOnly: true})
+					})
+				}),
+			}
+			// None has always the same one before it: what one wrote, the disk does
+			// during the next.
+			for round := 0; b.Loop(); round++ {
+				for i := range turns {
+					turns[(i*(1+round%(len(turns)-1))+round)%len(turns)]()
 				}
 			}
 			pause.raw = slices.Clone(snapshot.raw)
