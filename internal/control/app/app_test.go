@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -27,6 +28,25 @@ func digest(s string) artifact.Digest { return artifact.Digest(s) }
 type server struct {
 	url, agentURL string
 	stop          func() error
+	log           *logBuffer
+}
+
+// logBuffer is a log that may be read while it is written.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 func free(t *testing.T) string {
@@ -44,8 +64,10 @@ func start(t *testing.T, databaseURL, secret, storeDir string) *server {
 	cfg := Config{DatabaseURL: databaseURL, Secret: secret, Listen: free(t), AgentListen: free(t), StoreDir: storeDir}.Defaults(t.TempDir())
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- Run(ctx, cfg, slog.New(slog.DiscardHandler)) }()
-	s := &server{url: cfg.URL, agentURL: cfg.AgentURL}
+	s := &server{url: cfg.URL, agentURL: cfg.AgentURL, log: &logBuffer{}}
+	go func() {
+		done <- Run(ctx, cfg, slog.New(slog.NewJSONHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	}()
 	stopped := false
 	s.stop = func() error {
 		if stopped {

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/ogen-go/ogen/ogenerrors"
@@ -93,12 +94,18 @@ func fieldOf(e *validate.Error) (path, fault string) {
 	return field.Name, faultOf(field.Error)
 }
 
+// faultOf says what is wrong with a value, never the value.
 func faultOf(err error) string {
+	var parsing *strconv.NumError
 	switch {
 	case errors.Is(err, validate.ErrFieldRequired):
 		return "required"
 	case err == nil:
 		return "not valid"
+	case errors.As(err, &parsing):
+		return "not valid: " + parsing.Err.Error()
+	case strings.Contains(err.Error(), "invalid value: "): // of an enumeration
+		return "not one of the known values"
 	}
 	return "not valid: " + err.Error()
 }
