@@ -21,13 +21,13 @@ func TestATimerGetsItsTimeAfterDaysOfStandingStill(t *testing.T) {
 		var fired atomic.Int64
 		began := time.Now()
 		c.AfterFunc(30*time.Second, time.Second, func() { fired.Store(int64(time.Since(began))) })
-		time.Sleep(10*time.Second + 300*time.Millisecond)
+		<-time.After(10*time.Second + 300*time.Millisecond)
 		j.jump(75 * time.Hour)
-		time.Sleep(18 * time.Second)
+		<-time.After(18 * time.Second)
 		if fired.Load() != 0 {
 			t.Fatalf("fired after %s of 30 s", time.Duration(fired.Load()))
 		}
-		time.Sleep(2 * time.Second)
+		<-time.After(2 * time.Second)
 		if at := time.Duration(fired.Load()); at < 29*time.Second || at > 31*time.Second {
 			t.Errorf("fired after %s awake", at)
 		}
@@ -51,7 +51,7 @@ func TestTimersFireInTimeAndOnce(t *testing.T) {
 		if !stopped.Stop() || stopped.Stop() {
 			t.Error("Stop said the wrong thing")
 		}
-		time.Sleep(25 * time.Hour)
+		<-time.After(25 * time.Hour)
 		if calls.Load() != 5 {
 			t.Errorf("%d calls", calls.Load())
 		}
@@ -71,7 +71,7 @@ func TestALateMachineDoesNotStopTheClock(t *testing.T) {
 		var fired atomic.Bool
 		c.AfterFunc(10*time.Second, time.Second, func() { fired.Store(true) })
 		for range 12 {
-			time.Sleep(time.Second)
+			<-time.After(time.Second)
 			j.jump(3 * time.Second)
 		}
 		if !fired.Load() {
@@ -85,7 +85,7 @@ func TestTheFirstTimerStartsFromNow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := New(time.Now)
 		c.AfterFunc(time.Second, time.Second, func() {}).Stop()
-		time.Sleep(time.Hour)
+		<-time.After(time.Hour)
 		began := time.Now()
 		done := make(chan struct{})
 		c.AfterFunc(time.Minute, time.Second, func() { close(done) })
