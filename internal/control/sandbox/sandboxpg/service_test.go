@@ -416,8 +416,14 @@ func TestS7_TheDeadlineKillsOrWaits(t *testing.T) {
 	if got := get(t, w, k.ID); got.EndReason != sandbox.EndTimeout {
 		t.Errorf("end reason %q", got.EndReason)
 	}
-	if got := get(t, w, ps.ID); got.Status != sandbox.StatusRunning {
-		t.Errorf("the one to pause is %s", got.Status)
+	testkit.Eventually(t, 10*time.Second, "the one to pause is paused", func() bool {
+		if err := s.Sweep.Pass(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		return get(t, w, ps.ID).Status == sandbox.StatusPaused
+	})
+	if got := get(t, w, ps.ID); got.PausedReason != sandbox.PausedDeadline || got.StateID == nil || got.DeadlineAt != nil || got.StateStatus != sandbox.StateReady {
+		t.Errorf("paused as %+v", got)
 	}
 }
 

@@ -254,7 +254,11 @@ func (a *Agents) Forget(host.Ref, id.Sandbox, int64) {}
 
 // Exit has a sandbox's engine die by itself.
 func (a *Agents) Exit(x id.Sandbox, reason string) {
-	a.change(x, func(m *machine) { m.instances[x].Phase, m.instances[x].EndReason = sandbox.PhaseExited, reason })
+	a.change(x, func(m *machine) {
+		if in := m.instances[x]; in.Phase == sandbox.PhaseRunning {
+			in.Phase, in.EndReason = sandbox.PhaseExited, reason
+		}
+	})
 }
 
 // Lose takes an instance away without a word.
@@ -265,6 +269,9 @@ func (a *Agents) PauseAlone(x id.Sandbox, reason string) id.Snapshot {
 	state := id.NewSnapshot()
 	a.change(x, func(m *machine) {
 		in := m.instances[x]
+		if in.Phase != sandbox.PhaseRunning {
+			return
+		}
 		m.states[state] = sandbox.Held{ID: state, Sandbox: x, Saved: sandbox.Saved{EngineVersion: Version, Memory: true, SizeBytes: 1, Digest: "d2"}}
 		in.Phase, in.State, in.PausedReason = sandbox.PhasePaused, state, reason
 	})
