@@ -327,7 +327,9 @@ func TestAU01_WithoutItsEntryNothingChanges(t *testing.T) {
 			status, _ := g.host.call(t, "/v1/hosts/auth/refresh", map[string]any{"refresh_token": oldToken, "csr": g.host.csr})
 			return status >= 400
 		},
-		"make admin": failed(func() error { return accountpg.New(g.pool).MakeAdmin(ctx, ann, "hash", entry, entry) }),
+		"make admin": failed(func() error {
+			return accountpg.New(g.pool).MakeAdmin(ctx, ann, "hash", audit.By(principal.System("test")))
+		}),
 		"end at deadline": failed(func() error {
 			_, _, err := sandboxes.BeginDelete(ctx, sandbox.Delete{ID: x, Operation: id.NewOperation(), EndReason: sandbox.EndTimeout, Audit: entry})
 			return err
