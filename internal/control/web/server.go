@@ -189,7 +189,8 @@ func (s *Server) route(generated http.Handler) http.Handler {
 // authenticates tells the routes that take credentials, whose calls are
 // counted by address.
 func authenticates(path string) bool {
-	return strings.HasPrefix(path, "/v1/auth/") || path == "/v1/hosts/register" || path == "/v1/hosts/auth/refresh"
+	return strings.HasPrefix(path, "/v1/auth/") || strings.HasPrefix(path, "/v1/invitations/") ||
+		path == "/v1/hosts/register" || path == "/v1/hosts/auth/refresh"
 }
 
 var errNoRoute = errs.NotFound("route_not_found", "There is nothing at this path. /openapi.yaml lists what there is.")
