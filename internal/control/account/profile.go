@@ -50,6 +50,9 @@ func (s *Service) prove(ctx context.Context, by principal.Principal, password st
 		return user, errTooManyFailures.After(wait)
 	}
 	ok, _, err := s.verify(ctx, user, password)
+	if ok || err != nil {
+		s.byAccount.Give(user.Email)
+	}
 	if err != nil {
 		return user, err
 	}
@@ -59,7 +62,6 @@ func (s *Service) prove(ctx context.Context, by principal.Principal, password st
 		}
 		return user, wrong
 	}
-	s.byAccount.Give(user.Email)
 	return user, nil
 }
 

@@ -167,14 +167,20 @@ func (s *Service) Login(ctx context.Context, by principal.Principal, email, pass
 
 func (s *Service) loginOnce(ctx context.Context, by principal.Principal, email, password string) (Auth, error) {
 	ipKey := ratelimit.IPKey(by.IP)
-	// The account's token is taken before the hash and given back to who was
-	// right: guesses side by side are counted like those one after the other.
+	// The account's token is taken before the hash and given back to who was not
+	// wrong: guesses side by side are counted like those one after the other.
 	if wait := s.byIP.Wait(ipKey); wait > 0 {
 		return Auth{}, errTooManyFailures.After(wait)
 	}
 	if wait := s.byAccount.Take(email); wait > 0 {
 		return Auth{}, errTooManyFailures.After(wait)
 	}
+	wrong := false
+	defer func() {
+		if !wrong {
+			s.byAccount.Give(email)
+		}
+	}()
 	user, found, err := s.store.UserByEmail(ctx, email)
 	if err != nil {
 		return Auth{}, err
@@ -188,13 +194,13 @@ func (s *Service) loginOnce(ctx context.Context, by principal.Principal, email, 
 		return Auth{}, err
 	}
 	if !ok || !found {
+		wrong = true
 		s.byIP.Take(ipKey)
 		if err := s.store.RecordFailure(ctx, audit.By(by).LoginFailed(auditTeam(active), email)); err != nil {
 			return Auth{}, err
 		}
 		return Auth{}, ErrInvalidCredentials
 	}
-	s.byAccount.Give(email)
 	if !user.IsActive {
 		return Auth{}, errDisabled
 	}

@@ -1,6 +1,8 @@
 package web_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -8,6 +10,9 @@ import (
 	"time"
 
 	"skerry.dev/skerry/internal/control/account"
+	"skerry.dev/skerry/internal/control/principal"
+	"skerry.dev/skerry/internal/kernel/errs"
+	"skerry.dev/skerry/internal/kernel/id"
 )
 
 // admin makes a user who is a platform admin.
@@ -119,25 +124,35 @@ func TestA11_TheLastActiveAdminStays(t *testing.T) {
 
 func TestA11_TwoAdminsWhoRemoveEachOtherLeaveOne(t *testing.T) {
 	s := newStack(t, options{})
-	a, b := s.admin(t, "a@example.com"), s.admin(t, "b@example.com")
+	var users [2]id.User
+	for i := range users {
+		u, err := id.ParseUser(s.admin(t, fmt.Sprintf("u%d@example.com", i)).User.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		users[i] = u
+	}
+	remove := []func(context.Context, principal.Principal, id.User, bool) (account.AdminUser, error){s.accounts.SetAdmin, s.accounts.SetActive}
 	for round := range rounds(20, 200) {
 		s.exec(t, "UPDATE users SET is_admin = true, is_active = true")
-		for who, token := range map[string]*string{"a@example.com": &a.Token, "b@example.com": &b.Token} {
-			var again authReply
-			s.login(t, who, password).json(t, &again)
-			*token = again.Token
-		}
-		what := []string{"admin", "active"}[round%2]
+		// Past the door: both were admins when they asked.
 		var wg sync.WaitGroup
-		var first, second reply
-		wg.Go(func() { first = s.put(t, a.Token, b.User.ID, what, false) })
-		wg.Go(func() { second = s.put(t, b.Token, a.User.ID, what, false) })
+		var failed [2]error
+		start := make(chan struct{})
+		for i := range users {
+			by := principal.Principal{Kind: principal.KindUser, UserID: users[i], IsAdmin: true}
+			wg.Go(func() {
+				<-start
+				_, failed[i] = remove[(round/2+i*round)%2](t.Context(), by, users[1-i], false)
+			})
+		}
+		close(start)
 		wg.Wait()
 		if n := s.count(t, "SELECT count(*) FROM users WHERE is_admin AND is_active"); n != 1 {
-			t.Fatalf("round %d: %d admins after %d and %d", round, n, first.status, second.status)
+			t.Fatalf("round %d: %d admins after %v and %v", round, n, failed[0], failed[1])
 		}
-		if (first.status == 200) == (second.status == 200) {
-			t.Fatalf("round %d: %d %s and %d %s", round, first.status, first.body, second.status, second.body)
+		if (failed[0] == nil) == (failed[1] == nil) || !errs.Is(errors.Join(failed[:]...), "last_admin") {
+			t.Fatalf("round %d: %v and %v", round, failed[0], failed[1])
 		}
 	}
 }

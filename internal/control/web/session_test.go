@@ -331,16 +331,24 @@ func TestA2_FiftyLoginsAtOnceStayWithinTheMemory(t *testing.T) {
 	s.signup(t, "ada@example.com")
 	s.exec(t, "INSERT INTO users (id, email, name, password_hash) SELECT gen_random_uuid(), 'u' || n || '@example.com', 'U', password_hash FROM users, generate_series(1, 50) n")
 	var wg sync.WaitGroup
+	var in atomic.Int64
 	for i := range 50 {
 		wg.Go(func() {
-			if r := s.login(t, fmt.Sprintf("u%d@example.com", i+1), password); r.status != 200 {
+			r := s.login(t, fmt.Sprintf("u%d@example.com", i+1), password)
+			switch {
+			case r.status == 200:
+				in.Add(1)
+			case r.status != 503 || r.header.Get("Retry-After") == "": // a slow machine says so after ten seconds
 				t.Errorf("login %d: %d %s", i, r.status, r.body)
 			}
 		})
 	}
 	wg.Wait()
+	if in.Load() == 0 {
+		t.Error("nobody got in")
+	}
 	slots := account.NewHasher(cost).Slots()
-	t.Logf("at most %d hashes at once: %d MiB", log.top, log.top*int(cost.MemoryKiB)>>10)
+	t.Logf("%d of 50 in; at most %d hashes at once: %d MiB", in.Load(), log.top, log.top*int(cost.MemoryKiB)>>10)
 	if log.top > slots {
 		t.Errorf("%d hashes at once with %d slots", log.top, slots)
 	}
