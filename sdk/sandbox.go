@@ -17,12 +17,14 @@ import (
 // or the server's defaults.
 type CreateSandbox struct {
 	Template    string // name or id; "base" comes with Skerry
+	Snapshot    string // instead of a template: name or id of a saved state
 	VCPUs       float64
 	MemoryMB    int
 	DiskMB      int
 	Timeout     time.Duration // until its deadline, whole seconds; default 5 minutes
 	OnTimeout   string        // "pause" or "kill"; default pause
 	IdleTimeout time.Duration
+	Checkpoint  time.Duration // save its state so often while it runs; zero: never
 	Metadata    map[string]string
 	Env         map[string]string
 	Engine      string // "auto", "gvisor", "microvm"
@@ -30,7 +32,16 @@ type CreateSandbox struct {
 }
 
 func (o CreateSandbox) request() *restapi.CreateSandboxRequest {
-	r := &restapi.CreateSandboxRequest{Template: restapi.NewOptString(o.Template)}
+	r := &restapi.CreateSandboxRequest{}
+	if o.Template != "" {
+		r.Template.SetTo(o.Template)
+	}
+	if o.Snapshot != "" {
+		r.Snapshot.SetTo(o.Snapshot)
+	}
+	if o.Checkpoint != 0 {
+		r.CheckpointIntervalSec.SetTo(int(o.Checkpoint / time.Second))
+	}
 	if o.VCPUs != 0 {
 		r.Vcpus.SetTo(o.VCPUs)
 	}

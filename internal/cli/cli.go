@@ -19,6 +19,7 @@ type Globals struct {
 type Commands struct {
 	Login    loginCmd    `cmd:"" help:"Log in and keep an API key for this machine."`
 	Sandbox  sandboxCmd  `cmd:"" aliases:"sb" help:"Create sandboxes, run commands in them, copy files."`
+	Snapshot snapshotCmd `cmd:"" help:"Saved states of sandboxes, to start others from."`
 	Template templateCmd `cmd:"" help:"What sandboxes are made from."`
 	Key      keyCmd      `cmd:"" help:"The team's API keys."`
 	Team     teamCmd     `cmd:"" help:"Teams, their members, invitations and limits."`

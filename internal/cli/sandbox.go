@@ -20,10 +20,19 @@ type sandboxCmd struct {
 	Cp     cpCmd     `cmd:"" help:"Copy files and directories in or out: sb-…:path names one inside."`
 	Rm     rmCmd     `cmd:"" aliases:"delete" help:"End sandboxes and all that is in them."`
 	Events eventsCmd `cmd:"" help:"Show what happened to a sandbox."`
+
+	Pause   pauseCmd   `cmd:"" help:"Save everything and stop using CPU and memory."`
+	Resume  resumeCmd  `cmd:"" help:"Go on where it was paused."`
+	Fork    forkCmd    `cmd:"" help:"Make copies and print their ids."`
+	Timeout timeoutCmd `cmd:"" help:"Move the deadline to so long from now."`
+	Logs    logsCmd    `cmd:"" help:"Show what the console said last."`
+	Metrics metricsCmd `cmd:"" help:"Show what a sandbox uses."`
 }
 
 type createCmd struct {
-	Template    string            `arg:"" optional:"" default:"base" help:"Name or id of a template."`
+	Template    string            `arg:"" optional:"" help:"Name or id of a template; base when left out."`
+	Snapshot    string            `help:"Start from this saved state instead." placeholder:"NAME"`
+	Checkpoint  time.Duration     `help:"Save its state so often while it runs." placeholder:"10m"`
 	VCPUs       float64           `name:"vcpus" help:"CPUs, such as 0.5 or 2." placeholder:"N"`
 	Memory      int               `help:"Memory in MB." placeholder:"MB"`
 	Disk        int               `help:"Disk in MB." placeholder:"MB"`
@@ -37,12 +46,15 @@ type createCmd struct {
 }
 
 func (cmd *createCmd) Run(e *Env, g *Globals) error {
+	if cmd.Template == "" && cmd.Snapshot == "" {
+		cmd.Template = "base"
+	}
 	c, err := e.client(g)
 	if err != nil {
 		return err
 	}
 	s, err := c.CreateSandbox(e.Context, sdk.CreateSandbox{
-		Template: cmd.Template, VCPUs: cmd.VCPUs, MemoryMB: cmd.Memory, DiskMB: cmd.Disk,
+		Template: cmd.Template, Snapshot: cmd.Snapshot, Checkpoint: cmd.Checkpoint, VCPUs: cmd.VCPUs, MemoryMB: cmd.Memory, DiskMB: cmd.Disk,
 		Timeout: cmd.Timeout, OnTimeout: cmd.OnTimeout, IdleTimeout: cmd.IdleTimeout,
 		Metadata: cmd.Metadata, Env: cmd.Env, Engine: cmd.Engine, NoInternet: cmd.NoInternet,
 	})
@@ -125,6 +137,9 @@ func (cmd *getCmd) Run(e *Env, g *Globals) error {
 		{"created", s.CreatedAt.Local().Format(time.DateTime) + " by " + s.CreatedBy},
 		{"started", when(s.StartedAt)},
 		{"deadline", when(s.DeadlineAt)},
+		{"paused", pausedText(s)},
+		{"saved", savedText(s)},
+		{"recoverable", s.RecoverableFrom.Value.SnapshotID},
 		{"ended", when(s.EndedAt)},
 		{"actions", strings.Join(s.Actions, ", ")},
 	}

@@ -1,0 +1,241 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"skerry.dev/skerry/sdk"
+)
+
+type pauseCmd struct {
+	ID       string `arg:"" help:"The sandbox."`
+	DiskOnly bool   `help:"Keep the disk only: processes end, and a resume boots."`
+	NoWait   bool   `help:"Return once it is accepted."`
+}
+
+func (cmd *pauseCmd) Run(e *Env, g *Globals) error {
+	c, err := e.client(g)
+	if err != nil {
+		return err
+	}
+	s, err := c.PauseSandbox(e.Context, cmd.ID, sdk.PauseOptions{DiskOnly: cmd.DiskOnly, NoWait: cmd.NoWait})
+	return printMoved(e, g, s, err)
+}
+
+type resumeCmd struct {
+	ID       string        `arg:"" help:"The sandbox."`
+	Timeout  time.Duration `help:"Until its deadline; as it was created with when left out." placeholder:"5m"`
+	DiskOnly bool          `help:"Boot from its disk alone, where its memory cannot be restored."`
+	NoWait   bool          `help:"Return once it is accepted."`
+}
+
+func (cmd *resumeCmd) Run(e *Env, g *Globals) error {
+	c, err := e.client(g)
+	if err != nil {
+		return err
+	}
+	s, err := c.ResumeSandbox(e.Context, cmd.ID, sdk.ResumeOptions{Timeout: cmd.Timeout, DiskOnly: cmd.DiskOnly, NoWait: cmd.NoWait})
+	return printMoved(e, g, s, err)
+}
+
+type timeoutCmd struct {
+	ID      string        `arg:"" help:"The sandbox."`
+	Timeout time.Duration `arg:"" help:"Such as 30m; from now."`
+}
+
+func (cmd *timeoutCmd) Run(e *Env, g *Globals) error {
+	c, err := e.client(g)
+	if err != nil {
+		return err
+	}
+	s, err := c.SetSandboxTimeout(e.Context, cmd.ID, cmd.Timeout)
+	return printMoved(e, g, s, err)
+}
+
+// printMoved says what a sandbox is now.
+func printMoved(e *Env, g *Globals, s *sdk.Sandbox, err error) error {
+	if err != nil {
+		return err
+	}
+	if g.Output == "json" {
+		return printJSON(e.Stdout, s)
+	}
+	line := clean(s.ID) + " is " + string(s.Status)
+	if s.DeadlineAt.Set {
+		line += ", its deadline " + when(s.DeadlineAt)
+	}
+	fmt.Fprintln(e.Stderr, line)
+	return nil
+}
+
+type forkCmd struct {
+	ID       string            `arg:"" help:"The sandbox."`
+	Count    int               `short:"n" default:"1" help:"How many copies."`
+	Timeout  time.Duration     `help:"Until their deadlines; the parent's when left out." placeholder:"5m"`
+	Metadata map[string]string `short:"m" mapsep:"none" help:"Marks of the copies instead of the parent's; repeatable." placeholder:"KEY=VALUE"`
+}
+
+func (cmd *forkCmd) Run(e *Env, g *Globals) error {
+	c, err := e.client(g)
+	if err != nil {
+		return err
+	}
+	made, err := c.ForkSandbox(e.Context, cmd.ID, cmd.Count, cmd.Timeout, cmd.Metadata)
+	if err != nil {
+		return err
+	}
+	if g.Output == "json" {
+		return printJSON(e.Stdout, made)
+	}
+	for _, s := range made {
+		fmt.Fprintln(e.Stdout, clean(s.ID))
+	}
+	return nil
+}
+
+type logsCmd struct {
+	ID string `arg:"" help:"The sandbox."`
+}
+
+// Run prints what came out of a sandbox; a terminal gets no control characters
+// of it.
+func (cmd *logsCmd) Run(e *Env, g *Globals) error {
+	c, err := e.client(g)
+	if err != nil {
+		return err
+	}
+	l, err := c.SandboxLogs(e.Context, cmd.ID)
+	if err != nil {
+		return err
+	}
+	if g.Output == "json" {
+		return printJSON(e.Stdout, l)
+	}
+	if l.Truncated {
+		fmt.Fprintln(e.Stderr, "(the beginning is cut)")
+	}
+	for line := range strings.Lines(l.Text) {
+		if _, err := io.WriteString(e.Stdout, clean(strings.TrimRight(line, "\r\n"))+"\n"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+type metricsCmd struct {
+	ID    string        `arg:"" help:"The sandbox."`
+	Since time.Duration `default:"1h" help:"How far back, up to 24h."`
+}
+
+func (cmd *metricsCmd) Run(e *Env, g *Globals) error {
+	c, err := e.client(g)
+	if err != nil {
+		return err
+	}
+	m, err := c.SandboxMetrics(e.Context, cmd.ID, time.Now().Add(-cmd.Since))
+	if err != nil {
+		return err
+	}
+	if g.Output == "json" {
+		return printJSON(e.Stdout, m)
+	}
+	lines := m.Samples
+	if m.Live.Set {
+		lines = append(lines, m.Live.Value)
+	}
+	return printList(e, g, lines, "No figures of that time.", []string{"AT", "VCPUS", "MEMORY", "DISK", "PROCESSES"}, func(s sdk.SandboxSample) []string {
+		return []string{
+			s.At.Local().Format(time.DateTime), fmt.Sprintf("%.2f of %s", s.VcpusUsed, number(m.Vcpus)), size(s.MemoryBytes), size(s.DiskBytes),
+			fmt.Sprint(s.Processes),
+		}
+	})
+}
+
+func pausedText(s *sdk.Sandbox) string {
+	if !s.PausedAt.Set {
+		return ""
+	}
+	return when(s.PausedAt) + ": " + s.PausedReason.Value
+}
+
+func savedText(s *sdk.Sandbox) string {
+	if !s.SavedAt.Set {
+		return ""
+	}
+	return fmt.Sprintf("%s, %s, only on %s", when(s.SavedAt), size(s.SavedBytes.Value), s.OnlyOnHost.Value)
+}
+
+type snapshotCmd struct {
+	Create snapshotCreateCmd `cmd:"" help:"Save a sandbox under a name; it goes on running."`
+	List   snapshotListCmd   `cmd:"" aliases:"ls" help:"List saved states, newest first."`
+	Rm     snapshotRmCmd     `cmd:"" aliases:"delete" help:"Delete snapshots; sandboxes made from them live on."`
+}
+
+type snapshotCreateCmd struct {
+	ID        string `arg:"" help:"The sandbox."`
+	Name      string `arg:"" help:"The name."`
+	DiskOnly  bool   `help:"Keep the disk only."`
+	Overwrite bool   `help:"Replace one of this name once the new one is complete."`
+}
+
+func (cmd *snapshotCreateCmd) Run(e *Env, g *Globals) error {
+	c, err := e.client(g)
+	if err != nil {
+		return err
+	}
+	s, err := c.CreateSnapshot(e.Context, sdk.CreateSnapshot{Sandbox: cmd.ID, Name: cmd.Name, DiskOnly: cmd.DiskOnly, Overwrite: cmd.Overwrite})
+	if err != nil {
+		return err
+	}
+	if g.Output == "json" {
+		return printJSON(e.Stdout, s)
+	}
+	fmt.Fprintln(e.Stdout, clean(s.ID))
+	return nil
+}
+
+type snapshotListCmd struct {
+	Type  string `help:"snapshot, pause, checkpoint, fork or all." default:"snapshot" enum:"snapshot,pause,checkpoint,fork,all"`
+	Limit int    `help:"At most so many." placeholder:"N"`
+}
+
+func (cmd *snapshotListCmd) Run(e *Env, g *Globals) error {
+	c, err := e.client(g)
+	if err != nil {
+		return err
+	}
+	list, err := collect(c.Snapshots(e.Context, cmd.Type), cmd.Limit)
+	if err != nil {
+		return err
+	}
+	return printList(e, g, list, "No snapshots. `skerry snapshot create` makes one.",
+		[]string{"ID", "NAME", "TYPE", "STATUS", "SIZE", "SANDBOX", "AGE"}, func(s sdk.Snapshot) []string {
+			return []string{s.ID, s.Name.Value, string(s.Type), string(s.Status), size(s.SizeBytes), s.SandboxID, age(s.CreatedAt)}
+		})
+}
+
+type snapshotRmCmd struct {
+	Names []string `arg:"" name:"name" help:"Names or ids."`
+}
+
+// Run deletes all it was given and reports the first failure after trying each.
+func (cmd *snapshotRmCmd) Run(e *Env, g *Globals) error {
+	c, err := e.client(g)
+	if err != nil {
+		return err
+	}
+	var first error
+	for _, name := range cmd.Names {
+		switch err := c.DeleteSnapshot(e.Context, name); {
+		case err == nil:
+			fmt.Fprintln(e.Stderr, clean(name)+" is deleted")
+		case first == nil:
+			first = err
+		default:
+			Report(e.Stderr, err)
+		}
+	}
+	return first
+}
