@@ -104,6 +104,7 @@ type suspicions struct {
 	generation int64
 	absent     map[Key]bool
 	orphans    map[Key]time.Time // first seen
+	strays     map[id.Snapshot]time.Time
 }
 
 // Key names one incarnation.
@@ -162,7 +163,7 @@ func (r *Reconciler) ReconcileHost(ctx context.Context, h host.Ref) error {
 	if err := r.judgeInstances(ctx, h, s, rows, inv); err != nil {
 		return err
 	}
-	if err := r.judgeStates(ctx, h, inv); err != nil {
+	if err := r.judgeStates(ctx, h, s, inv); err != nil {
 		return err
 	}
 	return r.tellDeadlines(ctx, h)
@@ -180,7 +181,7 @@ func (r *Reconciler) suspicions(h id.Host) *suspicions {
 }
 
 func (s *suspicions) clear(generation int64) {
-	s.generation, s.absent, s.orphans = generation, nil, nil
+	s.generation, s.absent, s.orphans, s.strays = generation, nil, nil, nil
 }
 
 // unchanged are the rows of the host that no operation moves and nothing touched
@@ -416,9 +417,10 @@ func (r *Reconciler) judgeInstances(ctx context.Context, h host.Ref, s *suspicio
 	return nil
 }
 
-// judgeStates has what was removed and is there all the same removed again. What
-// the database never knew is left alone.
-func (r *Reconciler) judgeStates(ctx context.Context, h host.Ref, inv Inventory) error {
+// judgeStates has what was removed and is there all the same removed again, and
+// what a host saved by itself of a sandbox that has ended since. What else the
+// database never knew is left alone.
+func (r *Reconciler) judgeStates(ctx context.Context, h host.Ref, s *suspicions, inv Inventory) error {
 	if len(inv.States) == 0 {
 		return nil
 	}
@@ -426,7 +428,29 @@ func (r *Reconciler) judgeStates(ctx context.Context, h host.Ref, inv Inventory)
 	for i, st := range inv.States {
 		ids[i] = st.ID
 	}
-	return r.store.Redrop(ctx, h.ID, ids)
+	if err := r.store.Redrop(ctx, h.ID, ids); err != nil {
+		return err
+	}
+	stray, err := r.store.StrayStates(ctx, h.ID, inv.States)
+	if err != nil {
+		return err
+	}
+	seen := make(map[id.Snapshot]time.Time, len(stray))
+	for _, state := range stray {
+		since, again := s.strays[state]
+		if !again {
+			since = r.now()
+		}
+		seen[state] = since
+		if !again || r.now().Sub(since) < r.grace {
+			continue
+		}
+		if err := r.agents.DeleteState(ctx, h, state); err != nil {
+			r.log.InfoContext(ctx, "cannot remove a stray state now; the next pass will", "snapshot_id", state.String(), "error", err)
+		}
+	}
+	s.strays = seen
+	return nil
 }
 
 // deadlineBatch bounds one message to a host.

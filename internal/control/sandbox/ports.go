@@ -260,6 +260,9 @@ type Store interface {
 	TakeDropping(ctx context.Context, lease time.Duration, limit int) ([]Dropping, error)
 	Dropped(ctx context.Context, state id.Snapshot) error
 	Redrop(ctx context.Context, h id.Host, states []id.Snapshot) error
+	// StrayStates are those of the given ones that no row ever named, of sandboxes
+	// of that host that have ended.
+	StrayStates(ctx context.Context, h id.Host, held []Held) ([]id.Snapshot, error)
 
 	// InsertSamples keeps figures of the host's own sandboxes; repeats change
 	// nothing. Samples are the newest up to limit, oldest first.

@@ -455,3 +455,10 @@ SELECT h.id, h.name, h.engines, h.cpu_count, h.memory_bytes, h.disk_bytes, h.las
 FROM hosts h
 WHERE h.id = sqlc.arg(id) AND h.status = 'online' AND h.deleted_at IS NULL
 FOR NO KEY UPDATE OF h;
+
+-- name: StrayStates :many
+-- Of the states that a host has those that nobody ever knew, of sandboxes of
+-- that host that have ended.
+SELECT u.state::uuid AS state FROM (SELECT unnest(sqlc.arg(states)::uuid[]) AS state, unnest(sqlc.arg(sandboxes)::uuid[]) AS sandbox) u
+JOIN sandboxes s ON s.id = u.sandbox AND s.host_id = sqlc.arg(host_id) AND s.ended_at IS NOT NULL
+WHERE NOT EXISTS (SELECT FROM snapshots p WHERE p.id = u.state);

@@ -362,3 +362,20 @@ func (s *Store) PruneSamples(ctx context.Context, limit int) (int, error) {
 	n, err := s.q.PruneSamples(ctx, s.pool, int32(limit))
 	return int(n), pg.Map(err)
 }
+
+// StrayStates implements sandbox.Store.
+func (s *Store) StrayStates(ctx context.Context, h id.Host, held []sandbox.Held) ([]id.Snapshot, error) {
+	p := sqlcgen.StrayStatesParams{HostID: h}
+	for _, st := range held {
+		p.States, p.Sandboxes = append(p.States, st.ID.UUID()), append(p.Sandboxes, st.Sandbox.UUID())
+	}
+	rows, err := s.q.StrayStates(ctx, s.pool, p)
+	if err != nil {
+		return nil, pg.Map(err)
+	}
+	out := make([]id.Snapshot, len(rows))
+	for i, u := range rows {
+		out[i] = id.Snapshot{}.FromUUID(u)
+	}
+	return out, nil
+}

@@ -2175,6 +2175,40 @@ func (q *Queries) ShareState(ctx context.Context, db DBTX, argID id.Snapshot) (S
 	return i, err
 }
 
+const strayStates = `-- name: StrayStates :many
+SELECT u.state::uuid AS state FROM (SELECT unnest($1::uuid[]) AS state, unnest($2::uuid[]) AS sandbox) u
+JOIN sandboxes s ON s.id = u.sandbox AND s.host_id = $3 AND s.ended_at IS NOT NULL
+WHERE NOT EXISTS (SELECT FROM snapshots p WHERE p.id = u.state)
+`
+
+type StrayStatesParams struct {
+	States    []uuid.UUID
+	Sandboxes []uuid.UUID
+	HostID    id.Host
+}
+
+// Of the states that a host has those that nobody ever knew, of sandboxes of
+// that host that have ended.
+func (q *Queries) StrayStates(ctx context.Context, db DBTX, arg StrayStatesParams) ([]uuid.UUID, error) {
+	rows, err := db.Query(ctx, strayStates, arg.States, arg.Sandboxes, arg.HostID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []uuid.UUID
+	for rows.Next() {
+		var state uuid.UUID
+		if err := rows.Scan(&state); err != nil {
+			return nil, err
+		}
+		items = append(items, state)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const supplant = `-- name: Supplant :exec
 UPDATE snapshots old SET status = 'deleting'
 FROM snapshots new
