@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -17,6 +18,7 @@ import (
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/pg"
 	"skerry.dev/skerry/internal/pg/pgtest"
+	"skerry.dev/skerry/internal/testkit"
 )
 
 // refused reports whether PostgreSQL said that this is not allowed.
@@ -229,5 +231,38 @@ func TestL2_OrdinaryOwnerAndItsRemedy(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Another database's migration makes the role between our look and our own
+// attempt.
+func TestL2_RoleMadeByAnotherMeanwhile(t *testing.T) {
+	ctx := context.Background()
+	address := freshServer(t)
+	run(t, address, "CREATE DATABASE other")
+	other, err := pgx.Connect(ctx, address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close(ctx)
+	tx, err := other.Begin(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(ctx, "CREATE ROLE skerry_app NOLOGIN"); err != nil {
+		t.Fatal(err)
+	}
+	migrated := make(chan error, 1)
+	go func() { migrated <- pg.Migrate(ctx, databaseOf(t, address, "other")) }()
+	testkit.Eventually(t, 30*time.Second, "the migration waits for the role", func() bool {
+		var waiting bool
+		err := tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)").Scan(&waiting)
+		return err == nil && waiting
+	})
+	if err := tx.Commit(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-migrated; err != nil {
+		t.Errorf("migrate: %v", err)
 	}
 }
