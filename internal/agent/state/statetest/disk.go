@@ -161,7 +161,15 @@ func (d *Disk) PowerCut(rng *rand.Rand) error {
 	if err := os.Mkdir(after, 0o700); err != nil {
 		return err
 	}
-	if err := d.rebuild(d.root, after, rng); err != nil {
+	places, err := d.places()
+	if err != nil {
+		return err
+	}
+	info, err := os.Lstat(d.root)
+	if err != nil {
+		return err
+	}
+	if err := d.rebuild(inode(info), after, places, rng); err != nil {
 		return err
 	}
 	for _, f := range d.files {
@@ -196,21 +204,32 @@ func (d *Disk) Close() {
 	d.files = map[uint64]*durable{}
 }
 
-// rebuild copies to `to` what survives of the directory, by inode where a
-// durable entry points to, from the tree as it is now where luck has it.
-func (d *Disk) rebuild(from, to string, rng *rand.Rand) error {
-	info, err := os.Lstat(from)
-	if err != nil {
+// places is where everything is now, by inode: it may have been renamed since
+// its name was durable.
+func (d *Disk) places() (map[uint64]string, error) {
+	out := map[uint64]string{}
+	return out, filepath.WalkDir(d.root, func(path string, e os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := e.Info()
+		if err == nil {
+			out[inode(info)] = path
+		}
 		return err
-	}
-	now, err := list(from)
-	if err != nil {
-		return err
-	}
-	return d.rebuildDir(inode(info), now, from, to, rng)
+	})
 }
 
-func (d *Disk) rebuildDir(dir uint64, now map[string]child, from, to string, rng *rand.Rand) error {
+// rebuild copies to `to` what survives of a directory: what its durable entries
+// point to, and of what it holds now what luck has it.
+func (d *Disk) rebuild(dir uint64, to string, places map[uint64]string, rng *rand.Rand) error {
+	now := map[string]child{}
+	if at, ok := places[dir]; ok {
+		var err error
+		if now, err = list(at); err != nil {
+			return err
+		}
+	}
 	entries := map[string]child{}
 	for name, c := range d.dirs[dir] {
 		if _, still := now[name]; still || rng == nil || rng.IntN(2) == 0 {
@@ -228,12 +247,7 @@ func (d *Disk) rebuildDir(dir uint64, now map[string]child, from, to string, rng
 			if err := os.Mkdir(path, 0o700); err != nil {
 				return err
 			}
-			here := filepath.Join(from, name)
-			inside, err := list(here)
-			if err != nil { // it has another name by now, or is gone
-				inside, here = map[string]child{}, ""
-			}
-			if err := d.rebuildDir(c.inode, inside, here, path, rng); err != nil {
+			if err := d.rebuild(c.inode, path, places, rng); err != nil {
 				return err
 			}
 			continue
@@ -241,7 +255,7 @@ func (d *Disk) rebuildDir(dir uint64, now map[string]child, from, to string, rng
 		var content []byte // of a file that was never synced: its length alone may be there
 		if f := d.files[c.inode]; f != nil {
 			content = f.content
-		} else if b, err := os.ReadFile(filepath.Join(from, name)); err == nil && rng != nil {
+		} else if b, err := os.ReadFile(places[c.inode]); err == nil && rng != nil {
 			content = b[:rng.IntN(len(b)+1)]
 		}
 		if err := os.WriteFile(path, content, 0o600); err != nil {
