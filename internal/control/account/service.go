@@ -113,28 +113,20 @@ func (s *Service) Signup(ctx context.Context, by principal.Principal, r SignupRe
 	if err != nil {
 		return Auth{}, err
 	}
-	made, err := s.NewAccount(by, User{ID: id.NewUser(), Email: r.Email, Name: r.Name}, hash)
+	user := User{ID: id.NewUser(), Email: r.Email, Name: r.Name}
+	made := newAccount(audit.By(as(by, user)), user, hash)
+	login, err := s.login(by, user, &made.Team)
 	if err != nil {
 		return Auth{}, err
 	}
+	made.Session, made.Receipt, made.Entries = &login.Session, login.Answer, append(made.Entries, login.Entry)
 	if err := s.store.CreateAccount(ctx, made); err != nil {
 		return Auth{}, err
 	}
 	return made.Receipt, nil
 }
 
-// NewAccount is everything that signing up makes, logged in, for a store verb
-// to write. hash is empty for an account without a password.
-func (s *Service) NewAccount(by principal.Principal, u User, hash string) (Signup, error) {
-	made := newAccount(audit.By(as(by, u)), u, hash)
-	login, err := s.login(by, u, &made.Team)
-	if err != nil {
-		return Signup{}, err
-	}
-	made.Session, made.Receipt, made.Entries = &login.Session, login.Answer, append(made.Entries, login.Entry)
-	return made, nil
-}
-
+// newAccount is what signing up makes, but for the session.
 func newAccount(log audit.AuditLogger, u User, hash string) Signup {
 	t := team.New(team.DefaultName(u.Name))
 	return Signup{

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"skerry.dev/skerry/internal/control/account"
 	"skerry.dev/skerry/internal/control/mail"
 	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/kernel/errs"
@@ -330,4 +331,43 @@ func TestA13_DeviceLogin(t *testing.T) {
 		r = s.call(t, "GET", "/v1/auth/device/BBBB-BBBB", nil, bearer(a.Token)...)
 	}
 	r.fault(t, 429, "rate_limited")
+}
+
+func TestA7_AProvenAddressSignsUpWithoutAPassword(t *testing.T) {
+	policy, err := account.ParseSignupPolicy("example.com")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newStack(t, options{policy: &policy})
+	anybody := principal.Principal{Kind: principal.KindAnonymous}
+	if _, err := s.accounts.SignupProven(t.Context(), anybody, "ada@evil.org", "Ada"); !errs.Is(err, "signup_closed") {
+		t.Errorf("past the policy: %v", err)
+	}
+	ada, err := s.accounts.SignupProven(t.Context(), anybody, "ada@example.com", "Ada")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.accounts.SignupProven(t.Context(), anybody, "ada@example.com", "Eve"); !errs.Is(err, "email_taken") {
+		t.Errorf("twice: %v", err)
+	}
+	if user, proven, found, err := s.accounts.ByEmail(t.Context(), "ada@example.com"); user != ada || !proven || !found || err != nil {
+		t.Errorf("by email: %v %v %v %v", user, proven, found, err)
+	}
+	auth, err := s.accounts.OpenSession(t.Context(), anybody, ada)
+	if err != nil || auth.Team == nil || auth.Team.Role != principal.RoleOwner {
+		t.Fatalf("session: %+v, %v", auth, err)
+	}
+	if r := s.refresh(t, auth.Refresh); r.status != 200 {
+		t.Errorf("refresh: %s", r.body)
+	}
+	// Nothing, and no empty text, is its password.
+	for _, guess := range []string{"", "password"} {
+		s.login(t, "ada@example.com", guess).fault(t, 401, "invalid_credentials")
+	}
+	if r := s.call(t, "DELETE", "/v1/me", map[string]string{}, bearer(auth.Token)...); r.status != 204 {
+		t.Errorf("delete: %d %s", r.status, r.body)
+	}
+	if _, err := s.accounts.OpenSession(t.Context(), anybody, ada); !errs.Is(err, "invalid_credentials") {
+		t.Errorf("after the end: %v", err)
+	}
 }
