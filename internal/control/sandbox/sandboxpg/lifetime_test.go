@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -255,4 +256,34 @@ func TestTL03_ReadingNeverShortensADeadline(t *testing.T) {
 			t.Errorf("after %s the deadline is %s, was %s", m[1], got.DeadlineAt, x.DeadlineAt)
 		}
 	}
+}
+
+// TestTL05_TheHostHasTheLastWordOnIdleness: something begins between the question
+// and the pause. Nothing is ended, and nothing is told of it.
+func TestTL05_TheHostHasTheLastWordOnIdleness(t *testing.T) {
+	w := sandboxtest.NewWorld(t, pgtest.New(t), 8, 8192)
+	s := w.Serve(sandbox.Config{})
+	ctx := context.Background()
+	req := request()
+	req.IdleTimeoutSec = p(int64(1))
+	x := create(t, w, s, req)
+	var refused atomic.Int64
+	w.Agents.Before = func(ctx context.Context, call string, y id.Sandbox) error {
+		if call == "pause" && refused.Add(1) <= 2 {
+			w.Agents.Busy(y, true)
+		}
+		return ctx.Err()
+	}
+	defer sweep(t, s)()
+	testkit.Eventually(t, 30*time.Second, "the host refused", func() bool { return refused.Load() == 1 && get(t, w, x.ID).Status == sandbox.StatusRunning })
+	events, err := s.Service.Events(ctx, w.User(), x.ID, page.Request{Limit: 50})
+	if err != nil || len(events.Items) != 3 {
+		t.Errorf("events %+v (%v)", events.Items, err)
+	}
+	if err := s.Service.Ping(ctx, w.User(), x.ID); err != nil {
+		t.Errorf("ping: %v", err)
+	}
+	refused.Store(2)
+	w.Agents.Busy(x.ID, false)
+	testkit.Eventually(t, 30*time.Second, "it is paused when idle", func() bool { return get(t, w, x.ID).PausedReason == sandbox.PausedIdle })
 }

@@ -1,0 +1,194 @@
+package sandbox
+
+import (
+	"context"
+
+	"skerry.dev/skerry/internal/control/audit"
+	"skerry.dev/skerry/internal/control/host"
+	"skerry.dev/skerry/internal/control/principal"
+	"skerry.dev/skerry/internal/kernel/errs"
+	"skerry.dev/skerry/internal/kernel/id"
+)
+
+// rests: no operation moves a sandbox in s.
+func rests(s Status) bool { return s == StatusRunning || s == StatusPaused || s == StatusMissing }
+
+// judgeRows makes rows say what their host holds.
+func (r *Reconciler) judgeRows(ctx context.Context, h host.Ref, s *suspicions, rows []Sandbox, inv Inventory) error {
+	instances := make(map[id.Sandbox]Instance, len(inv.Instances))
+	for _, in := range inv.Instances {
+		if known, ok := instances[in.Sandbox]; !ok || known.Incarnation < in.Incarnation {
+			instances[in.Sandbox] = in
+		}
+	}
+	held := make(map[id.Snapshot]Held, len(inv.States))
+	for _, st := range inv.States {
+		held[st.ID] = st
+	}
+	absent := map[Key]bool{}
+	for _, x := range rows {
+		in, there := instances[x.ID]
+		var err error
+		switch x.Status {
+		case StatusRunning:
+			err = r.judgeRunning(ctx, h, s, x, in, there, held, absent)
+		case StatusPaused:
+			err = r.judgePaused(ctx, h, s, x, in, there, held, absent)
+		case StatusMissing:
+			err = r.judgeMissing(ctx, h, x, in, there, held)
+		}
+		if err != nil && !errs.Is(err, "invalid_state") {
+			return err
+		}
+	}
+	s.absent = absent
+	return nil
+}
+
+// judgeRunning ends a row whose sandbox is proven gone: at once when the agent
+// says that it exited, after a second look when it is merely not there.
+func (r *Reconciler) judgeRunning(ctx context.Context, h host.Ref, s *suspicions, x Sandbox, in Instance, there bool, held map[id.Snapshot]Held, absent map[Key]bool) error {
+	key := Key{x.ID, x.Incarnation}
+	switch {
+	case there && in.Incarnation == x.Incarnation && in.Phase == PhaseExited:
+		return r.stop(ctx, h, x, endReason(in.EndReason))
+	case there && in.Incarnation == x.Incarnation && in.Phase == PhasePaused:
+		return r.adopt(ctx, x, in, held)
+	case there && in.Incarnation >= x.Incarnation:
+		return nil
+	case s.absent[key]:
+		return r.stop(ctx, h, x, EndLost)
+	}
+	absent[key] = true
+	return nil
+}
+
+// judgePaused: what its host paused by itself goes on when the database's
+// deadline has not passed; what runs although it is paused here was started by
+// an operation whose answer was lost.
+func (r *Reconciler) judgePaused(ctx context.Context, h host.Ref, s *suspicions, x Sandbox, in Instance, there bool, held map[id.Snapshot]Held, absent map[Key]bool) error {
+	key := Key{x.ID, x.Incarnation}
+	has := false
+	if x.StateID != nil {
+		_, has = held[*x.StateID]
+	}
+	switch {
+	case there && in.Phase == PhaseRunning && in.Incarnation == x.Incarnation:
+		if err := r.miss(ctx, x, "it runs there"); err != nil {
+			return err
+		}
+		return r.found(ctx, x)
+	case x.DeadlineAt != nil && x.DeadlineAt.After(r.now()) && has:
+		return r.goOn(ctx, x)
+	case there || has:
+		return nil
+	case s.absent[key]:
+		r.log.ErrorContext(ctx, "a paused sandbox is not on its host any more", "sandbox_id", x.ID.String(), "host_id", h.ID.String())
+		return r.miss(ctx, x, "its saved state is not there")
+	}
+	absent[key] = true
+	return nil
+}
+
+// judgeMissing takes back what its host shows again.
+func (r *Reconciler) judgeMissing(ctx context.Context, h host.Ref, x Sandbox, in Instance, there bool, held map[id.Snapshot]Held) error {
+	switch {
+	case there && in.Phase == PhasePaused && in.Incarnation <= x.Incarnation:
+		return r.adopt(ctx, x, in, held)
+	case !there || in.Incarnation != x.Incarnation:
+		return nil // it stays missing until its time is over
+	case in.Phase == PhaseRunning:
+		return r.found(ctx, x)
+	case in.Phase == PhaseExited:
+		return r.stop(ctx, h, x, endReason(in.EndReason))
+	}
+	return nil
+}
+
+func (r *Reconciler) miss(ctx context.Context, x Sandbox, why string) error {
+	return r.move(ctx, Transition{
+		ID: x.ID, From: x.Status, To: StatusMissing, Incarnation: x.Incarnation, Event: "missing", EventData: map[string]any{"reason": why},
+	})
+}
+
+func (r *Reconciler) found(ctx context.Context, x Sandbox) error {
+	return r.move(ctx, Transition{
+		ID: x.ID, From: StatusMissing, To: StatusRunning, Incarnation: x.Incarnation, Message: "The host let it run on.",
+		Event: "running", EventData: map[string]any{"seen_by": "inventory"},
+	})
+}
+
+func (r *Reconciler) move(ctx context.Context, t Transition) error {
+	x, err := r.store.Apply(ctx, t)
+	if err == nil {
+		r.watch.Publish(x)
+	}
+	return err
+}
+
+// adopt makes a row paused whose sandbox its host holds paused.
+func (r *Reconciler) adopt(ctx context.Context, x Sandbox, in Instance, held map[id.Snapshot]Held) error {
+	state, ok := held[in.State]
+	if !ok || state.Sandbox != x.ID {
+		return nil // not seen whole; the next inventory has it
+	}
+	env, err := openEnv(r.service.secret, x.ID.UUID(), x.EnvSealed)
+	if err != nil {
+		return err
+	}
+	sealed, err := sealedEnv(r.service.secret, state.ID.UUID(), env)
+	if err != nil {
+		return err
+	}
+	a := Adopt{Row: x, Held: state, Reason: in.PausedReason, EnvSealed: sealed, KeepDeadline: in.PausedReason != ""}
+	if a.Reason == "" {
+		a.Reason = PausedRequested
+	} else {
+		entry := audit.By(principal.System("host")).SandboxAutoPaused(x.TeamID, x.ID, a.Reason)
+		a.Audit = &entry
+	}
+	paused, err := r.store.Adopt(ctx, a)
+	if err != nil {
+		return err
+	}
+	r.log.InfoContext(ctx, "a host paused a sandbox without being heard", "sandbox_id", x.ID.String(), "reason", a.Reason)
+	r.watch.Publish(paused)
+	r.agents.Forget(x.Host, x.ID, x.Incarnation)
+	if paused.DeadlineAt != nil && paused.DeadlineAt.After(r.now()) {
+		// What was just written lacks the host.
+		if x, err = r.store.Get(ctx, x.ID); err != nil {
+			return err
+		}
+		return r.goOn(ctx, x)
+	}
+	return nil
+}
+
+// goOn resumes what its host paused wrongly. Without room it stays paused, and
+// the next pass tries again.
+func (r *Reconciler) goOn(ctx context.Context, x Sandbox) error {
+	if !x.Host.Online {
+		return nil
+	}
+	b, err := r.service.resuming(ctx, x, principal.System("reconcile"), false)
+	if err != nil {
+		return err
+	}
+	b.Params.TimeoutSec, b.Params.Reason = max(int64(x.DeadlineAt.Sub(r.now()).Seconds()), 1), x.PausedReason
+	if _, _, _, err = r.service.open(ctx, b); errs.CodeOf(err) == errs.CodeUnavailable || errs.CodeOf(err) == errs.CodeFailedPrecondition {
+		r.log.WarnContext(ctx, "cannot resume what its host paused by itself", "sandbox_id", x.ID.String(), "error", err)
+		return nil
+	}
+	return err
+}
+
+func (r *Reconciler) stop(ctx context.Context, h host.Ref, x Sandbox, reason string) error {
+	stopped, err := r.store.Died(ctx, x.ID, x.Incarnation, reason, map[string]any{"seen_by": "inventory"})
+	if err != nil {
+		return err
+	}
+	r.log.InfoContext(ctx, "sandbox is gone from its host", "sandbox_id", x.ID.String(), "incarnation", x.Incarnation, "host_id", h.ID.String(), "reason", reason)
+	r.watch.Publish(stopped)
+	r.agents.Forget(h, x.ID, x.Incarnation)
+	return nil
+}
