@@ -1,0 +1,33 @@
+package app
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestA13_SignupIsOpenOnLoopbackAlone(t *testing.T) {
+	for listen, want := range map[string]string{
+		"": "open", "127.0.0.1:7070": "open", "127.8.0.1:1": "open", "[::1]:7070": "open", "localhost:7070": "open",
+		"0.0.0.0:7070": "closed", ":7070": "closed", "[::]:7070": "closed", "192.0.2.1:7070": "closed", "host.example.com:7070": "closed",
+	} {
+		if got := (Config{Listen: listen}).Defaults("/data").Signup; got != want {
+			t.Errorf("%q: sign-up is %s, want %s", listen, got, want)
+		}
+		if got := (Config{Listen: listen, Signup: "example.com"}).Defaults("/data").Signup; got != "example.com" {
+			t.Errorf("%q: what was set became %s", listen, got)
+		}
+	}
+}
+
+func TestA8_MailIsCheckedAtTheStart(t *testing.T) {
+	for _, bad := range []Config{{SMTPURL: "host:25"}, {SMTPURL: "smtp://u:sesame@host:25"}, {SMTPURL: "smtp://u:sesame@host:25", MailFrom: "nobody"}} {
+		err := bad.Defaults("/data").Validate()
+		if err == nil || !strings.Contains(err.Error(), "SKERRY_SMTP_URL, SKERRY_MAIL_FROM") || strings.Contains(err.Error(), "sesame") {
+			t.Errorf("%v", err)
+		}
+	}
+	good := Config{SMTPURL: "smtp://u:p@host:25", MailFrom: "Skerry <skerry@example.com>"}
+	if err := good.Defaults("/data").Validate(); err == nil || strings.Contains(err.Error(), "SMTP") { // the rest is missing
+		t.Errorf("%v", err)
+	}
+}
