@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"skerry.dev/skerry/gen/agentrpc/agent/v1/agentv1connect"
 	"skerry.dev/skerry/internal/agent/app"
 	"skerry.dev/skerry/internal/agent/identity"
+	"skerry.dev/skerry/internal/agent/manager"
 	"skerry.dev/skerry/internal/testkit"
 )
 
@@ -27,6 +29,7 @@ type process struct {
 	Config app.Config
 	Tree   string
 	Ready  string // file that receives the served address
+	DieAt  string // file that names the step to die at
 }
 
 // runAgent is the process.
@@ -37,6 +40,12 @@ func runAgent(raw string) error {
 	}
 	return app.RunWith(context.Background(), p.Config, app.Options{
 		Images: tree{p.Tree},
+		Step: func(s manager.Step) {
+			if at, err := os.ReadFile(p.DieAt); err == nil && string(at) == string(s) {
+				_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+				select {}
+			}
+		},
 		Ready: func(a net.Addr) {
 			next := p.Ready + ".new"
 			if os.WriteFile(next, []byte(a.String()), 0o600) == nil {
@@ -49,8 +58,15 @@ func runAgent(raw string) error {
 // spawn starts an agent that can be killed, and a client of it.
 func (p *platform) spawn(t *testing.T, cfg app.Config, root tree) (*running, *exec.Cmd) {
 	t.Helper()
+	return p.spawnDying(t, cfg, root, "")
+}
+
+// spawnDying is spawn of an agent that kills itself after the step a file
+// names.
+func (p *platform) spawnDying(t *testing.T, cfg app.Config, root tree, dieAt string) (*running, *exec.Cmd) {
+	t.Helper()
 	ready := filepath.Join(t.TempDir(), "addr")
-	raw, err := json.Marshal(process{Config: cfg, Tree: root.dir, Ready: ready})
+	raw, err := json.Marshal(process{Config: cfg, Tree: root.dir, Ready: ready, DieAt: dieAt})
 	if err != nil {
 		t.Fatal(err)
 	}

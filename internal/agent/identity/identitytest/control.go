@@ -48,6 +48,7 @@ type Control struct {
 	Refreshes     int
 	Heartbeats    []map[string]any
 	Events        []Event
+	Samples       []map[string]any
 	Facts         map[string]any
 	RefreshToken  string
 	JWT           string
@@ -64,6 +65,7 @@ func NewControl(t testing.TB, ca *CA, serverURI string) *Control {
 	mux.HandleFunc("POST /v1/hosts/auth/refresh", c.refresh)
 	mux.HandleFunc("POST /v1/hosts/{id}/heartbeat", c.authorized(c.heartbeat))
 	mux.HandleFunc("POST /v1/hosts/{id}/events", c.authorized(c.events))
+	mux.HandleFunc("POST /v1/hosts/{id}/samples", c.authorized(c.samples))
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c.Lock()
 		answered := c.Intercept != nil && c.Intercept(w, r)
@@ -173,6 +175,18 @@ func (c *Control) events(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	c.Events = append(c.Events, in.Events...)
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (c *Control) samples(w http.ResponseWriter, r *http.Request) {
+	var in struct {
+		Samples []map[string]any `json:"samples"`
+	}
+	if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
+		refuse(w, http.StatusBadRequest, "invalid_request")
+		return
+	}
+	c.Samples = append(c.Samples, in.Samples...)
 	w.WriteHeader(http.StatusNoContent)
 }
 
