@@ -34,9 +34,9 @@ lint: ## Format, vet, lint, generated code
 generate: ## Run the generators whose inputs changed
 	@tools/generate.sh
 
-bench: build ## Measure against the bare engine
+bench: build ## Measure against the bare engine, and the audit trail
 	@tools/deps.sh test
-	@$(SUDO) env "PATH=$$PATH" go test -count=1 -timeout=30m -run='^$$' -bench=. $(FLAGS) ./test/bench/...
+	@$(SUDO) env "PATH=$$PATH" go test -count=1 -timeout=30m -run='^$$' -bench=. $(FLAGS) ./test/bench/... ./internal/control/audit/...
 
 chaos: build ## The tests of whole sandboxes at their full counts
 	@tools/deps.sh test
