@@ -19,10 +19,12 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	agentv1 "skerry.dev/skerry/gen/agentrpc/agent/v1"
 	"skerry.dev/skerry/gen/agentrpc/agent/v1/agentv1connect"
@@ -175,7 +177,13 @@ func (h *fakeHost) serve(t *testing.T, listener net.Listener) {
 	}
 	mux := http.NewServeMux()
 	mux.Handle(agentv1connect.NewAgentServiceHandler(h))
-	server := &http.Server{Handler: mux}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodConnect {
+			guest(t, w)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})}
 	done := make(chan error, 1)
 	go func() {
 		done <- server.Serve(tls.NewListener(listener, &tls.Config{
@@ -196,6 +204,36 @@ func (h *fakeHost) serve(t *testing.T, listener net.Listener) {
 }
 
 // Hello implements agent.v1.
+// guest is a daemon that refuses whatever it is asked.
+func guest(t *testing.T, w http.ResponseWriter) {
+	conn, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "HTTP/1.1 200 OK\r\n\r\n"); err != nil {
+		return
+	}
+	for {
+		req, err := http.ReadRequest(buffered.Reader)
+		if err != nil {
+			return
+		}
+		_, _ = io.Copy(io.Discard, req.Body)
+		const refusal = `{"code":"invalid_argument","message":"refused"}`
+		status, kind, body := "400 Bad Request", "application/json", refusal
+		if sent := req.Header.Get("Content-Type"); strings.HasPrefix(sent, "application/connect+") { // a stream that ends at once
+			end := `{"error":` + refusal + `}`
+			status, kind, body = "200 OK", sent, "\x02\x00\x00\x00"+string(rune(len(end)))+end
+		}
+		_, err = fmt.Fprintf(conn, "HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s", status, kind, len(body), body)
+		if err != nil {
+			return
+		}
+	}
+}
+
 func (h *fakeHost) Hello(context.Context, *agentv1.HelloRequest) (*agentv1.HelloResponse, error) {
 	return &agentv1.HelloResponse{HostId: h.creds.HostID[len("host-"):], Version: "1", Generation: 1}, nil
 }
@@ -221,6 +259,34 @@ func (h *fakeHost) DestroySandbox(_ context.Context, req *agentv1.DestroySandbox
 }
 
 // Inventory implements agent.v1.
+func (h *fakeHost) state(id string, memory bool) *agentv1.State {
+	return &agentv1.State{StateId: id, Engine: "fake", EngineVersion: "fake-7", Memory: memory, SizeBytes: 1, Digest: "d", CreatedAt: timestamppb.Now()}
+}
+
+func (h *fakeHost) PauseSandbox(_ context.Context, req *agentv1.PauseSandboxRequest) (*agentv1.PauseSandboxResponse, error) {
+	return &agentv1.PauseSandboxResponse{State: h.state(req.GetStateId(), req.GetMemory())}, nil
+}
+
+func (h *fakeHost) CheckpointSandbox(_ context.Context, req *agentv1.CheckpointSandboxRequest) (*agentv1.CheckpointSandboxResponse, error) {
+	return &agentv1.CheckpointSandboxResponse{State: h.state(req.GetStateId(), req.GetMemory())}, nil
+}
+
+func (h *fakeHost) DeleteState(context.Context, *agentv1.DeleteStateRequest) (*agentv1.DeleteStateResponse, error) {
+	return &agentv1.DeleteStateResponse{}, nil
+}
+
+func (h *fakeHost) SetDeadlines(context.Context, *agentv1.SetDeadlinesRequest) (*agentv1.SetDeadlinesResponse, error) {
+	return &agentv1.SetDeadlinesResponse{}, nil
+}
+
+func (h *fakeHost) SandboxStats(context.Context, *agentv1.SandboxStatsRequest) (*agentv1.SandboxStatsResponse, error) {
+	return &agentv1.SandboxStatsResponse{}, nil
+}
+
+func (h *fakeHost) SandboxLogs(context.Context, *agentv1.SandboxLogsRequest) (*agentv1.SandboxLogsResponse, error) {
+	return &agentv1.SandboxLogsResponse{}, nil
+}
+
 func (h *fakeHost) Inventory(context.Context, *agentv1.InventoryRequest) (*agentv1.InventoryResponse, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

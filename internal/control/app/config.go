@@ -19,6 +19,7 @@ import (
 	"skerry.dev/skerry/internal/control/keyring"
 	"skerry.dev/skerry/internal/control/mail"
 	"skerry.dev/skerry/internal/control/oauth"
+	"skerry.dev/skerry/internal/control/oauth/oauthprovider"
 	"skerry.dev/skerry/internal/control/ratelimit"
 	"skerry.dev/skerry/internal/control/scheduler"
 	"skerry.dev/skerry/internal/control/web"
@@ -191,13 +192,13 @@ func (c Config) parse() (settings, error) {
 func (s settings) providers() []oauth.Provider {
 	var out []oauth.Provider
 	if s.OIDCIssuer != "" {
-		out = append(out, oauth.NewOIDC("oidc", cmp.Or(s.OIDCName, "Single sign-on"), s.OIDCIssuer, s.OIDCID, s.OIDCSecret))
+		out = append(out, oauthprovider.NewOIDC("oidc", cmp.Or(s.OIDCName, "Single sign-on"), s.OIDCIssuer, s.OIDCID, s.OIDCSecret))
 	}
 	if s.GoogleID != "" {
-		out = append(out, oauth.NewOIDC("google", "Google", oauth.GoogleIssuer, s.GoogleID, s.GoogleSecret))
+		out = append(out, oauthprovider.NewOIDC("google", "Google", oauthprovider.GoogleIssuer, s.GoogleID, s.GoogleSecret))
 	}
 	if s.GitHubID != "" {
-		out = append(out, oauth.NewGitHub(s.GitHubID, s.GitHubSecret, oauth.GitHubSite, oauth.GitHubAPI))
+		out = append(out, oauthprovider.NewGitHub(s.GitHubID, s.GitHubSecret, oauthprovider.GitHubSite, oauthprovider.GitHubAPI))
 	}
 	return out
 }

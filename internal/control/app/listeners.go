@@ -25,7 +25,7 @@ func forAgents(path string) bool {
 		return true
 	}
 	rest, ok := strings.CutPrefix(path, "/v1/hosts/")
-	return ok && (strings.HasSuffix(rest, "/heartbeat") || strings.HasSuffix(rest, "/events"))
+	return ok && (strings.HasSuffix(rest, "/heartbeat") || strings.HasSuffix(rest, "/events") || strings.HasSuffix(rest, "/samples"))
 }
 
 // nowhere sends a request to a path that does not exist, so that it is answered

@@ -26,6 +26,7 @@ import (
 	"skerry.dev/skerry/internal/control/oauth"
 	"skerry.dev/skerry/internal/control/oauth/oauthhttp"
 	"skerry.dev/skerry/internal/control/oauth/oauthpg"
+	"skerry.dev/skerry/internal/control/oauth/oauthprovider"
 	"skerry.dev/skerry/internal/control/oauth/oauthtest"
 	"skerry.dev/skerry/internal/control/web"
 	"skerry.dev/skerry/internal/kernel/clock"
@@ -76,8 +77,8 @@ func newWorld(t *testing.T, policy account.SignupPolicy) *world {
 	}
 	doors := accounthttp.New(accounts, replays)
 	ways := oauthhttp.New(oauth.NewService(oauthpg.New(w.pool), accounts, []oauth.Provider{
-		oauth.NewOIDC("oidc", "Company", w.issuer.URL, oauthtest.Client, oauthtest.Secret),
-		oauth.NewGitHub(oauthtest.Client, oauthtest.Secret, w.github.URL, w.github.URL),
+		oauthprovider.NewOIDC("oidc", "Company", w.issuer.URL, oauthtest.Client, oauthtest.Secret),
+		oauthprovider.NewGitHub(oauthtest.Client, oauthtest.Secret, w.github.URL, w.github.URL),
 	}, w.url, log), policy, doors.SetRefresh, w.url)
 	front.Mount(web.Route{Method: http.MethodGet, Path: "/v1/auth/oauth/{provider}", Operation: "startOAuth", Handler: ways.Start})
 	front.Mount(web.Route{Method: http.MethodGet, Path: "/v1/auth/oauth/{provider}/callback", Operation: "finishOAuth", Handler: ways.Finish})

@@ -12,8 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/oauth2"
-
 	"skerry.dev/skerry/internal/control/account"
 	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/keyring"
@@ -64,7 +62,7 @@ func (s *Service) Start(ctx context.Context, provider string, link *id.User, use
 	if err != nil {
 		return "", "", err
 	}
-	a := Attempt{Redirect: s.redirect(provider), State: rand.Text() + rand.Text(), Nonce: rand.Text(), Verifier: oauth2.GenerateVerifier()}
+	a := Attempt{Redirect: s.redirect(provider), State: rand.Text() + rand.Text(), Nonce: rand.Text(), Verifier: rand.Text() + rand.Text()}
 	plain, err := json.Marshal(a)
 	if err != nil {
 		return "", "", err

@@ -1,4 +1,4 @@
-package oauth
+package oauthprovider
 
 import (
 	"context"
@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/oauth2"
+
+	"skerry.dev/skerry/internal/control/oauth"
 )
 
 // GitHub speaks OAuth 2 without OpenID: who somebody is, is asked of its API.
@@ -30,10 +32,10 @@ func NewGitHub(client, secret, site, api string) *GitHub {
 	return &GitHub{client: client, secret: secret, site: strings.TrimRight(site, "/"), api: strings.TrimRight(api, "/")}
 }
 
-// ID implements Provider.
+// ID implements oauth.Provider.
 func (*GitHub) ID() string { return "github" }
 
-// Name implements Provider.
+// Name implements oauth.Provider.
 func (*GitHub) Name() string { return "GitHub" }
 
 func (g *GitHub) config(redirect string) oauth2.Config {
@@ -43,21 +45,21 @@ func (g *GitHub) config(redirect string) oauth2.Config {
 	}
 }
 
-// AuthURL implements Provider.
-func (g *GitHub) AuthURL(_ context.Context, a Attempt) (string, error) {
+// AuthURL implements oauth.Provider.
+func (g *GitHub) AuthURL(_ context.Context, a oauth.Attempt) (string, error) {
 	config := g.config(a.Redirect)
 	return config.AuthCodeURL(a.State, oauth2.S256ChallengeOption(a.Verifier)), nil
 }
 
-// Exchange implements Provider. There is no nonce: the code is bound to the
+// Exchange implements oauth.Provider. There is no nonce: the code is bound to the
 // verifier, and the API is asked with the token it gave.
-func (g *GitHub) Exchange(ctx context.Context, a Attempt, code string) (Claim, error) {
+func (g *GitHub) Exchange(ctx context.Context, a oauth.Attempt, code string) (oauth.Claim, error) {
 	ctx, cancel := context.WithTimeout(ctx, callWithin)
 	defer cancel()
 	config := g.config(a.Redirect)
 	token, err := config.Exchange(ctx, code, oauth2.VerifierOption(a.Verifier))
 	if err != nil {
-		return Claim{}, fmt.Errorf("exchange the code: %w", err)
+		return oauth.Claim{}, fmt.Errorf("exchange the code: %w", err)
 	}
 	client := config.Client(ctx, token)
 	var user struct {
@@ -66,12 +68,12 @@ func (g *GitHub) Exchange(ctx context.Context, a Attempt, code string) (Claim, e
 		Name  string `json:"name"`
 	}
 	if err := g.get(ctx, client, "/user", &user); err != nil {
-		return Claim{}, err
+		return oauth.Claim{}, err
 	}
 	if user.ID == 0 {
-		return Claim{}, errors.New("the API named no user")
+		return oauth.Claim{}, errors.New("the API named no user")
 	}
-	c := Claim{Subject: strconv.FormatInt(user.ID, 10), Name: user.Name}
+	c := oauth.Claim{Subject: strconv.FormatInt(user.ID, 10), Name: user.Name}
 	if c.Name == "" {
 		c.Name = user.Login
 	}
@@ -81,7 +83,7 @@ func (g *GitHub) Exchange(ctx context.Context, a Attempt, code string) (Claim, e
 		Verified bool   `json:"verified"`
 	}
 	if err := g.get(ctx, client, "/user/emails", &emails); err != nil {
-		return Claim{}, err
+		return oauth.Claim{}, err
 	}
 	for _, e := range emails {
 		if e.Primary {

@@ -1,4 +1,6 @@
-package oauth
+// Package oauthprovider speaks to those who know people: OpenID Connect issuers
+// and GitHub.
+package oauthprovider
 
 import (
 	"context"
@@ -10,6 +12,8 @@ import (
 
 	"github.com/coreos/go-oidc/v3/oidc"
 	"golang.org/x/oauth2"
+
+	"skerry.dev/skerry/internal/control/oauth"
 )
 
 // callWithin bounds each exchange with a provider.
@@ -32,10 +36,10 @@ func NewOIDC(id, name, issuer, client, secret string) *OIDC {
 	return &OIDC{id: id, name: name, issuer: issuer, client: client, secret: secret}
 }
 
-// ID implements Provider.
+// ID implements oauth.Provider.
 func (o *OIDC) ID() string { return o.id }
 
-// Name implements Provider.
+// Name implements oauth.Provider.
 func (o *OIDC) Name() string { return o.name }
 
 func (o *OIDC) discover(ctx context.Context) (*oidc.Provider, error) {
@@ -58,8 +62,8 @@ func (o *OIDC) config(p *oidc.Provider, redirect string) oauth2.Config {
 	}
 }
 
-// AuthURL implements Provider.
-func (o *OIDC) AuthURL(ctx context.Context, a Attempt) (string, error) {
+// AuthURL implements oauth.Provider.
+func (o *OIDC) AuthURL(ctx context.Context, a oauth.Attempt) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, callWithin)
 	defer cancel()
 	p, err := o.discover(ctx)
@@ -70,30 +74,30 @@ func (o *OIDC) AuthURL(ctx context.Context, a Attempt) (string, error) {
 	return config.AuthCodeURL(a.State, oidc.Nonce(a.Nonce), oauth2.S256ChallengeOption(a.Verifier)), nil
 }
 
-// Exchange implements Provider.
-func (o *OIDC) Exchange(ctx context.Context, a Attempt, code string) (Claim, error) {
+// Exchange implements oauth.Provider.
+func (o *OIDC) Exchange(ctx context.Context, a oauth.Attempt, code string) (oauth.Claim, error) {
 	ctx, cancel := context.WithTimeout(ctx, callWithin)
 	defer cancel()
 	p, err := o.discover(ctx)
 	if err != nil {
-		return Claim{}, err
+		return oauth.Claim{}, err
 	}
 	config := o.config(p, a.Redirect)
 	token, err := config.Exchange(ctx, code, oauth2.VerifierOption(a.Verifier))
 	if err != nil {
-		return Claim{}, fmt.Errorf("exchange the code: %w", err)
+		return oauth.Claim{}, fmt.Errorf("exchange the code: %w", err)
 	}
 	raw, ok := token.Extra("id_token").(string)
 	if !ok {
-		return Claim{}, errors.New("the answer holds no id_token")
+		return oauth.Claim{}, errors.New("the answer holds no id_token")
 	}
 	// The keys are fetched for longer than this request lives.
 	idToken, err := p.VerifierContext(context.WithoutCancel(ctx), &oidc.Config{ClientID: o.client}).Verify(ctx, raw)
 	if err != nil {
-		return Claim{}, fmt.Errorf("verify the id_token: %w", err)
+		return oauth.Claim{}, fmt.Errorf("verify the id_token: %w", err)
 	}
 	if subtle.ConstantTimeCompare([]byte(idToken.Nonce), []byte(a.Nonce)) != 1 {
-		return Claim{}, errors.New("the id_token is of another login")
+		return oauth.Claim{}, errors.New("the id_token is of another login")
 	}
 	var said struct {
 		Email    string `json:"email"`
@@ -102,9 +106,9 @@ func (o *OIDC) Exchange(ctx context.Context, a Attempt, code string) (Claim, err
 		Login    string `json:"preferred_username"`
 	}
 	if err := idToken.Claims(&said); err != nil {
-		return Claim{}, fmt.Errorf("read the id_token: %w", err)
+		return oauth.Claim{}, fmt.Errorf("read the id_token: %w", err)
 	}
-	c := Claim{Subject: idToken.Subject, Email: said.Email, EmailVerified: said.Verified == true || said.Verified == "true", Name: said.Name}
+	c := oauth.Claim{Subject: idToken.Subject, Email: said.Email, EmailVerified: said.Verified == true || said.Verified == "true", Name: said.Name}
 	if c.Name == "" {
 		c.Name = said.Login
 	}
