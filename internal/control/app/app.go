@@ -226,15 +226,7 @@ type handler struct {
 	traffic
 	events
 	logins
-	unbuilt
 }
-
-// unbuilt answers 501 for operations whose rooms are not there yet. It is
-// nested so deeply that any room's own method wins.
-type (
-	unbuilt struct{ pending }
-	pending struct{ restapi.UnimplementedHandler }
-)
 
 // Named, because all are called Handlers in their rooms.
 type (

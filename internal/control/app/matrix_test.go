@@ -124,7 +124,7 @@ var matrix = map[string]line{
 	"createHost":        {admins, "POST /v1/hosts", `{"type":"regular"}`},
 	"getHost":           {"14444+333331", "GET /v1/hosts/{host}", ""},
 	"createHostToken":   {"14444+333331", "POST /v1/hosts/{host}/token", ""},
-	"registerHost":      {ownSecret, "POST /v1/hosts/register", `{"registration_token":"x","csr":"x","facts":{"hostname":"h","arch":"amd64","cpus":1,"memory_bytes":1,"disk_bytes":1,"kernel":"k","version":"v","address":"h:1","engines":[]}}`},
+	"registerHost":      {anybodys, "POST /v1/hosts/register", `{"registration_token":"x","csr":"x","facts":{"hostname":"h","arch":"amd64","cpus":1,"memory_bytes":1,"disk_bytes":1,"kernel":"k","version":"v","address":"h:1","engines":[]}}`},
 	"refreshHost":       {ownSecret, "POST /v1/hosts/auth/refresh", `{"refresh_token":"x","csr":"x"}`},
 	"heartbeat":         {hostOnly, "POST /v1/hosts/{host}/heartbeat", `{"generation":1,"address":"{address}","version":"1","load":{"sandboxes":0,"cpu_millis":0,"memory_bytes":0,"disk_free_bytes":1}}`},
 	"reportHostEvents":  {hostOnly, "POST /v1/hosts/{host}/events", `{"generation":1,"events":[]}`},
@@ -341,6 +341,7 @@ func (c *cast) try(t *testing.T, l line, words map[string]string, credential str
 		t.Fatal(err)
 	}
 	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("X-Skerry-Refresh", "1")
 	if strings.HasSuffix(path, "/exec/stream") || strings.HasSuffix(path, "/pty") {
 		for name, value := range map[string]string{
 			"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Protocol": "skerry.exec.v1", "Sec-WebSocket-Version": "13",
