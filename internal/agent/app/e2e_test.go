@@ -165,7 +165,11 @@ func purge(t *testing.T, cfg app.Config) {
 	if err == nil {
 		var e *gvisor.Engine
 		if e, err = gvisor.New(gvisor.Config{StateDir: filepath.Join(cfg.DataDir, "run", "g"), Runsc: cfg.Runsc, Tag: tag}, sh); err == nil {
-			err = errors.Join(e.Purge(), e.Close())
+			found, _ := e.Inventory(ctx) // of a test that failed
+			for _, f := range found {
+				err = errors.Join(err, e.Destroy(ctx, f.ID))
+			}
+			err = errors.Join(err, e.Purge(), e.Close())
 		}
 		err = errors.Join(err, sh.Shutdown(ctx, false))
 	}

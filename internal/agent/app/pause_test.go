@@ -70,9 +70,9 @@ func newBox(t *testing.T, p *platform, r *running) *box {
 	client, hangUp := b.client(guestapi.DefaultPort)
 	defer hangUp()
 	proc := processconnect.NewProcessClient(client, "http://guest", connect.WithProtoJSON())
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	stream, err := proc.Start(ctx, &processpb.StartRequest{Process: &processpb.ProcessConfig{Cmd: "/worker"}, Stdin: proto.Bool(false)})
+	// No deadline: it would be the worker's.
+	client.Timeout = 0
+	stream, err := proc.Start(t.Context(), &processpb.StartRequest{Process: &processpb.ProcessConfig{Cmd: "/worker"}, Stdin: proto.Bool(false)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,6 +100,7 @@ func (b *box) client(port int) (*http.Client, func()) {
 		resp, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: http.MethodConnect})
 		if err == nil && resp.StatusCode != http.StatusOK {
 			err = fmt.Errorf("CONNECT: %s", resp.Header.Get(rpcerr.HeaderReason))
+			_ = resp.Body.Close()
 		}
 		if err != nil {
 			_ = conn.Close()
@@ -142,9 +143,21 @@ func (b *box) look() (s seen) {
 		_, err = fmt.Sscan(text, &s.memory, &s.file, &s.pid)
 	}
 	if err != nil {
-		b.t.Fatalf("the worker: %v (%q)", err, text)
+		b.t.Fatalf("the worker: %v (%q); %s", err, text, b.says())
 	}
 	return s
+}
+
+// says is what the daemon and the host know, for a test that failed.
+func (b *box) says() string {
+	client, hangUp := b.client(guestapi.DefaultPort)
+	defer hangUp()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	list, err := processconnect.NewProcessClient(client, "http://guest", connect.WithProtoJSON()).List(ctx, &processpb.ListRequest{})
+	b.p.control.Lock()
+	defer b.p.control.Unlock()
+	return fmt.Sprintf("processes %v, %v; events %v", list, err, b.p.control.Events)
 }
 
 // works adds one and fails unless all that was done before is there, in the
@@ -419,6 +432,7 @@ func TestS4_ST04_AgentDiesAtEachStep_OnARealHost(t *testing.T) {
 	}
 	rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 	for _, d := range all {
+		t.Logf("%s, after %s", d.operation, d.step)
 		which := id.NewSnapshot()
 		if d.operation == "resume" || d.operation == "fork" {
 			if _, err := a.PauseSandbox(t.Context(), b.pauseRequest(which)); err != nil {
