@@ -199,23 +199,25 @@ func TestID01_ADeletedTeamsKeysAndLinksEndWithIt(t *testing.T) {
 
 // Whatever is made while the team goes is made before, and ends with it.
 func TestID01_NothingIsMadeInATeamThatGoes(t *testing.T) {
-	for round := range testkit.Scaled(50, 5) {
-		w := newWorld(t)
-		ctx := t.Context()
-		keys := apikey.NewService(apikeypg.New(w.pool), clock.System{}, discard())
+	w := newWorld(t)
+	ctx := t.Context()
+	keys := apikey.NewService(apikeypg.New(w.pool), clock.System{}, discard())
+	for round := range testkit.Scaled(200, 10) {
+		going, owner := teamtest.New(t, w.pool)
+		admin := teamtest.Join(t, w.pool, going, principal.RoleAdmin)
 		var wg sync.WaitGroup
 		for range 6 {
-			wg.Go(func() { _, _ = keys.Create(ctx, w.admin, apikey.CreateRequest{Name: "k"}) })
-			wg.Go(func() { _, _ = w.teams.Invite(ctx, w.admin, w.team, team.InviteRequest{}) })
+			wg.Go(func() { _, _ = keys.Create(ctx, admin, apikey.CreateRequest{Name: "k"}) })
+			wg.Go(func() { _, _ = w.teams.Invite(ctx, admin, going, team.InviteRequest{}) })
 		}
 		wg.Go(func() {
-			if err := w.teams.Delete(ctx, w.owner, w.team); err != nil {
+			if err := w.teams.Delete(ctx, owner, going); err != nil {
 				t.Error(err)
 			}
 		})
 		wg.Wait()
 		if n := w.count(t, `SELECT (SELECT count(*) FROM team_api_keys WHERE team_id = $1 AND revoked_at IS NULL)
-			+ (SELECT count(*) FROM team_invitations WHERE team_id = $1 AND revoked_at IS NULL)`, w.team); n != 0 {
+			+ (SELECT count(*) FROM team_invitations WHERE team_id = $1 AND revoked_at IS NULL)`, going); n != 0 {
 			t.Fatalf("round %d: %d are left", round, n)
 		}
 	}

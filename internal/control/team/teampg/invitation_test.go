@@ -140,6 +140,12 @@ func TestA13_ALinkEndsWithWhatItStandsOn(t *testing.T) {
 	_, err := w.teams.Accept(ctx, w.admin, token)
 	want(t, "by the one who was removed", err, "invitation_not_found")
 
+	// Also when something else than this room ended the membership.
+	gone := teamtest.Join(t, w.pool, w.team, principal.RoleAdmin)
+	_, token = w.invite(t, gone, team.InviteRequest{})
+	w.exec(t, `DELETE FROM users_teams WHERE user_id = $1`, gone.UserID)
+	refused("made by somebody who is gone", token)
+
 	other := teamtest.Join(t, w.pool, w.team, principal.RoleAdmin)
 	_, token = w.invite(t, other, team.InviteRequest{})
 	w.exec(t, `UPDATE users SET is_active = false WHERE id = $1`, other.UserID)

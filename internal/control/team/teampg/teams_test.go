@@ -311,23 +311,53 @@ func TestT6_TheSwitchIsIdempotentAndGuarded(t *testing.T) {
 	}
 }
 
+// makeHost announces a host of the team's own.
+func (w *world) makeHost(ctx context.Context) error {
+	h := id.NewHost()
+	_, err := hostpg.New(w.pool).Create(ctx, host.Host{ID: h, TeamID: w.team, Type: host.TypeBYOC, Name: "h"}, &w.owner.UserID,
+		host.NewToken{ID: id.NewHostToken(), Hash: hashOf(h.String())}, audit.By(w.owner).HostCreated(w.team, h, "h"),
+		func(host.Host, time.Time) host.Created { return host.Created{} })
+	return err
+}
+
+// A host that is announced while the switch is being turned off waits for that,
+// and is refused.
+func TestT6_AHostWaitsForTheSwitch(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	w.exec(t, `UPDATE teams SET is_byoc = true WHERE id = $1`, w.team)
+	tx, err := w.pool.Begin(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(ctx) }()
+	if _, err := tx.Exec(ctx, `UPDATE teams SET is_byoc = false WHERE id = $1`, w.team); err != nil {
+		t.Fatal(err)
+	}
+	made := make(chan error, 1)
+	go func() { made <- w.makeHost(ctx) }()
+	testkit.Eventually(t, 20*time.Second, "the host waits", func() bool {
+		return w.count(t, `SELECT count(*) FROM pg_locks WHERE NOT granted`) > 0
+	})
+	if err := tx.Commit(ctx); err != nil {
+		t.Fatal(err)
+	}
+	want(t, "the host", <-made, "not_byoc")
+}
+
 // Of a host that is being made and the switch that is turned off one comes
 // first.
 func TestT6_NoHostIsLeftInATeamThatMayHaveNone(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
 	root := principal.Principal{Kind: principal.KindUser, UserID: id.NewUser(), UserName: "root", IsAdmin: true}
-	hosts := hostpg.New(w.pool)
 	for round := range testkit.Scaled(200, 20) {
 		if _, err := w.teams.SetBYOC(ctx, root, w.team, true); err != nil {
 			t.Fatal(err)
 		}
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			h := id.NewHost()
-			_, err := hosts.Create(ctx, host.Host{ID: h, TeamID: w.team, Type: host.TypeBYOC, Name: "h"}, &w.owner.UserID,
-				host.NewToken{ID: id.NewHostToken(), Hash: hashOf(h.String())}, audit.By(w.owner).HostCreated(w.team, h, "h"),
-				func(host.Host, time.Time) host.Created { return host.Created{} })
+			err := w.makeHost(ctx)
 			if err != nil && !errs.Is(err, "not_byoc") {
 				t.Error(err)
 			}
