@@ -209,7 +209,7 @@ func (r *Reconciler) judgeInstances(ctx context.Context, h host.Ref, s *suspicio
 		if x.Status.Live() {
 			continue // its operation or its next transition decides
 		}
-		if in.Phase == PhasePaused && x.StateID != nil && x.StateStatus == StateReady {
+		if in.Phase == PhasePaused && x.StateID != nil && *x.StateID == in.State && x.StateStatus == StateReady {
 			continue // what is left to recover from
 		}
 		key := Key{in.Sandbox, in.Incarnation}

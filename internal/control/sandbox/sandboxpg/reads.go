@@ -196,7 +196,7 @@ func (s *Store) Report(ctx context.Context, from id.Host, generation int64, repo
 				continue // told before, or not of this host; or nothing that changes the status
 			}
 			moved, err := s.died(ctx, tx, r.Sandbox, r.Incarnation, r.EndReason(), nil)
-			if errs.Is(err, "invalid_state") {
+			if errs.Is(err, "invalid_state") || errs.Is(err, sandbox.ErrNotFound.Reason) {
 				continue // it ended otherwise, or another incarnation runs
 			}
 			if err != nil {

@@ -208,13 +208,25 @@ func (s *Store) Apply(ctx context.Context, t sandbox.Transition) (sandbox.Sandbo
 
 // Died implements sandbox.Store.
 func (s *Store) Died(ctx context.Context, x id.Sandbox, incarnation int64, reason string, data map[string]any) (sandbox.Sandbox, error) {
-	return s.died(ctx, s.pool, x, incarnation, reason, data)
+	var out sandbox.Sandbox
+	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) (err error) {
+		out, err = s.died(ctx, tx, x, incarnation, reason, data)
+		return err
+	})
+	return out, err
 }
 
-func (s *Store) died(ctx context.Context, db sqlcgen.DBTX, x id.Sandbox, incarnation int64, reason string, data map[string]any) (sandbox.Sandbox, error) {
+// died first locks the row: an operation that began while the statement waited
+// for it would be invisible to the statement, and stay open.
+func (s *Store) died(ctx context.Context, tx pgx.Tx, x id.Sandbox, incarnation int64, reason string, data map[string]any) (sandbox.Sandbox, error) {
+	if _, err := s.q.LockSandbox(ctx, tx, x); errors.Is(err, pgx.ErrNoRows) {
+		return sandbox.Sandbox{}, sandbox.ErrNotFound
+	} else if err != nil {
+		return sandbox.Sandbox{}, err
+	}
 	event := map[string]any{"reason": reason}
 	maps.Copy(event, data)
-	return s.apply(ctx, db, sandbox.Transition{
+	return s.apply(ctx, tx, sandbox.Transition{
 		ID: x, To: sandbox.StatusStopped, Incarnation: incarnation, EndReason: reason,
 		Outcome: sandbox.OutcomeFailed, Reason: reason, Message: "The sandbox ended by itself.", Event: "stopped", EventData: event,
 	}, sandbox.WithInstance())

@@ -252,13 +252,16 @@ func (a *Agents) Inventory(ctx context.Context, h host.Ref) (sandbox.Inventory, 
 // Forget implements sandbox.Agents.
 func (a *Agents) Forget(host.Ref, id.Sandbox, int64) {}
 
-// Exit has a sandbox's engine die by itself.
-func (a *Agents) Exit(x id.Sandbox, reason string) {
+// Exit has a sandbox's engine die by itself, where one runs, and says which
+// incarnation that was; 0 for none.
+func (a *Agents) Exit(x id.Sandbox, reason string) (incarnation int64) {
 	a.change(x, func(m *machine) {
 		if in := m.instances[x]; in.Phase == sandbox.PhaseRunning {
 			in.Phase, in.EndReason = sandbox.PhaseExited, reason
+			incarnation = in.Incarnation
 		}
 	})
+	return incarnation
 }
 
 // Lose takes an instance away without a word.
