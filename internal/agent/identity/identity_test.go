@@ -274,6 +274,30 @@ func TestH5_AnOutageIsOutlasted(t *testing.T) {
 	}
 }
 
+func TestH5_ARefusedRenewalIsKnownAndForgotten(t *testing.T) {
+	s := newSetup(t)
+	i := s.registered(t)
+	if !i.Heard().IsZero() || i.Turned() {
+		t.Error("contact before the first heartbeat")
+	}
+	s.control.Lock()
+	token := s.control.RefreshToken
+	s.control.JWT, s.control.RefreshToken = "revoked", "revoked"
+	s.control.Unlock()
+	run(t, i, newBox())
+	testkit.Eventually(t, 30*time.Second, "the refusal", i.Turned)
+	if !i.Heard().IsZero() {
+		t.Error("a refused heartbeat counts as contact")
+	}
+	s.control.Lock()
+	s.control.RefreshToken = token
+	s.control.Unlock()
+	testkit.Eventually(t, 30*time.Second, "contact", func() bool { return !i.Turned() && !i.Heard().IsZero() })
+	if time.Since(i.Heard()) > time.Minute {
+		t.Errorf("heard at %v", i.Heard())
+	}
+}
+
 func TestH4_TwentyRefusalsAreOneRenewal(t *testing.T) {
 	s := newSetup(t)
 	i := s.registered(t)

@@ -247,3 +247,54 @@ func TestH15_ALostJournalRepeatsNoGeneration(t *testing.T) {
 		t.Errorf("three openings led from %d to %d", first, j.Generation())
 	}
 }
+
+func TestTL02_DeadlinesAndSeenEventsOutliveOtherWrites(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "j")
+	j, err := Open(path, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec := Record{Spec: Spec{Sandbox: id.NewSandbox(), Incarnation: 2}, Phase: PhaseRunning, Instance: "i"}
+	if err := j.Running(rec); err != nil {
+		t.Fatal(err)
+	}
+	until := time.Now().Add(time.Hour).UTC().Round(0)
+	err = j.SetDeadlines([]Deadline{
+		{Sandbox: rec.Spec.Sandbox, Incarnation: 2, At: until},
+		{Sandbox: rec.Spec.Sandbox, Incarnation: 1, At: time.Now()},
+		{Sandbox: id.NewSandbox(), Incarnation: 1, At: time.Now()},
+	})
+	if err == nil {
+		err = j.GuestEvent(7, Event{Sandbox: rec.Spec.Sandbox, Incarnation: 2})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The manager's own copy knows of neither.
+	rec.Phase, rec.Pause = PhasePausing, &Pause{State: id.NewSnapshot(), Memory: true}
+	if err := j.Pausing(rec); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if j, err = Open(path, 0); err != nil {
+		t.Fatal(err)
+	}
+	defer j.Close()
+	got, ok, err := j.Record(rec.Spec.Sandbox)
+	if err != nil || !ok || !got.Deadline.Equal(until) || got.GuestSeq != 7 || got.Phase != PhasePausing || got.Pause.State != rec.Pause.State {
+		t.Errorf("%+v, %v, %v", got, ok, err)
+	}
+	// Another instance starts with its own.
+	rec.Instance, rec.Pause, rec.Phase = "j", nil, PhaseRunning
+	if err := j.Running(rec); err != nil {
+		t.Fatal(err)
+	}
+	if got, _, _ = j.Record(rec.Spec.Sandbox); !got.Deadline.IsZero() || got.GuestSeq != 0 {
+		t.Errorf("%+v", got)
+	}
+	if records, err := j.Records(); err != nil || len(records) != 1 {
+		t.Errorf("%d records, %v", len(records), err)
+	}
+}
