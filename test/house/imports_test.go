@@ -88,7 +88,7 @@ func forbidden() []edge {
 		{from: re(`^internal/control(/|$)`), to: re(`^internal/(agent|guest)(/|$)`), save: re(`^internal/guest/guestapi$`), deep: true, reason: "the control plane reaches a host through gen/agentrpc and a guest through its host; the guest's words are for all"},
 		{from: re(`^internal/guest(/|$)`), to: re(`^internal/agent(/|$)`), deep: true, reason: "the guest daemon knows nothing of the machine outside"},
 		{from: re(`^internal/agent/engine$`), to: re(`^internal/agent/`), deep: true, reason: "the contract knows none of its implementations or users"},
-		{from: re(`^internal/agent/(engine/.*|network|image|journal|shim|guestlink|identity)$`), to: re(`^internal/agent/(manager|rpcserver|app)$`), deep: true, reason: "what the manager uses does not use the manager"},
+		{from: re(`^internal/agent/(engine/.*|network|image|journal|state|shim|guestlink|identity)$`), to: re(`^internal/agent/(manager|rpcserver|app)$`), deep: true, reason: "what the manager uses does not use the manager"},
 
 		{from: re(`^(sdk|internal/cli)$`), to: re(`^internal/(control|agent|guest|pg|up|artifact)(/|$)`), deep: true, reason: "a client knows the public contract and nothing else"},
 		{from: re(`^internal/up$`), to: re(`^internal/(control|agent|guest)(/|$)`), deep: true, reason: "the supervisor starts programs; what it needs of the wings it is handed"},
