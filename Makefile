@@ -38,8 +38,8 @@ bench: build ## Measure against the bare engine, and the audit trail
 	@tools/deps.sh test
 	@$(SUDO) env "PATH=$$PATH" go test -count=1 -timeout=30m -run='^$$' -bench=. $(FLAGS) ./test/bench/... ./internal/control/audit/...
 
-chaos: build ## The tests of whole sandboxes at their full counts
+chaos: build ## The tests of whole sandboxes, and of races in the database, at their full counts
 	@tools/deps.sh test
-	@$(SUDO) env "PATH=$$PATH" SKERRY_TEST_LONG=1 go test -count=1 -timeout=120m -v $(FLAGS) ./test/e2e/...
+	@$(SUDO) env "PATH=$$PATH" SKERRY_TEST_LONG=1 go test -count=1 -timeout=120m -v $(FLAGS) ./test/e2e/... ./internal/control/...
 
 .PHONY: help up down build deps test lint generate bench chaos
