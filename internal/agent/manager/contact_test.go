@@ -1,6 +1,7 @@
 package manager_test
 
 import (
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -14,13 +15,32 @@ import (
 
 // silence is a control plane that was last heard at the beginning.
 type silence struct {
+	mu      sync.Mutex
 	heard   time.Time
 	refused bool
 }
 
+// hear is contact, now; refuse is an answer that turns the host away.
+func (s *silence) hear()   { s.say(false) }
+func (s *silence) refuse() { s.say(true) }
+
+func (s *silence) say(refused bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.heard, s.refused = time.Now(), refused
+}
+
 func (s *silence) config(c *manager.Config) {
-	c.Contact = func() time.Time { return s.heard }
-	c.Refused = func() bool { return s.refused }
+	c.Contact = func() time.Time {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.heard
+	}
+	c.Refused = func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.refused
+	}
 	c.RetryInterval = time.Hour
 }
 
@@ -54,7 +74,7 @@ func TestS7_WithoutContactDeadlinesAreKeptByPausing(t *testing.T) {
 		// Contact: the control plane's deadlines are not ours to keep.
 		for range 5 {
 			pass(20 * time.Second)
-			s.heard = time.Now()
+			s.hear()
 		}
 		if p := phase(t, a, soon.Sandbox); p.Phase != journal.PhaseRunning {
 			t.Errorf("paused in spite of contact: %+v", p)
@@ -109,7 +129,7 @@ func TestH5_LongSilenceOrARefusalPausesAll(t *testing.T) {
 			w.sim.Script(fake.Checkpoint, fake.Fault{ID: full.Instance, Err: syscall.ENOSPC, Times: 2})
 			pass(4 * time.Minute)
 			if refused {
-				s.heard, s.refused = time.Now(), true
+				s.refuse()
 				pass(2 * time.Second)
 			} else {
 				if p := phase(t, a, r.Sandbox); p.Phase != journal.PhaseRunning {
@@ -136,7 +156,7 @@ func TestH5_LongSilenceOrARefusalPausesAll(t *testing.T) {
 				t.Errorf("H5: the control plane will hear %v", k)
 			}
 			// Contact is back: it may be resumed, and stays so.
-			s.heard, s.refused = time.Now(), false
+			s.hear()
 			p := phase(t, a, r.Sandbox)
 			mustCreate(t, a, resume(p, p.State))
 			pass(5 * time.Second)
