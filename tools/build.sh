@@ -14,6 +14,11 @@ go build -buildvcs=false -ldflags "-s -w -X main.version=$version" -o bin/ ./cmd
 # patches in tools/runsc. An unstamped build calls itself VERSION_MISSING, and
 # then all builds look equal to a restore; so it carries its pin and, since the
 # patches are part of what it is, their digest.
+#
+# Two builds at once would work in the same copy: the second waits, and finds
+# that there is nothing left to do. What runs meanwhile keeps a whole binary.
+exec 9>.cache/runsc.lock
+flock 9
 patches=(tools/runsc/*.patch)
 stamp=$(cat tools/runsc.mod tools/runsc.sum "${patches[@]}" tools/build.sh <(go env GOVERSION GOARCH) | sha256sum | cut -d' ' -f1)
 if [[ ! -x bin/runsc || $(cat .cache/runsc.stamp 2>/dev/null) != "$stamp" ]]; then
@@ -37,8 +42,8 @@ if [[ ! -x bin/runsc || $(cat .cache/runsc.stamp 2>/dev/null) != "$stamp" ]]; th
 	go mod edit -replace="gvisor.dev/gvisor=$copy/gvisor" "$copy/runsc.mod"
 	go build -buildvcs=false -trimpath -modfile="$copy/runsc.mod" \
 		-ldflags "-s -w -X gvisor.dev/gvisor/runsc/version.version=$pin" \
-		-o bin/runsc.new gvisor.dev/gvisor/runsc
+		-o "$copy/runsc" gvisor.dev/gvisor/runsc
+	mv "$copy/runsc" bin/runsc
 	rm -rf "$copy"
-	mv bin/runsc.new bin/runsc
 	echo "$stamp" >.cache/runsc.stamp
 fi
