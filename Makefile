@@ -34,9 +34,9 @@ lint: ## Format, vet, lint, generated code
 generate: ## Run the generators whose inputs changed
 	@tools/generate.sh
 
-bench: build ## Measure against the bare engine, and the audit trail
+bench: build ## Measure against the bare engine, and the API
 	@tools/deps.sh test
-	@$(SUDO) env "PATH=$$PATH" go test -count=1 -timeout=30m -run='^$$' -bench=. $(FLAGS) ./test/bench/... ./internal/control/audit/...
+	@$(SUDO) env "PATH=$$PATH" go test -count=1 -timeout=30m -run='^$$' -bench=. $(FLAGS) ./test/bench/... ./internal/control/audit/... ./internal/control/app
 
 chaos: build ## The tests of whole sandboxes, and of races in the database, at their full counts
 	@tools/deps.sh test

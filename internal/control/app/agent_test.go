@@ -69,7 +69,7 @@ func pinned(sum string) func(tls.ConnectionState) error {
 	}
 }
 
-func newFakeHost(t *testing.T, url, caSHA256 string) *fakeHost {
+func newFakeHost(t testing.TB, url, caSHA256 string) *fakeHost {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -104,7 +104,7 @@ func (h *fakeHost) certificate() (tls.Certificate, error) {
 }
 
 // call posts JSON to the agents' listener and returns status and body.
-func (h *fakeHost) call(t *testing.T, path string, body any) (int, []byte) {
+func (h *fakeHost) call(t testing.TB, path string, body any) (int, []byte) {
 	t.Helper()
 	raw, err := json.Marshal(body)
 	if err != nil {
@@ -131,7 +131,7 @@ func (h *fakeHost) call(t *testing.T, path string, body any) (int, []byte) {
 }
 
 // join registers, opens the agent's listener and sends a heartbeat.
-func (h *fakeHost) join(t *testing.T, token string) {
+func (h *fakeHost) join(t testing.TB, token string) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -157,7 +157,7 @@ func (h *fakeHost) join(t *testing.T, token string) {
 	}
 }
 
-func (h *fakeHost) beat(t *testing.T) (int, []byte) {
+func (h *fakeHost) beat(t testing.TB) (int, []byte) {
 	t.Helper()
 	return h.call(t, "/v1/hosts/"+h.creds.HostID+"/heartbeat", map[string]any{
 		"generation": 1, "address": h.address, "version": "1",
@@ -165,7 +165,7 @@ func (h *fakeHost) beat(t *testing.T) (int, []byte) {
 	})
 }
 
-func (h *fakeHost) serve(t *testing.T, listener net.Listener) {
+func (h *fakeHost) serve(t testing.TB, listener net.Listener) {
 	t.Helper()
 	cert, err := h.certificate()
 	if err != nil {
@@ -205,7 +205,7 @@ func (h *fakeHost) serve(t *testing.T, listener net.Listener) {
 
 // Hello implements agent.v1.
 // guest is a daemon that refuses whatever it is asked.
-func guest(t *testing.T, w http.ResponseWriter) {
+func guest(t testing.TB, w http.ResponseWriter) {
 	conn, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		t.Error(err)

@@ -49,7 +49,7 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
-func free(t *testing.T) string {
+func free(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -59,7 +59,7 @@ func free(t *testing.T) string {
 	return l.Addr().String()
 }
 
-func start(t *testing.T, databaseURL, secret, storeDir string) *server {
+func start(t testing.TB, databaseURL, secret, storeDir string) *server {
 	t.Helper()
 	cfg := Config{DatabaseURL: databaseURL, Secret: secret, Listen: free(t), AgentListen: free(t), StoreDir: storeDir}.Defaults(t.TempDir())
 	ctx, cancel := context.WithCancel(context.Background())
@@ -104,7 +104,7 @@ func start(t *testing.T, databaseURL, secret, storeDir string) *server {
 }
 
 // do calls the API and decodes the answer.
-func (s *server) do(t *testing.T, method, path, auth string, body any, want int, into any) []byte {
+func (s *server) do(t testing.TB, method, path, auth string, body any, want int, into any) []byte {
 	t.Helper()
 	var reader io.Reader
 	if body != nil {

@@ -42,7 +42,7 @@ type ground struct {
 	annSandbox string
 }
 
-func newGround(t *testing.T) *ground {
+func newGround(t testing.TB) *ground {
 	t.Helper()
 	url := pgtest.Empty(t)
 	_, secret := keyring.NewSecret()
@@ -91,7 +91,7 @@ func newGround(t *testing.T) *ground {
 }
 
 // raw calls with a body as it is and returns status and body.
-func (g *ground) raw(t *testing.T, method, path, auth, body string, header ...string) (int, string) {
+func (g *ground) raw(t testing.TB, method, path, auth, body string, header ...string) (int, string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, g.url+path, strings.NewReader(body))
 	if err != nil {
