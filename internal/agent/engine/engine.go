@@ -145,10 +145,9 @@ type Engine interface {
 	// Checkpoint writes the instance's state to opts.Dir, which is then described
 	// by its CheckpointInfo; making the files safe on disk is the caller's. On
 	// failure the instance keeps running as before and the directory is empty;
-	// a full disk is a syscall.ENOSPC. With LeaveRunning false the instance is
-	// frozen when Checkpoint returns, nothing having run since the image was
-	// taken, and the caller ends it with Stop once the image is safe, or goes
-	// back with Thaw. A caller who gives up (ctx) waits all the same until the
+	// a full disk is a syscall.ENOSPC. With LeaveRunning false nothing runs in the
+	// instance since the image was taken, and the caller ends it with Stop once
+	// the image is safe, or lets it go on with Thaw. A caller who gives up (ctx) waits all the same until the
 	// instance is as before; only Destroy does not wait.
 	Checkpoint(ctx context.Context, h Handle, opts CheckpointOptions) error
 
@@ -162,8 +161,10 @@ type Engine interface {
 	// environment are still the source's; time has passed on every other clock.
 	Restore(ctx context.Context, h Handle, dir string) (Handle, error)
 
-	// Freeze stops all execution without freeing memory, Thaw goes on. Both are
-	// idempotent.
+	// Freeze stops all execution without freeing memory or using any CPU, Thaw
+	// goes on, also after a Checkpoint. Both are idempotent. Freeze is for what
+	// can be replaced, such as instances kept warm: an engine may lose one in some
+	// hundred.
 	Freeze(ctx context.Context, h Handle) error
 	Thaw(ctx context.Context, h Handle) error
 

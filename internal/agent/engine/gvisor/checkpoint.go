@@ -47,35 +47,59 @@ func (e *Engine) Checkpoint(ctx context.Context, h engine.Handle, opts engine.Ch
 		if err != nil {
 			return err
 		}
-		wasFrozen := e.cg.frozen(string(r.ID))
+		// Frozen or not, held or not: so it shall be again.
+		frozen := e.cg.frozen(string(r.ID))
 		if err := e.cg.setFrozen(ctx, string(r.ID), false); err != nil {
 			return err
 		}
-		// A save holds the guest by itself; the pause keeps it from running after
-		// it, or before it where nothing ran until now.
-		if !opts.LeaveRunning || wasFrozen {
+		if err := e.settle(ctx, r); err != nil {
+			return err
+		}
+		held := r.Pause == pauseDone
+		// A save holds the guest by itself; the pause keeps it from running after.
+		if !opts.LeaveRunning {
 			err = e.pause(ctx, r)
 		}
 		if err == nil {
-			err = e.writeCheckpoint(ctx, r, b, opts)
+			err = e.tryCheckpoint(ctx, r, b, opts)
 		}
-		if err != nil {
-			return errors.Join(err, e.reinstate(ctx, r, wasFrozen), emptyDir(opts.Dir))
+		if err != nil || opts.LeaveRunning {
+			err = errors.Join(err, e.reinstate(ctx, r, held, frozen))
 		}
-		if opts.LeaveRunning {
-			return e.reinstate(ctx, r, wasFrozen)
-		}
-		return e.cg.setFrozen(ctx, string(r.ID), true)
+		return err
 	})
 }
 
+// tryCheckpoint writes the image. The sentry's network goes on while it is
+// saved, and a connection that ends in just that moment makes the save fail
+// (measured: one of some hundred, right after a call of the guest); then it is
+// taken once more. On failure the directory is empty.
+func (e *Engine) tryCheckpoint(ctx context.Context, r *record, b build, opts engine.CheckpointOptions) error {
+	for attempt := 1; ; attempt++ {
+		err := e.writeCheckpoint(ctx, r, b, opts)
+		if err == nil {
+			return nil
+		}
+		again := attempt < saveAttempts && strings.Contains(err.Error(), "encoding error: reflect:")
+		if err := errors.Join(err, emptyDir(opts.Dir)); !again {
+			return err
+		}
+		e.cfg.Logger.Warn("a save failed and is repeated", "instance_id", r.ID, "attempt", attempt, "error", err)
+	}
+}
+
+// saveAttempts bounds how often a save is tried.
+const saveAttempts = 4
+
 // reinstate puts the instance back to how it was before Checkpoint, also when
 // the caller has given up.
-func (e *Engine) reinstate(ctx context.Context, r *record, frozen bool) error {
+func (e *Engine) reinstate(ctx context.Context, r *record, held, frozen bool) error {
 	ctx, cancel := patience(ctx, time.Minute)
 	defer cancel()
-	if err := e.unpause(ctx, r); err != nil {
-		return err
+	if !held {
+		if err := e.unpause(ctx, r); err != nil {
+			return err
+		}
 	}
 	if frozen {
 		return e.cg.setFrozen(ctx, string(r.ID), true)
