@@ -175,7 +175,8 @@ func TestDestroySupersedesPausesAndResumes(t *testing.T) {
 			_, err := a.Checkpoint(context.Background(), r.Sandbox, r.Incarnation, id.NewSnapshot(), true)
 			return err
 		}},
-		{"restore", nil}, {"await", nil},
+		{"restore", nil},
+		{"await", nil},
 	} {
 		w, dir := newWorld(), t.TempDir()
 		a := boot(t, w, dir)

@@ -210,7 +210,9 @@ func (f files) Sync(path string) error { return f.do(func() error { return f.v.d
 func (f files) Rename(from, to string) error {
 	return f.do(func() error { return f.v.disk.Rename(from, to) })
 }
+
 func (f files) Remove(path string) error { return f.do(func() error { return f.v.disk.Remove(path) }) }
+
 func (f files) Truncate(path string) error {
 	return f.do(func() error { return f.v.disk.Truncate(path) })
 }
