@@ -15192,12 +15192,19 @@ func (s *SignupRequest) encodeFields(e *jx.Encoder) {
 		e.FieldStart("name")
 		e.Str(s.Name)
 	}
+	{
+		if s.Invitation.Set {
+			e.FieldStart("invitation")
+			s.Invitation.Encode(e)
+		}
+	}
 }
 
-var jsonFieldsNameOfSignupRequest = [3]string{
+var jsonFieldsNameOfSignupRequest = [4]string{
 	0: "email",
 	1: "password",
 	2: "name",
+	3: "invitation",
 }
 
 // Decode decodes SignupRequest from json.
@@ -15244,6 +15251,16 @@ func (s *SignupRequest) Decode(d *jx.Decoder) error {
 				return nil
 			}(); err != nil {
 				return errors.Wrap(err, "decode field \"name\"")
+			}
+		case "invitation":
+			if err := func() error {
+				s.Invitation.Reset()
+				if err := s.Invitation.Decode(d); err != nil {
+					return err
+				}
+				return nil
+			}(); err != nil {
+				return errors.Wrap(err, "decode field \"invitation\"")
 			}
 		default:
 			return errors.Errorf("unexpected field %q", k)

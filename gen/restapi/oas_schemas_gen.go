@@ -7084,6 +7084,9 @@ type SignupRequest struct {
 	Password string `json:"password"`
 	// 1 to 100 characters.
 	Name string `json:"name"`
+	// Token of an invitation that names this email: lets it sign up where others may not. Accept it
+	// afterwards.
+	Invitation OptString `json:"invitation"`
 }
 
 // GetEmail returns the value of Email.
@@ -7101,6 +7104,11 @@ func (s *SignupRequest) GetName() string {
 	return s.Name
 }
 
+// GetInvitation returns the value of Invitation.
+func (s *SignupRequest) GetInvitation() OptString {
+	return s.Invitation
+}
+
 // SetEmail sets the value of Email.
 func (s *SignupRequest) SetEmail(val string) {
 	s.Email = val
@@ -7114,6 +7122,11 @@ func (s *SignupRequest) SetPassword(val string) {
 // SetName sets the value of Name.
 func (s *SignupRequest) SetName(val string) {
 	s.Name = val
+}
+
+// SetInvitation sets the value of Invitation.
+func (s *SignupRequest) SetInvitation(val OptString) {
+	s.Invitation = val
 }
 
 // Ref: #/components/schemas/Snapshot

@@ -46,7 +46,11 @@ type Session struct {
 const SessionLifetime = 30 * 24 * time.Hour
 
 // SignupRequest is what a new user gives.
-type SignupRequest struct{ Email, Password, Name string }
+type SignupRequest struct {
+	Email, Password, Name string
+	// Invitation is the token of one that names this address; "" for none.
+	Invitation string
+}
 
 // Bounds, in characters.
 const (

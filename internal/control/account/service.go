@@ -58,6 +58,9 @@ type Config struct {
 	URL string
 	// Mailer is nil where no mail is sent.
 	Mailer mail.Mailer
+	// Invited returns the address that an invitation is for, "" when it does not
+	// name one or does not work; nil where nobody is invited.
+	Invited func(ctx context.Context, token string) (email string, err error)
 }
 
 // Service is the use cases of accounts.
@@ -69,6 +72,7 @@ type Service struct {
 	log       *slog.Logger
 	url       string
 	mailer    mail.Mailer
+	invited   func(context.Context, string) (string, error)
 	dummyHash string // what unknown accounts are checked against
 	errands   chan errand
 
@@ -87,7 +91,7 @@ func NewService(ctx context.Context, c Config) (*Service, error) {
 	limiter := func(rate ratelimit.Rate) *ratelimit.Limiter { return ratelimit.New(c.Clock, rate, limiterKeys) }
 	return &Service{
 		store: c.Store, signer: c.Signer, hasher: c.Hasher, policy: c.Signup, log: c.Log, url: strings.TrimRight(c.URL, "/"),
-		mailer: c.Mailer, dummyHash: dummy, errands: make(chan errand, maxErrands),
+		invited: c.Invited, mailer: c.Mailer, dummyHash: dummy, errands: make(chan errand, maxErrands),
 		byIP: limiter(wrongLogins), byAccount: limiter(wrongLogins),
 		askedByIP: limiter(asksOfIP), askedByOne: limiter(asksOfPerson),
 		codesByUser: limiter(wrongLogins), pollsByDevice: limiter(polls),
@@ -106,7 +110,7 @@ func (s *Service) Signup(ctx context.Context, by principal.Principal, r SignupRe
 	if err != nil {
 		return Auth{}, err
 	}
-	if err := s.policy.allow(r.Email); err != nil {
+	if err := s.admit(ctx, r); err != nil {
 		return Auth{}, err
 	}
 	hash, err := s.hasher.Hash(ctx, r.Password)
@@ -127,6 +131,20 @@ func (s *Service) Signup(ctx context.Context, by principal.Principal, r SignupRe
 }
 
 // newAccount is what signing up makes, but for the session.
+// admit decides whether an address may sign up: by the policy, or because
+// somebody here invited it by name.
+func (s *Service) admit(ctx context.Context, r SignupRequest) error {
+	refused := s.policy.allow(r.Email)
+	if refused == nil || r.Invitation == "" || s.invited == nil {
+		return refused
+	}
+	email, err := s.invited(ctx, r.Invitation)
+	if err == nil && email != r.Email {
+		err = refused
+	}
+	return err
+}
+
 func newAccount(log audit.AuditLogger, u User, hash string) Signup {
 	t := team.New(team.DefaultName(u.Name))
 	return Signup{

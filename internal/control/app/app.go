@@ -59,6 +59,7 @@ import (
 	"skerry.dev/skerry/internal/control/template/templatepg"
 	"skerry.dev/skerry/internal/control/web"
 	"skerry.dev/skerry/internal/kernel/clock"
+	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
 	"skerry.dev/skerry/internal/kernel/lifecycle"
 	"skerry.dev/skerry/internal/pg"
@@ -188,7 +189,7 @@ func (c *control) openRooms(ctx context.Context) (err error) {
 	}
 	c.accounts, err = account.NewService(ctx, account.Config{
 		Store: accountpg.New(c.pool), Signer: c.keys, Hasher: account.NewHasher(account.DefaultCost()), Signup: c.cfg.signup, Clock: clock.System{},
-		Log: c.log, URL: c.cfg.URL, Mailer: mailer,
+		Log: c.log, URL: c.cfg.URL, Invited: c.invited, Mailer: mailer,
 	})
 	if err != nil {
 		return err
@@ -236,6 +237,15 @@ type (
 	events    struct{ *eventhttp.Handlers }
 	logins    struct{ *oauthhttp.Handlers }
 )
+
+// invited finds the address that an invitation names.
+func (c *control) invited(ctx context.Context, token string) (string, error) {
+	preview, err := c.teams.Preview(ctx, token)
+	if errs.CodeOf(err) == errs.CodeNotFound {
+		return "", nil
+	}
+	return preview.Email, err
+}
 
 // callers finds who holds a ticket.
 type callers struct {

@@ -61,7 +61,14 @@ func free(t testing.TB) string {
 
 func start(t testing.TB, databaseURL, secret, storeDir string) *server {
 	t.Helper()
-	cfg := Config{DatabaseURL: databaseURL, Secret: secret, Listen: free(t), AgentListen: free(t), StoreDir: storeDir}.Defaults(t.TempDir())
+	return startWith(t, Config{DatabaseURL: databaseURL, Secret: secret, StoreDir: storeDir})
+}
+
+// startWith runs a server on addresses of its own.
+func startWith(t testing.TB, cfg Config) *server {
+	t.Helper()
+	cfg.Listen, cfg.AgentListen = free(t), free(t)
+	cfg = cfg.Defaults(t.TempDir())
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	s := &server{url: cfg.URL, agentURL: cfg.AgentURL, log: &logBuffer{}}

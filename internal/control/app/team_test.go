@@ -9,7 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"skerry.dev/skerry/internal/control/keyring"
 	"skerry.dev/skerry/internal/kernel/id"
+	"skerry.dev/skerry/internal/pg/pgtest"
 	"skerry.dev/skerry/internal/testkit"
 )
 
@@ -296,4 +298,46 @@ func idOf(t *testing.T, wire string) id.Team {
 		t.Fatal(err)
 	}
 	return of
+}
+
+// Where sign-up is closed, an invitation that names an address lets that address
+// in, and no other.
+func TestA13_AnInvitationByNameOpensAClosedDoor(t *testing.T) {
+	url := pgtest.Empty(t)
+	_, secret := keyring.NewSecret()
+	s := startWith(t, Config{DatabaseURL: url, Secret: secret, StoreDir: t.TempDir(), Signup: "closed"})
+	const password = "a long password"
+	if err := EnsureAdmin(t.Context(), url, secret, "root@example.org", password); err != nil {
+		t.Fatal(err)
+	}
+	var login struct {
+		Token string `json:"token"`
+		Team  struct {
+			ID string `json:"id"`
+		} `json:"team"`
+	}
+	s.do(t, http.MethodPost, "/v1/auth/login", "", map[string]string{"email": "root@example.org", "password": password}, http.StatusOK, &login)
+	invite := func(body map[string]string) string {
+		var made struct {
+			URL string `json:"url"`
+		}
+		s.do(t, http.MethodPost, "/v1/teams/"+login.Team.ID+"/invitations", login.Token, body, http.StatusCreated, &made)
+		return made.URL[strings.LastIndexAny(made.URL, "=")+1:]
+	}
+	named, open := invite(map[string]string{"email": "new@example.org"}), invite(map[string]string{})
+	signUp := func(email, invitation string, want int) {
+		t.Helper()
+		s.do(t, http.MethodPost, "/v1/auth/signup", "", map[string]string{"email": email, "password": password, "name": "N", "invitation": invitation}, want, nil)
+	}
+	signUp("new@example.org", "", http.StatusForbidden)
+	signUp("new@example.org", "sinv_nonsense", http.StatusForbidden)
+	signUp("new@example.org", open, http.StatusForbidden)
+	signUp("other@example.org", named, http.StatusForbidden)
+	signUp("New@Example.org", named, http.StatusCreated)
+	var auth struct {
+		Token string `json:"token"`
+	}
+	s.do(t, http.MethodPost, "/v1/auth/login", "", map[string]string{"email": "new@example.org", "password": password}, http.StatusOK, &auth)
+	s.do(t, http.MethodPost, "/v1/invitations/accept", auth.Token, map[string]string{"token": named}, http.StatusOK, nil)
+	signUp("late@example.org", named, http.StatusForbidden)
 }

@@ -53,7 +53,7 @@ func (a *Accounts) SetRefresh(ctx context.Context, token string) {
 // Signup implements restapi.Handler.
 func (a *Accounts) Signup(ctx context.Context, req *restapi.SignupRequest, _ restapi.SignupParams) (*restapi.AuthResponse, error) {
 	made, err := idempotency.Do(ctx, a.replays, func(ctx context.Context) (account.Auth, error) {
-		return a.service.Signup(ctx, principal.From(ctx), account.SignupRequest{Email: req.Email, Password: req.Password, Name: req.Name})
+		return a.service.Signup(ctx, principal.From(ctx), account.SignupRequest{Email: req.Email, Password: req.Password, Name: req.Name, Invitation: req.Invitation.Or("")})
 	})
 	return a.loggedIn(ctx, made, err)
 }
