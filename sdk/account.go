@@ -8,16 +8,6 @@ import (
 	"skerry.dev/skerry/gen/restapi"
 )
 
-// Login proves who you are with a password; the answer's Token goes into
-// WithToken.
-func (c *Client) Login(ctx context.Context, email, password string) (*Login, error) {
-	a, err := c.api.Login(ctx, &restapi.LoginRequest{Email: email, Password: password})
-	return a, c.explain(err)
-}
-
-// Logout ends the session of the client's token.
-func (c *Client) Logout(ctx context.Context) error { return c.explain(c.api.Logout(ctx)) }
-
 // Me is the user and active team of the client's token.
 func (c *Client) Me(ctx context.Context) (*Me, error) {
 	m, err := c.api.GetMe(ctx)

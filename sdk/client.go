@@ -28,7 +28,6 @@ type (
 	CreatedAPIKey = restapi.CreatedAPIKey
 	Host          = restapi.Host
 	CreatedHost   = restapi.CreatedHost
-	Login         = restapi.AuthResponse
 	Me            = restapi.Me
 )
 
@@ -39,6 +38,7 @@ type Client struct {
 	api    *restapi.Client
 	apiKey string
 	token  string
+	tokens func(context.Context) (string, error)
 	agent  string
 }
 
@@ -51,6 +51,13 @@ func WithAPIKey(key string) Option { return func(c *Client) { c.apiKey = key } }
 // WithToken sends a session's token, which people get from Login and which also
 // acts on keys and hosts. It wins over an API key.
 func WithToken(token string) Option { return func(c *Client) { c.token = token } }
+
+// WithTokenSource asks for the session's token before each call, for programs
+// that outlive one. It is called from several goroutines, and wins over the
+// other two.
+func WithTokenSource(source func(context.Context) (string, error)) Option {
+	return func(c *Client) { c.tokens = source }
+}
 
 // WithHTTPClient replaces the HTTP client. It must not have a Timeout, for a
 // stream lives as long as its sandbox.
@@ -95,22 +102,41 @@ func transport() *http.Transport {
 }
 
 // authorize puts the client's proof of identity on a request.
-func (c *Client) authorize(h http.Header) {
+func (c *Client) authorize(ctx context.Context, h http.Header) error {
 	h.Set("User-Agent", c.agent)
+	token := c.token
+	if c.tokens != nil {
+		var err error
+		if token, err = c.tokens(ctx); err != nil {
+			return &sourceError{err}
+		}
+	}
 	switch {
-	case c.token != "":
-		h.Set("Authorization", "Bearer "+c.token)
+	case token != "":
+		h.Set("Authorization", "Bearer "+token)
 	case c.apiKey != "":
 		h.Set("X-API-Key", c.apiKey)
 	}
+	return nil
 }
 
 // doer sends the generated client's requests with our headers.
 type doer struct{ c *Client }
 
 func (d doer) Do(r *http.Request) (*http.Response, error) {
-	d.c.authorize(r.Header)
-	return d.c.http.Do(r)
+	if err := d.c.authorize(r.Context(), r.Header); err != nil {
+		return nil, err
+	}
+	v, ok := r.Context().Value(visitKey{}).(*visit)
+	if !ok {
+		return d.c.http.Do(r)
+	}
+	v.leave(r)
+	answer, err := d.c.http.Do(r)
+	if err == nil {
+		v.take(answer)
+	}
+	return answer, err
 }
 
 // source answers the generated client, which picks a scheme per operation. The
@@ -138,7 +164,9 @@ func (c *Client) request(ctx context.Context, method, path string, query url.Val
 	if err != nil {
 		return nil, err
 	}
-	c.authorize(r.Header)
+	if err := c.authorize(ctx, r.Header); err != nil {
+		return nil, err
+	}
 	if body != nil {
 		r.Header.Set("Content-Type", "application/octet-stream")
 		r.Header.Set("Expect", "100-continue")

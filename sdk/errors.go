@@ -41,6 +41,12 @@ func (e *UnreachableError) Error() string {
 // Unwrap returns what happened.
 func (e *UnreachableError) Unwrap() error { return e.cause }
 
+// sourceError is what a token source said, unchanged on its way through others.
+type sourceError struct{ said error }
+
+func (e *sourceError) Error() string { return e.said.Error() }
+func (e *sourceError) Unwrap() error { return e.said }
+
 // Is reports whether err is the server's error with this code.
 func Is(err error, code string) bool {
 	var e *Error
@@ -83,6 +89,10 @@ func readError(r *http.Response) error {
 func (c *Client) explain(err error) error {
 	if err == nil {
 		return nil
+	}
+	var source *sourceError
+	if errors.As(err, &source) {
+		return source.said
 	}
 	var known *Error
 	if errors.As(err, &known) {

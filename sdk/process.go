@@ -165,7 +165,9 @@ func (p *Process) begin(first map[string]any) error {
 func (p *Process) dial(first map[string]any) error {
 	u := *p.c.base.JoinPath(p.path)
 	header := http.Header{}
-	p.c.authorize(header)
+	if err := p.c.authorize(p.ctx, header); err != nil {
+		return err
+	}
 	//nolint:bodyclose // the connection owns the body; of a refusal it is a buffer in memory
 	conn, answer, err := websocket.Dial(p.ctx, u.String(), &websocket.DialOptions{
 		HTTPClient: p.c.http, HTTPHeader: header, Subprotocols: []string{subprotocol},

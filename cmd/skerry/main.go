@@ -31,7 +31,7 @@ type program struct {
 	cli.Commands
 	Server  serverCmd  `cmd:"" help:"Run the server, for deployments of your own."`
 	Agent   agentCmd   `cmd:"" help:"Run the agent of a host."`
-	Admin   adminCmd   `cmd:"" help:"Help for operators, on the database itself."`
+	Admin   adminCmd   `cmd:"" help:"Users, teams and limits, for platform admins."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 	Shim    shimCmd    `cmd:"" hidden:""`
 }

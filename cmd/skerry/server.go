@@ -53,7 +53,8 @@ func parts() up.Parts {
 }
 
 type adminCmd struct {
-	Create adminCreateCmd `cmd:"" help:"Make a platform admin, or give one that exists a new password."`
+	Create adminCreateCmd `cmd:"" help:"Make a platform admin on the database itself, or give one that exists a new password."`
+	cli.AdminCommands
 }
 
 type adminCreateCmd struct {

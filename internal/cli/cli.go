@@ -17,7 +17,8 @@ type Globals struct {
 
 // Commands are the verbs of this package.
 type Commands struct {
-	Login    loginCmd    `cmd:"" help:"Log in and keep an API key for this machine."`
+	Login    loginCmd    `cmd:"" help:"Log in and stay logged in."`
+	Logout   logoutCmd   `cmd:"" help:"End the login that was kept."`
 	Sandbox  sandboxCmd  `cmd:"" aliases:"sb" help:"Create sandboxes, run commands in them, copy files."`
 	Snapshot snapshotCmd `cmd:"" help:"Saved states of sandboxes, to start others from."`
 	Template templateCmd `cmd:"" help:"What sandboxes are made from."`
@@ -37,7 +38,7 @@ type Env struct {
 	// Credentials are the files a local `skerry up` may have left its
 	// credentials in, best first.
 	Credentials []string
-	// ConfigFile is where `skerry login` keeps its key.
+	// ConfigFile is where `skerry login` keeps its session.
 	ConfigFile string
 	Version    string
 }

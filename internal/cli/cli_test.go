@@ -185,23 +185,22 @@ func TestO3_KeysGoOnlyToTheirServer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if c.APIKey == "" && c.login {
+			return [2]string{c.URL, "(login)"}
+		}
 		return [2]string{c.URL, c.APIKey}
 	}
 	if got := find(Globals{}); got != [2]string{"http://127.0.0.1:7070", "local"} {
 		t.Errorf("of a local up: %v", got)
 	}
-	if err := e.keep(credentials{URL: "https://far", APIKey: "kept"}); err != nil {
+	if err := e.alone(func() error { return e.keep(kept{URL: "https://far", Refresh: "srt_1"}) }); err != nil {
 		t.Fatal(err)
-	}
-	info, err := os.Stat(e.ConfigFile)
-	if err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
 	for _, c := range []struct {
 		g    Globals
 		want [2]string
 	}{
-		{Globals{}, [2]string{"https://far", "kept"}},
+		{Globals{}, [2]string{"https://far", "(login)"}},
 		{Globals{URL: "http://127.0.0.1:7070/"}, [2]string{"http://127.0.0.1:7070", "local"}},
 		{Globals{URL: "https://elsewhere"}, [2]string{"https://elsewhere", ""}},
 		{Globals{APIKey: "given"}, [2]string{defaultURL, "given"}},
@@ -273,50 +272,5 @@ func TestBar(t *testing.T) {
 	b.at, b.total = 100, 3_000_000
 	if got, want := b.line(time.Second), "data.bin                     ████████████░░░░░░░░░░░░  50 %  100 B of 200 B  3.0 MB/s"; got != want {
 		t.Errorf("line\n%q, want\n%q", got, want)
-	}
-}
-
-func TestLoginAgainAfterTheFormerKeyWasRevoked(t *testing.T) {
-	e, stderr := testEnv(t)
-	type m = map[string]any
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		status, answer := http.StatusOK, m{}
-		user := m{"id": "user-1", "email": "ann@example.org", "name": "Ann", "is_admin": false}
-		switch r.Method + " " + r.URL.Path {
-		case "POST /v1/auth/login":
-			answer = m{"token": "jwt", "expires_at": "2026-01-02T03:04:05.000000Z", "user": user, "team": nil}
-		case "GET /v1/me":
-			answer = m{"user": user, "team": nil}
-		case "POST /v1/api-keys":
-			status = http.StatusCreated
-			answer = m{"key": "skerry_new", "api_key": m{
-				"id": "key-2", "name": "n", "prefix": "skerry_", "scopes": []string{}, "created_by": "Ann", "created_at": "2026-01-02T03:04:05.000000Z",
-			}}
-		case "DELETE /v1/api-keys/key-1":
-			status, answer = http.StatusNotFound, m{"error": m{"code": "api_key_not_found", "message": "There is no such API key in your team.", "request_id": "r"}}
-		default:
-			status = http.StatusNoContent
-		}
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(status)
-		if status != http.StatusNoContent {
-			_ = json.NewEncoder(w).Encode(answer)
-		}
-	}))
-	defer server.Close()
-	e.Getenv = func(name string) string {
-		return map[string]string{"SKERRY_EMAIL": "ann@example.org", "SKERRY_PASSWORD": "a long password"}[name]
-	}
-	if err := e.keep(credentials{URL: server.URL, APIKey: "skerry_old", KeyID: "key-1"}); err != nil {
-		t.Fatal(err)
-	}
-	if err := (&loginCmd{}).Run(e, &Globals{}); err != nil {
-		t.Fatal(err)
-	}
-	if stderr.Len() != 0 {
-		t.Errorf("it complains: %s", stderr)
-	}
-	if kept, err := e.find(&Globals{}); err != nil || kept.APIKey != "skerry_new" || kept.KeyID != "key-2" {
-		t.Errorf("kept %+v (%v)", kept, err)
 	}
 }

@@ -59,13 +59,14 @@ func Report(w io.Writer, err error) int {
 	fmt.Fprintf(w, "skerry: %s\n", cleanLines(text))
 	var usage *usageError
 	var unreachable *sdk.UnreachableError
+	var over *endedError
 	switch {
 	case errors.As(err, &usage):
 		return ExitUsage
 	case errors.As(err, &unreachable):
 		fmt.Fprintln(w, "        Is the server running, and is its URL right (--url, SKERRY_URL)?")
 		return exitUnavailable
-	case errors.Is(err, errNoCredentials):
+	case errors.Is(err, errNoCredentials), errors.As(err, &over):
 		return exitNotAllowed
 	}
 	return exitFailed

@@ -26,10 +26,8 @@ type teamCmd struct {
 	Invitations teamInvitationsCmd `cmd:"" help:"List open invitations."`
 	Uninvite    teamUninviteCmd    `cmd:"" help:"Withdraw an invitation."`
 	Accept      teamAcceptCmd      `cmd:"" help:"Join a team by a link."`
-	Limits      teamLimitsCmd      `cmd:"" help:"What the team may have, and what it has."`
-	SetLimits   teamSetLimitsCmd   `cmd:"" help:"Set any team's limits (platform admins)."`
-	All         teamAllCmd         `cmd:"" help:"List all teams (platform admins)."`
-	BYOC        teamBYOCCmd        `cmd:"" name:"byoc" help:"Let a team bring hosts of its own, or no longer (platform admins)."`
+	Switch      teamSwitchCmd      `cmd:"" help:"Make a team the active one of the kept login."`
+	Limits      teamLimitsCmd      `cmd:"" help:"What the active team may have, and what it has."`
 }
 
 // which is the flag of commands that work on one of my teams.
@@ -397,22 +395,14 @@ func (cmd *teamAcceptCmd) Run(e *Env, g *Globals) error {
 	return printTeam(e, g, t)
 }
 
-type teamLimitsCmd struct {
-	Team string `help:"Any team's id, for platform admins; without it the active one." placeholder:"TEAM"`
-}
+type teamLimitsCmd struct{}
 
 func (cmd *teamLimitsCmd) Run(e *Env, g *Globals) error {
-	c, end, err := e.session(g)
+	c, err := e.client(g)
 	if err != nil {
 		return err
 	}
-	defer end()
-	var l *sdk.Limits
-	if cmd.Team == "" {
-		l, err = c.Limits(e.Context)
-	} else {
-		l, err = c.TeamLimits(e.Context, cmd.Team)
-	}
+	l, err := c.Limits(e.Context)
 	if err != nil {
 		return err
 	}
@@ -439,83 +429,39 @@ func printLimits(e *Env, g *Globals, l *sdk.Limits) error {
 	return nil
 }
 
-type teamSetLimitsCmd struct {
-	Team      string   `arg:"" help:"The team's id."`
-	Sandboxes *int     `help:"Sandboxes that have not ended. What is left out becomes the default." placeholder:"N"`
-	VCPUs     *float64 `name:"vcpus" help:"Their vCPUs." placeholder:"N"`
-	MemoryMB  *int64   `name:"memory-mb" help:"Their memory." placeholder:"MB"`
-	DiskMB    *int64   `name:"disk-mb" help:"Their disks." placeholder:"MB"`
-	StoredMB  *int64   `name:"stored-mb" help:"Snapshots, paused sandboxes and images." placeholder:"MB"`
-	APIKeys   *int     `name:"api-keys" help:"API keys that work." placeholder:"N"`
-	Hosts     *int     `help:"Hosts of its own." placeholder:"N"`
-	Templates *int     `help:"Templates of its own." placeholder:"N"`
+type teamSwitchCmd struct {
+	Team string `arg:"" help:"Its id, slug or name."`
 }
 
-func (cmd *teamSetLimitsCmd) Run(e *Env, g *Globals) error {
-	c, end, err := e.session(g)
+func (cmd *teamSwitchCmd) Run(e *Env, g *Globals) error {
+	found, err := e.find(g)
 	if err != nil {
 		return err
 	}
-	defer end()
-	var to sdk.TeamLimits
-	set(cmd.Sandboxes, to.Sandboxes.SetTo)
-	set(cmd.VCPUs, to.Vcpus.SetTo)
-	set(cmd.MemoryMB, to.MemoryMB.SetTo)
-	set(cmd.DiskMB, to.DiskMB.SetTo)
-	set(cmd.StoredMB, to.StoredMB.SetTo)
-	set(cmd.APIKeys, to.APIKeys.SetTo)
-	set(cmd.Hosts, to.Hosts.SetTo)
-	set(cmd.Templates, to.Templates.SetTo)
-	l, err := c.SetTeamLimits(e.Context, cmd.Team, to)
+	if !found.login {
+		return errors.New("only a login that is kept has an active team to switch: run `skerry login` first")
+	}
+	c, err := e.keptClient(found.URL)
 	if err != nil {
 		return err
 	}
-	return printLimits(e, g, l)
-}
-
-func set[T any](v *T, to func(T)) {
-	if v != nil {
-		to(*v)
-	}
-}
-
-type teamAllCmd struct {
-	Search string `arg:"" optional:"" help:"Part of a name or slug."`
-}
-
-func (cmd *teamAllCmd) Run(e *Env, g *Globals) error {
-	c, end, err := e.session(g)
+	team, err := mine(e, c, cmd.Team)
 	if err != nil {
 		return err
 	}
-	defer end()
-	list, err := collect(c.AllTeams(e.Context, cmd.Search), 0)
+	login, err := c.SwitchTeam(e.Context, team)
 	if err != nil {
 		return err
 	}
-	return printList(e, g, list, "No teams.", []string{"NAME", "SLUG", "OWNER", "MEMBERS", "SANDBOXES", "OWN HOSTS", "AGE", "DELETED", "ID"}, func(t sdk.AdminTeam) []string {
-		return []string{t.Name, t.Slug, t.Owner, strconv.Itoa(t.Members), strconv.Itoa(t.Sandboxes), yes(t.IsByoc), age(t.CreatedAt), when(t.DeletedAt), t.ID}
+	if login.Team.Null {
+		return errors.New("the team has just gone")
+	}
+	err = e.alone(func() error {
+		k, err := e.kept()
+		if err != nil || k.URL != found.URL || k.Refresh == "" {
+			return err // logged out meanwhile
+		}
+		return e.keep(k.goesOn(login))
 	})
-}
-
-type teamBYOCCmd struct {
-	Team   string `arg:"" help:"The team's id."`
-	Switch string `arg:"" enum:"on,off" help:"${enum}."`
-}
-
-func (cmd *teamBYOCCmd) Run(e *Env, g *Globals) error {
-	c, end, err := e.session(g)
-	if err != nil {
-		return err
-	}
-	defer end()
-	t, err := c.SetBYOC(e.Context, cmd.Team, cmd.Switch == "on")
-	if err != nil {
-		return err
-	}
-	if g.Output == "json" {
-		return printJSON(e.Stdout, t)
-	}
-	fmt.Fprintf(e.Stdout, "%s: hosts of its own %s\n", clean(t.Name), cmd.Switch)
-	return nil
+	return errors.Join(err, printTeam(e, g, &login.Team.Value))
 }

@@ -94,6 +94,7 @@ func run(t *testing.T, url string, args ...string) (stdout, stderr string, err e
 	var program struct {
 		Globals
 		Commands
+		Admin AdminCommands `cmd:""`
 	}
 	parser, err := kong.New(&program, kong.Exit(func(int) { t.Error("the parser exits") }))
 	if err != nil {
@@ -108,42 +109,44 @@ func run(t *testing.T, url string, args ...string) (stdout, stderr string, err e
 }
 
 func TestO3_TeamCommands(t *testing.T) {
-	const active, list = "GET /v1/me", "GET /v1/teams"
+	const active, list, all = "GET /v1/me", "GET /v1/teams", "GET /v1/admin/teams?search=One"
 	for line, want := range map[string]struct {
 		asks []string
 		says string
 	}{
-		"team list":                                        {[]string{list}, "a1b2c3-d1e2f3"},
-		"team create Two":                                  {[]string{`POST /v1/teams {"name":"Two"}`}, "owner"},
-		"team show":                                        {[]string{active, "GET /v1/teams/team-1"}, "bob@example.org"},
-		"team show --team One":                             {[]string{list, "GET /v1/teams/team-1"}, "bob@example.org"},
-		"team rename New":                                  {[]string{active, `PATCH /v1/teams/team-1 {"name":"New"}`}, "One"},
-		"team delete a1b2c3-d1e2f3 --yes":                  {[]string{list, "DELETE /v1/teams/team-1"}, ""},
-		"team transfer BOB@example.org":                    {[]string{active, "GET /v1/teams/team-1/members", `POST /v1/teams/team-1/transfer {"user_id":"usr-2"}`}, "One"},
-		"team leave team-1":                                {[]string{"POST /v1/teams/team-1/leave"}, ""},
-		"team members":                                     {[]string{active, "GET /v1/teams/team-1/members"}, "usr-2"},
-		"team add bob@example.org":                         {[]string{active, `POST /v1/teams/team-1/members {"email":"bob@example.org","role":"member"}`}, "usr-2"},
-		"team role usr-2 admin":                            {[]string{active, `PATCH /v1/teams/team-1/members/usr-2 {"role":"admin"}`}, "usr-2"},
-		"team remove usr-2 --revoke-keys":                  {[]string{active, "DELETE /v1/teams/team-1/members/usr-2?revoke_keys=true"}, "key-1"},
-		"team invite --role admin":                         {[]string{active, `POST /v1/teams/team-1/invitations {"role":"admin","expires_in_sec":604800}`}, "https://x/signup#invitation=sinv_1"},
-		"team invitations":                                 {[]string{active, "GET /v1/teams/team-1/invitations"}, "whoever has the link"},
-		"team uninvite inv-1 --team One":                   {[]string{list, "DELETE /v1/teams/team-1/invitations/inv-1"}, ""},
-		"team accept https://x/#invitation=y":              {[]string{`POST /v1/invitations/accept {"token":"y"}`}, "One"},
-		"team limits":                                      {[]string{"GET /v1/limits"}, "sandboxes"},
-		"team limits --team team-1":                        {[]string{"GET /v1/admin/teams/team-1/limits"}, "2.5"},
-		"team set-limits team-1 --sandboxes 0 --vcpus 2.5": {[]string{`PUT /v1/admin/teams/team-1/limits {"sandboxes":0,"vcpus":2.5}`}, "2.5"},
-		"team all on":                                      {[]string{"GET /v1/admin/teams?search=on"}, "ann@example.org"},
-		"team byoc team-1 on":                              {[]string{`PUT /v1/admin/teams/team-1/byoc {"enabled":true}`}, "on"},
-		"key create ci":                                    {[]string{`POST /v1/api-keys {"name":"ci"}`}, "skerry_x"},
-		"team list -o json":                                {[]string{list}, `"slug": "a1b2c3-d1e2f3"`},
-		"team members -o json":                             {[]string{active, "GET /v1/teams/team-1/members"}, `"user_id": "usr-2"`},
-		"team limits -o json":                              {[]string{"GET /v1/limits"}, `"limit": 5`},
-		"team invite -o json":                              {[]string{active, `POST /v1/teams/team-1/invitations {"role":"member","expires_in_sec":604800}`}, `"url": "https://x/signup#invitation=sinv_1"`},
-		"team remove usr-2":                                {[]string{active, "DELETE /v1/teams/team-1/members/usr-2?revoke_keys=false"}, "key-1"},
-		"team rename N --team zz":                          {[]string{list}, "error: you are in no team"},
-		"team role zz@x admin":                             {[]string{active, "GET /v1/teams/team-1/members"}, "error: zz@x is not in the team"},
-		"team delete One":                                  {nil, "error: deleting a team"},
-		"team role usr-2 owner":                            {nil, "error: "},
+		"team list":                           {[]string{list}, "a1b2c3-d1e2f3"},
+		"team create Two":                     {[]string{`POST /v1/teams {"name":"Two"}`}, "owner"},
+		"team show":                           {[]string{active, "GET /v1/teams/team-1"}, "bob@example.org"},
+		"team show --team One":                {[]string{list, "GET /v1/teams/team-1"}, "bob@example.org"},
+		"team rename New":                     {[]string{active, `PATCH /v1/teams/team-1 {"name":"New"}`}, "One"},
+		"team delete a1b2c3-d1e2f3 --yes":     {[]string{list, "DELETE /v1/teams/team-1"}, ""},
+		"team transfer BOB@example.org":       {[]string{active, "GET /v1/teams/team-1/members", `POST /v1/teams/team-1/transfer {"user_id":"usr-2"}`}, "One"},
+		"team leave team-1":                   {[]string{"POST /v1/teams/team-1/leave"}, ""},
+		"team members":                        {[]string{active, "GET /v1/teams/team-1/members"}, "usr-2"},
+		"team add bob@example.org":            {[]string{active, `POST /v1/teams/team-1/members {"email":"bob@example.org","role":"member"}`}, "usr-2"},
+		"team role usr-2 admin":               {[]string{active, `PATCH /v1/teams/team-1/members/usr-2 {"role":"admin"}`}, "usr-2"},
+		"team remove usr-2 --revoke-keys":     {[]string{active, "DELETE /v1/teams/team-1/members/usr-2?revoke_keys=true"}, "key-1"},
+		"team invite --role admin":            {[]string{active, `POST /v1/teams/team-1/invitations {"role":"admin","expires_in_sec":604800}`}, "https://x/signup#invitation=sinv_1"},
+		"team invitations":                    {[]string{active, "GET /v1/teams/team-1/invitations"}, "whoever has the link"},
+		"team uninvite inv-1 --team One":      {[]string{list, "DELETE /v1/teams/team-1/invitations/inv-1"}, ""},
+		"team accept https://x/#invitation=y": {[]string{`POST /v1/invitations/accept {"token":"y"}`}, "One"},
+		"admin limits team-1":                 {[]string{"GET /v1/admin/teams/team-1/limits"}, "2.5"},
+		"admin limits One":                    {[]string{all, "GET /v1/admin/teams/team-1/limits"}, "2.5"},
+		"admin limits On":                     {[]string{"GET /v1/admin/teams?search=On"}, "error: there is no team"},
+		"admin set-limits team-1 --defaults --sandboxes 0 --vcpus 2.5": {[]string{`PUT /v1/admin/teams/team-1/limits {"sandboxes":0,"vcpus":2.5}`}, "2.5"},
+		"admin set-limits team-1 --sandboxes 0":                        {nil, "error: limits are set all at once"},
+		"admin teams on":                                               {[]string{"GET /v1/admin/teams?search=on"}, "ann@example.org"},
+		"admin byoc a1b2c3-d1e2f3 on":                                  {[]string{"GET /v1/admin/teams?search=a1b2c3-d1e2f3", `PUT /v1/admin/teams/team-1/byoc {"enabled":true}`}, "yes"},
+		"key create ci":                                                {[]string{`POST /v1/api-keys {"name":"ci"}`}, "skerry_x"},
+		"team list -o json":                                            {[]string{list}, `"slug": "a1b2c3-d1e2f3"`},
+		"team members -o json":                                         {[]string{active, "GET /v1/teams/team-1/members"}, `"user_id": "usr-2"`},
+		"team invite -o json":                                          {[]string{active, `POST /v1/teams/team-1/invitations {"role":"member","expires_in_sec":604800}`}, `"url": "https://x/signup#invitation=sinv_1"`},
+		"team remove usr-2":                                            {[]string{active, "DELETE /v1/teams/team-1/members/usr-2?revoke_keys=false"}, "key-1"},
+		"team rename N --team zz":                                      {[]string{list}, "error: you are in no team"},
+		"team role zz@x admin":                                         {[]string{active, "GET /v1/teams/team-1/members"}, "error: zz@x is not in the team"},
+		"team switch One":                                              {nil, "error: only a login that is kept"},
+		"team delete One":                                              {nil, "error: deleting a team"},
+		"team role usr-2 owner":                                        {nil, "error: "},
 	} {
 		t.Run(line, func(t *testing.T) {
 			url, asked := teamServer(t)
