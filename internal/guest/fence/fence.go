@@ -1,14 +1,10 @@
 // Package fence bounds how many tasks everything a sandbox's commands start can
-// have, by the kernel: forks beyond fail. The guard ends offenders with
+// have, by the kernel: a fork beyond fails. The guard ends offenders with
 // judgement, but a bomb may grow faster than one can look; without the fence it
 // takes all the host gives the sandbox, which then ends as a whole.
 //
-// gVisor's fence has holes. Each task is in one group of every controller, seven
-// of them; a fork asks one of these for room, at random, and only pids ever says
-// no. So of the forks beyond the limit one in seven or eight fails, while all
-// that succeed are counted: a program that gives up at the first refusal ends a
-// few tasks beyond, and one that tries again is slowed down and seen by the
-// guard. Below the limit none fails.
+// gVisor as it comes refuses one fork in seven or eight beyond the limit; see
+// tools/runsc.
 package fence
 
 import (
