@@ -123,19 +123,25 @@ func (cmd *promoteCmd) Run(e *Env, g *Globals) error {
 type demoteCmd struct{ person }
 
 func (cmd *demoteCmd) Run(e *Env, g *Globals) error {
-	return cmd.on(e, g, func(c *sdk.Client, user string) (*sdk.AdminUser, error) { return c.SetUserAdmin(e.Context, user, false) })
+	return cmd.on(e, g, func(c *sdk.Client, user string) (*sdk.AdminUser, error) {
+		return c.SetUserAdmin(e.Context, user, false)
+	})
 }
 
 type disableCmd struct{ person }
 
 func (cmd *disableCmd) Run(e *Env, g *Globals) error {
-	return cmd.on(e, g, func(c *sdk.Client, user string) (*sdk.AdminUser, error) { return c.SetUserActive(e.Context, user, false) })
+	return cmd.on(e, g, func(c *sdk.Client, user string) (*sdk.AdminUser, error) {
+		return c.SetUserActive(e.Context, user, false)
+	})
 }
 
 type enableCmd struct{ person }
 
 func (cmd *enableCmd) Run(e *Env, g *Globals) error {
-	return cmd.on(e, g, func(c *sdk.Client, user string) (*sdk.AdminUser, error) { return c.SetUserActive(e.Context, user, true) })
+	return cmd.on(e, g, func(c *sdk.Client, user string) (*sdk.AdminUser, error) {
+		return c.SetUserActive(e.Context, user, true)
+	})
 }
 
 type resetLinkCmd struct{ person }

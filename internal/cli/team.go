@@ -43,7 +43,7 @@ func (w which) find(e *Env, c *sdk.Client) (string, error) {
 			return "", err
 		}
 		if me.Team.Null {
-			return "", errors.New("you have no active team: name one with --team, or make one with `skerry team create`")
+			return "", errors.New("you have no active team: name one with --team, choose one with `skerry team switch`, or make one with `skerry team create`")
 		}
 		return me.Team.Value.ID, nil
 	}
