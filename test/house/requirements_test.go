@@ -15,7 +15,7 @@ import (
 
 // capabilities are what a row may wait for.
 func capabilities() []string {
-	return []string{"accounts", "artifacts", "audit", "dashboard", "edge", "hosts", "lifecycle", "microvm", "operation", "teams", "templates"}
+	return []string{"artifacts", "dashboard", "edge", "hosts", "microvm", "operation", "templates"}
 }
 
 // requirement is one row of docs/requirements.md. Its third column is a list,
