@@ -162,7 +162,8 @@ func (c Config) parse() (settings, error) {
 	s.keep, err = audit.ParseRetention(c.AuditRetention)
 	fault("SKERRY_AUDIT_RETENTION", err)
 	for _, pair := range []struct{ name, id, secret string }{
-		{"SKERRY_GITHUB_CLIENT_ID", c.GitHubID, c.GitHubSecret}, {"SKERRY_GOOGLE_CLIENT_ID", c.GoogleID, c.GoogleSecret},
+		{"SKERRY_GITHUB_CLIENT_ID", c.GitHubID, c.GitHubSecret},
+		{"SKERRY_GOOGLE_CLIENT_ID", c.GoogleID, c.GoogleSecret},
 		{"SKERRY_OIDC_CLIENT_ID", c.OIDCID, c.OIDCSecret},
 	} {
 		if (pair.id == "") != (pair.secret == "") {

@@ -84,7 +84,9 @@ func TestIdentityKeepsWhatUsersWrote(t *testing.T) {
 	for name, put := range map[string]func() error{
 		"link": func() error { return os.Symlink("secret", hosts) },
 		"pipe": func() error { return unix.Mkfifo(hosts, 0o644) },
-		"huge": func() error { return os.WriteFile(hosts, []byte(strings.Repeat("127.0.0.1 localhost\n", 50_000)), 0o644) },
+		"huge": func() error {
+			return os.WriteFile(hosts, []byte(strings.Repeat("127.0.0.1 localhost\n", 50_000)), 0o644)
+		},
 	} {
 		if err := os.Remove(hosts); err != nil {
 			t.Fatal(err)
