@@ -208,7 +208,7 @@ func (s settings) limits() web.Limits {
 	limits := web.DefaultLimits()
 	limits.Auth.Burst = s.AuthLimit
 	if s.AuthLimit == 0 {
-		limits.Auth = ratelimit.Rate{}
+		limits.Auth, limits.Unknown = ratelimit.Rate{}, ratelimit.Rate{}
 	}
 	return limits
 }

@@ -100,7 +100,9 @@ func (s *Server) authenticate(r *http.Request, operation string) (context.Contex
 	case key != "" && bearer, ticket != "" && (key != "" || bearer):
 		return nil, errTwoCredentials
 	case ticket != "":
-		caller, err := s.tickets.Redeem(ctx, ticket, operation, r.PathValue("id"))
+		caller, err := s.guesses.find(stateOf(ctx).ip, ticket, func() (principal.Principal, error) {
+			return s.tickets.Redeem(ctx, ticket, operation, r.PathValue("id"))
+		})
 		if err != nil {
 			return nil, err
 		}
@@ -132,7 +134,7 @@ func (s *Server) withUser(ctx context.Context, operation, token string) (context
 }
 
 func (s *Server) withKey(ctx context.Context, operation, key string) (context.Context, error) {
-	caller, err := s.keys.AuthenticateKey(ctx, key)
+	caller, err := s.guesses.find(stateOf(ctx).ip, key, func() (principal.Principal, error) { return s.keys.AuthenticateKey(ctx, key) })
 	if err != nil {
 		return nil, err
 	}

@@ -45,7 +45,8 @@ func (s *Server) noteRefusal(r *http.Request, status int, st *requestState) {
 // holder finds whose API key it was that came where none may act: the generated
 // plumbing did not look at it.
 func (s *Server) holder(r *http.Request, st *requestState) principal.Principal {
-	caller, err := s.keys.AuthenticateKey(r.Context(), r.Header.Get("X-API-Key"))
+	key := r.Header.Get("X-API-Key")
+	caller, err := s.guesses.find(st.ip, key, func() (principal.Principal, error) { return s.keys.AuthenticateKey(r.Context(), key) })
 	if err != nil {
 		return st.caller
 	}

@@ -49,6 +49,8 @@ type Limits struct {
 	Auth ratelimit.Rate
 	// Caller counts all calls of one user, key or host.
 	Caller ratelimit.Rate
+	// Unknown counts API keys and tickets that do not work, by address.
+	Unknown ratelimit.Rate
 }
 
 // DefaultLimits are far above what people and programs do in earnest.
@@ -56,6 +58,8 @@ func DefaultLimits() Limits {
 	return Limits{
 		Auth:   ratelimit.Rate{Burst: 30, Per: time.Minute},
 		Caller: ratelimit.Rate{Burst: 2000, Per: 4 * time.Second},
+		// Like wrong passwords.
+		Unknown: ratelimit.Rate{Burst: 10, Per: time.Minute},
 	}
 }
 
@@ -82,6 +86,7 @@ type Server struct {
 	proxies   Proxies
 	perIP     *ratelimit.Limiter
 	perCaller *ratelimit.Limiter
+	guesses   *guesses
 	refusals  Refusals
 	checks    []Check
 	open      openRequests
@@ -95,6 +100,7 @@ func New(c Config) (*Server, error) {
 		log: c.Log, secret: c.Secret, tokens: c.Tokens, users: c.Users, keys: c.Keys, hosts: c.Hosts, tickets: c.Tickets, proxies: c.Proxies, refusals: c.Refusals, checks: c.Checks,
 		perIP:     ratelimit.New(c.Clock, c.Limits.Auth, limiterKeys),
 		perCaller: ratelimit.New(c.Clock, c.Limits.Caller, limiterKeys),
+		guesses:   newGuesses(c.Clock, c.Limits.Unknown),
 		raw:       http.NewServeMux(),
 	}
 	return s, s.mountSystem()
