@@ -231,7 +231,7 @@ func TestFromAnEmptyDatabaseToASandbox(t *testing.T) {
 	s.do(t, http.MethodPost, "/v1/api-keys", login.Token, map[string]any{"name": "k"}, http.StatusCreated, &key)
 	var x sandboxAnswer
 	s.do(t, http.MethodPost, "/v1/sandboxes", key.Key, map[string]any{"template": "base", "env": map[string]string{"A": "b"}}, http.StatusCreated, &x)
-	if x.Status != "running" || strings.Join(x.Actions, " ") != "exec files delete" {
+	if x.Status != "running" || strings.Join(x.Actions, " ") != "exec files pause snapshot fork delete" {
 		t.Fatalf("created %+v", x)
 	}
 	var accepted struct {
