@@ -36,6 +36,9 @@ const (
 	// settle is how long the kernel has to give back a dead process's memory
 	// before the next one is blamed.
 	settle = time.Second
+	// aftermath is how long a crowd that was stopped may stay as large as it is
+	// before what becomes of it is its own doing.
+	aftermath = 100 * time.Millisecond
 )
 
 // Options of a Guard. Emit, MaxProcesses and Started are required.
@@ -66,7 +69,8 @@ type Guard struct {
 	count    int           // of processes at the last look
 	tasks    int           // likewise, as the kernel counts them
 	woken    time.Time     // when a process was started last; it may not be seen at once
-	braked   int           // how many were stopped at the last look
+	braked   int           // how many were stopped, until it is known what became of them
+	brakedAt time.Time     // when they were, or when their number last fell
 	calm     time.Duration // until the next look as far as their number goes
 	readMem  func() (procfs.Memory, error)
 }
@@ -106,21 +110,21 @@ func (g *Guard) look(ctx context.Context) time.Duration {
 	growing := false
 	if g.opt.Tasks != nil && limit > 0 {
 		used, most := g.opt.Tasks()
-		if g.braked > 0 && used < g.braked/2 {
-			// The kernel hangs up on groups whose parents end while they stand still;
-			// that was the end of this crowd.
+		if g.hungUp(used, time.Now()) {
 			g.opt.Log.Warn("too many processes: they ended when they were stopped", "processes", g.braked, "limit", limit)
 			g.emit(guestapi.Event{Kind: guestapi.EventProcessLimit, Processes: g.braked, Limit: limit, Killed: g.braked - used})
 		}
-		growing, g.tasks, g.braked = g.opt.Alone && used > g.tasks && used > limit/2, used, 0
-		if used >= most && !g.threads(used, most) {
-			g.processes(ctx, used, limit, true)
+		growing, g.tasks = g.opt.Alone && used > g.tasks && used > limit/2, used
+		if used >= most {
+			if !g.threads(used, most) {
+				g.processes(ctx, used, limit, true)
+			}
 			return lookMin
 		}
 	}
 	// A crowd that grows waits while it is looked at, or there would be no end.
 	if growing {
-		g.braked = g.tasks
+		g.braked, g.brakedAt = g.tasks, time.Now()
 		_ = unix.Kill(-1, unix.SIGSTOP)
 		defer func() { _ = unix.Kill(-1, unix.SIGCONT) }()
 	}
@@ -155,6 +159,22 @@ func (g *Guard) look(ctx context.Context) time.Duration {
 		next = min(next, g.calm)
 	}
 	return next
+}
+
+// hungUp reports whether a crowd ended because it was stopped: the kernel hangs
+// up on groups whose parents end while they stand still. On a busy machine they
+// go over several looks.
+func (g *Guard) hungUp(used int, now time.Time) bool {
+	switch {
+	case g.braked == 0:
+	case used < g.braked/2:
+		return true
+	case used < g.tasks:
+		g.brakedAt = now
+	case now.Sub(g.brakedAt) > aftermath:
+		g.braked = 0
+	}
+	return false
 }
 
 // rest reports whether nobody runs who has to be watched, and memory is not

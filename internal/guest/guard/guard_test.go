@@ -51,6 +51,31 @@ func TestS15_HowOftenTheGuardLooks(t *testing.T) {
 	}
 }
 
+// A crowd that ended because it was stopped is told of, also when it takes a
+// while to go; one that lived on is not, whatever becomes of it later.
+func TestS14_ACrowdThatHungUpIsToldOf(t *testing.T) {
+	type look struct {
+		after time.Duration
+		used  int
+		ended bool
+	}
+	for name, looks := range map[string][]look{
+		"at once":            {{5, 30, true}},
+		"over many looks":    {{5, 70, false}, {90, 60, false}, {180, 50, false}, {270, 30, true}},
+		"it lives on":        {{5, 80, false}, {120, 80, false}, {125, 30, false}},
+		"it falls and stays": {{5, 70, false}, {120, 70, false}, {125, 30, false}},
+	} {
+		g, began := New(Options{}), time.Now()
+		g.braked, g.brakedAt, g.tasks = 80, began, 80
+		for _, l := range looks {
+			if got := g.hungUp(l.used, began.Add(l.after*time.Millisecond)); got != l.ended {
+				t.Errorf("%s: after %d ms, %d left: %v", name, l.after, l.used, got)
+			}
+			g.tasks = l.used
+		}
+	}
+}
+
 // An idle sandbox costs its host nothing to speak of, also a small one.
 func TestALonelyDaemonRests(t *testing.T) {
 	for _, c := range []struct {
