@@ -235,13 +235,14 @@ func TestLL01_ManyCreatesAndDeletes(t *testing.T) {
 	median, command := deletes[len(deletes)/2], commands[len(commands)/2]
 	t.Logf("%d deletes: median %s, highest %s; a command: median %s", len(deletes), median, deletes[len(deletes)-1], command)
 	// What is promised is 150 ms. A machine of half the speed, whose two cores
-	// twenty idle sandboxes keep half busy, needs as much for no fault of a
-	// delete's; but it needs longer for a command as well. On a quiet machine a
-	// delete takes 2.5 to 2.7 commands, on one with both cores taken up to 3.4.
-	// So the short run lets a delete be slow together with the machine, up to 6
-	// commands. The full run is for machines that keep the plain promise.
-	if median > 150*time.Millisecond && (scaled(1, 0) == 1 || median > 6*command) {
-		t.Errorf("the median delete took %s, want at most 150ms or 6 commands of %s", median, command)
+	// others keep busy, may need as much for no fault of a delete's; but it needs
+	// longer for a command as well. Where the promise was made a command takes 15
+	// ms, so that 150 ms are ten commands there, and ten commands are the promise
+	// on any machine: a delete takes 2.5 to 2.7 on a quiet one, 3.4 with both cores
+	// taken, 5.3 with twenty waiting for them. The full run is for machines that
+	// keep the plain promise.
+	if median > 150*time.Millisecond && (scaled(1, 0) == 1 || median > 10*command) {
+		t.Errorf("the median delete took %s, want at most 150ms or 10 commands of %s", median, command)
 	}
 	in.noTraces(t)
 	in.sameMachine(t, before, width+2)
