@@ -172,8 +172,17 @@ func (h hierarchy) removeParent() error {
 }
 
 // setFrozen freezes or thaws and returns when that is so. A group that does
-// not exist cannot be frozen, and is not.
+// not exist cannot be frozen, and is not; one that does not freeze is let go.
 func (h hierarchy) setFrozen(ctx context.Context, id string, frozen bool) error {
+	err := h.writeFrozen(ctx, id, frozen)
+	if err != nil && frozen {
+		// What is half frozen neither runs nor rests.
+		err = errors.Join(err, h.writeFrozen(context.WithoutCancel(ctx), id, false))
+	}
+	return err
+}
+
+func (h hierarchy) writeFrozen(ctx context.Context, id string, frozen bool) error {
 	name, value, state := "freezer.state", "THAWED", "freezer.state"
 	if frozen {
 		value = "FROZEN"
@@ -184,18 +193,20 @@ func (h hierarchy) setFrozen(ctx context.Context, id string, frozen bool) error 
 			value = "1"
 		}
 	}
-	err := os.WriteFile(h.file("freezer", id, name), []byte(value), 0)
-	if errors.Is(err, os.ErrNotExist) && !frozen {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("gvisor: %w", err)
-	}
 	want := value
 	if h.v2 {
 		want = "frozen " + value
 	}
 	return poll(ctx, 5*time.Second, func() error {
+		// Each time anew: v1 asks each process once, and one that comes to a stop
+		// for its tracer in that moment never does as it was asked.
+		err := os.WriteFile(h.file("freezer", id, name), []byte(value), 0)
+		if errors.Is(err, os.ErrNotExist) && !frozen {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("gvisor: %w", err)
+		}
 		b, err := os.ReadFile(h.file("freezer", id, state))
 		if err != nil {
 			return fmt.Errorf("gvisor: %w", err)

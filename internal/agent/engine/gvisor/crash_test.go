@@ -63,6 +63,51 @@ func TestH15_ShimKilledUnderARunningSandbox(t *testing.T) {
 	}
 }
 
+// Freezing interrupts system calls that map memory and start processes for the
+// guest, in whatever state they are. Neither the guest nor the freeze may suffer.
+func TestRC03_FreezingABusyGuest(t *testing.T) {
+	w := newWorld(t)
+	e := w.engine(t)
+	_, h := running(t, w, e)
+	enough := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for n := 0; ; n++ {
+			select {
+			case <-enough:
+				return
+			default:
+			}
+			path := "/alloc?bytes=300000"
+			if n%10 == 0 && n < 500 {
+				path = "/spawn"
+			} else if n >= 400 {
+				path = "/info"
+			}
+			if err := get(t, e, h, path); err != nil {
+				t.Errorf("request %d, %s: %v", n, path, err)
+				return
+			}
+		}
+	})
+	for n := range 5 * cycles() {
+		if err := e.Freeze(t.Context(), h); err != nil {
+			t.Errorf("freeze %d: %v", n, err)
+		}
+		if err := e.Thaw(t.Context(), h); err != nil {
+			t.Errorf("thaw %d: %v", n, err)
+		}
+		if t.Failed() {
+			break
+		}
+	}
+	close(enough)
+	wg.Wait()
+	if err := get(t, e, h, "/keep"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestLL03_GuestConsoleIsBounded(t *testing.T) {
 	w := newWorld(t)
 	e := w.engine(t)
