@@ -55,7 +55,7 @@ func (s *Service) CreateResetLink(ctx context.Context, by principal.Principal, u
 	case !ok:
 		return OneTimeLink{}, ErrUserNotFound
 	case !found.IsActive:
-		return OneTimeLink{}, errs.FailedPrecondition(errDisabled.Reason, "This account is disabled. Enable it first.")
+		return OneTimeLink{}, errs.FailedPrecondition(ErrDisabled.Reason, "This account is disabled. Enable it first.")
 	}
 	secret := newSecret()
 	link := OneTimeLink{URL: s.urlOf(LinkPassword, secret)}

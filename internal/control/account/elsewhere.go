@@ -39,7 +39,7 @@ func (s *Service) OpenSession(ctx context.Context, by principal.Principal, user 
 	case !ok:
 		return Auth{}, ErrInvalidCredentials
 	case !found.IsActive:
-		return Auth{}, errDisabled
+		return Auth{}, ErrDisabled
 	}
 	login, err := s.PrepareLogin(ctx, by, found.User)
 	if err != nil {
@@ -47,7 +47,7 @@ func (s *Service) OpenSession(ctx context.Context, by principal.Principal, user 
 	}
 	if err := s.store.CreateSession(ctx, login, "", ""); err != nil {
 		if errs.Is(err, ErrCredentialsMoved.Reason) {
-			return Auth{}, errDisabled
+			return Auth{}, ErrDisabled
 		}
 		return Auth{}, err
 	}

@@ -24,8 +24,8 @@ var (
 	ErrEmailTaken         = errs.Conflict("email_taken", "There is an account with this email. Log in instead.").With("field", "email")
 	ErrInvalidCredentials = errs.Unauthenticated("invalid_credentials", "Email or password is wrong.")
 	ErrUserNotFound       = errs.NotFound("user_not_found", "There is no such user.")
+	ErrDisabled           = errs.Forbidden("account_disabled", "This account is disabled. Ask an admin of this Skerry.")
 	ErrSessionEnded       = errs.Unauthenticated("session_ended", "This session has ended. Log in again.")
-	errDisabled           = errs.Forbidden("account_disabled", "This account is disabled. Ask an admin of this Skerry.")
 	errTooManyFailures    = errs.New(errs.CodeExhausted, "too_many_failures", "Too many wrong logins. Wait as Retry-After says.")
 	errTooMany            = errs.Exhausted("rate_limited", "Too many requests. Wait as Retry-After says.")
 
@@ -130,7 +130,6 @@ func (s *Service) Signup(ctx context.Context, by principal.Principal, r SignupRe
 	return made.Receipt, nil
 }
 
-// newAccount is what signing up makes, but for the session.
 // admit decides whether an address may sign up: by the policy, or because
 // somebody here invited it by name.
 func (s *Service) admit(ctx context.Context, r SignupRequest) error {
@@ -145,6 +144,7 @@ func (s *Service) admit(ctx context.Context, r SignupRequest) error {
 	return err
 }
 
+// newAccount is what signing up makes, but for the session.
 func newAccount(log audit.AuditLogger, u User, hash string) Signup {
 	t := team.New(team.DefaultName(u.Name))
 	return Signup{
@@ -212,7 +212,7 @@ func (s *Service) loginOnce(ctx context.Context, by principal.Principal, email, 
 		return Auth{}, ErrInvalidCredentials
 	}
 	if !user.IsActive {
-		return Auth{}, errDisabled
+		return Auth{}, ErrDisabled
 	}
 	newHash := ""
 	if outdated {

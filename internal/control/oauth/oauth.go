@@ -47,6 +47,8 @@ type Attempt struct {
 	State    string `json:"-"`
 	Nonce    string `json:"nonce"`
 	Verifier string `json:"verifier"` // PKCE
+	// Session is the one that links an identity to its user; nil for a login.
+	Session *id.Session `json:"session,omitempty"`
 }
 
 // Pending is an attempt as the store keeps it.
@@ -76,8 +78,9 @@ type Store interface {
 	// Link ties an identity to a user, with its entry. Linking it again changes
 	// nothing; one that is another user's is ErrIdentityTaken, and a second one of
 	// the same provider ErrAlreadyLinked. A proven address that is the user's own
-	// becomes proven.
-	Link(ctx context.Context, user id.User, provider string, claim Claim, entry audit.Entry) error
+	// becomes proven. A user who is disabled by now is account.ErrDisabled, and
+	// with in, a session that has ended account.ErrSessionEnded.
+	Link(ctx context.Context, user id.User, in *id.Session, provider string, claim Claim, entry audit.Entry) error
 	// Unlink removes it, unless the user could then no longer log in: ErrOnlyWayIn.
 	Unlink(ctx context.Context, user id.User, provider string, entry audit.Entry) error
 	// Identities are all of a user's, by provider.

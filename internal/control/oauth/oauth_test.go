@@ -386,6 +386,55 @@ func TestA7_LinkingAndUnlinkingInSettings(t *testing.T) {
 	}
 }
 
+// Whoever begins to link with somebody's session has lost that way when the
+// session has ended, or the user is disabled, before the provider sends the
+// browser back.
+func TestA7_LinkingEndsWithTheSessionThatBeganIt(t *testing.T) {
+	for name, end := range map[string]func(w *world, b *browser){
+		"logout":   func(_ *world, b *browser) { b.call("POST", "/v1/auth/logout", "", nil) },
+		"disabled": func(w *world, _ *browser) { w.exec(t, "UPDATE users SET is_active = false") },
+		"password": func(w *world, b *browser) {
+			owner := w.browser(t)
+			var me whoami
+			owner.call("POST", "/v1/auth/login", `{"email":"ada@example.com","password":"a long password"}`, &me)
+			owner.token = me.Token
+			if status := owner.call("POST", "/v1/me/password", `{"current_password":"a long password","new_password":"another long one"}`, nil); status != http.StatusNoContent {
+				t.Fatal(status)
+			}
+		},
+		"switched": func(w *world, _ *browser) { w.exec(t, "UPDATE sessions SET ended_at = now()") },
+	} {
+		w := newWorld(t, account.SignupOpen)
+		w.issuer.LogIn(oauthtest.Person{Subject: "666", Email: "evil@example.com", EmailVerified: true, Name: "E"})
+		thief := w.browser(t)
+		thief.signUp("ada@example.com")
+		var to struct{ URL string }
+		if status := thief.call("POST", "/v1/me/identities/oidc", "", &to); status != http.StatusOK {
+			t.Fatal(status)
+		}
+		end(w, thief)
+		if at := thief.goTo(to.URL); !strings.HasPrefix(at, "/login?error=") {
+			t.Errorf("%s: linking ends at %s", name, at)
+		}
+		if n := w.count(t, "SELECT count(*) FROM user_identities"); n != 0 {
+			t.Errorf("%s: the identity was linked", name)
+		}
+	}
+}
+
+// A name as a provider may send it is fit for the trail and for terminals.
+func TestA7_ForeignNamesAreCleaned(t *testing.T) {
+	w := newWorld(t, account.SignupOpen)
+	w.exec(t, "INSERT INTO users (id, email, name, email_proven_at) VALUES (gen_random_uuid(), 'ada@example.com', 'Ada', now())")
+	w.issuer.LogIn(oauthtest.Person{Subject: "1", Email: "ada@example.com", EmailVerified: true, Name: "\x00\u009b31m" + strings.Repeat("n", 100_000)})
+	if to := w.browser(t).logIn("oidc"); to != "/dashboard" {
+		t.Fatalf("the browser ends at %s", to)
+	}
+	if n := w.count(t, "SELECT max(length(actor_name))::int FROM audit_logs WHERE action = 'identity_link' AND actor_name ~ '^31mn+$'"); n != 100 {
+		t.Errorf("the trail has a name of %d characters", n)
+	}
+}
+
 // Only the browser that began can end a login, once, with what the provider
 // signed for it.
 func TestA7_StateNonceAndCodeBelongToOneLogin(t *testing.T) {

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"skerry.dev/skerry/internal/control/account"
 	"skerry.dev/skerry/internal/control/audit"
@@ -54,15 +56,19 @@ func (s *Service) provider(name string) (Provider, error) {
 	return nil, ErrUnknownProvider
 }
 
-// Start begins a login, or with link the linking of an identity to that user. It
-// returns the address the browser goes to, and the state that the browser must
+// Start begins a login, or with link the linking of an identity to that user,
+// which its session must live to see. It returns the address the browser goes to, and the state that the browser must
 // bring back in a cookie as well.
-func (s *Service) Start(ctx context.Context, provider string, link *id.User, userCode string) (url, state string, err error) {
+func (s *Service) Start(ctx context.Context, provider string, link *principal.Principal, userCode string) (url, state string, err error) {
 	p, err := s.provider(provider)
 	if err != nil {
 		return "", "", err
 	}
 	a := Attempt{Redirect: s.redirect(provider), State: rand.Text() + rand.Text(), Nonce: rand.Text(), Verifier: rand.Text() + rand.Text()}
+	var linkUser *id.User
+	if link != nil {
+		linkUser, a.Session = &link.UserID, &link.SessionID
+	}
 	plain, err := json.Marshal(a)
 	if err != nil {
 		return "", "", err
@@ -70,7 +76,7 @@ func (s *Service) Start(ctx context.Context, provider string, link *id.User, use
 	if url, err = p.AuthURL(ctx, a); err != nil {
 		return "", "", s.unreachable(ctx, provider, err)
 	}
-	pending := Pending{Provider: provider, Sealed: keyring.SealWith(sealKey(a.State), plain, []byte(provider)), LinkUser: link, UserCode: userCode}
+	pending := Pending{Provider: provider, Sealed: keyring.SealWith(sealKey(a.State), plain, []byte(provider)), LinkUser: linkUser, UserCode: userCode}
 	if err := s.store.Begin(ctx, stateHash(a.State), pending, AttemptLifetime); err != nil {
 		return "", "", err
 	}
@@ -145,7 +151,10 @@ func (s *Service) Finish(ctx context.Context, by principal.Principal, c Callback
 		claim.Email, claim.EmailVerified = "", false
 	}
 	if pending.LinkUser != nil {
-		return Outcome{}, s.link(ctx, by, *pending.LinkUser, c.Provider, claim)
+		if a.Session == nil {
+			return Outcome{}, errState
+		}
+		return Outcome{}, s.link(ctx, by, *pending.LinkUser, a.Session, c.Provider, claim)
 	}
 	user, err := s.user(ctx, by, c.Provider, claim)
 	if err != nil {
@@ -175,7 +184,7 @@ func (s *Service) user(ctx context.Context, by principal.Principal, provider str
 		case found && !proven:
 			return id.User{}, errLinkRequired
 		case found:
-			return user, s.link(ctx, by, user, provider, claim)
+			return user, s.link(ctx, by, user, nil, provider, claim)
 		}
 		user, err = s.accounts.SignupProven(ctx, by, claim.Email, displayName(claim))
 		if errs.Is(err, account.ErrEmailTaken.Reason) {
@@ -185,16 +194,16 @@ func (s *Service) user(ctx context.Context, by principal.Principal, provider str
 			return id.User{}, err
 		}
 		// A process that dies here leaves a proven account, which the next login links.
-		return user, s.link(ctx, by, user, provider, claim)
+		return user, s.link(ctx, by, user, nil, provider, claim)
 	}
 	return id.User{}, account.ErrEmailTaken
 }
 
-func (s *Service) link(ctx context.Context, by principal.Principal, user id.User, provider string, claim Claim) error {
+func (s *Service) link(ctx context.Context, by principal.Principal, user id.User, in *id.Session, provider string, claim Claim) error {
 	if by.Kind != principal.KindUser { // who just proved to be the user
-		by.Kind, by.UserID, by.UserName = principal.KindUser, user, claim.Name
+		by.Kind, by.UserID, by.UserName = principal.KindUser, user, clean(claim.Name)
 	}
-	return s.store.Link(ctx, user, provider, claim, audit.By(by).IdentityLinked(user, provider))
+	return s.store.Link(ctx, user, in, provider, claim, audit.By(by).IdentityLinked(user, provider))
 }
 
 // displayName is the provider's, cut to what a name may be.
@@ -207,7 +216,7 @@ func displayName(c Claim) string {
 // characters.
 func clean(s string) string {
 	s = strings.TrimSpace(strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == '�' {
+		if unicode.IsControl(r) || r == utf8.RuneError {
 			return -1
 		}
 		return r

@@ -26,6 +26,9 @@ func (s *Store) endAccess(ctx context.Context, tx pgx.Tx, user id.User, but id.S
 	if err := s.q.DropPendingLogins(ctx, tx, user.UUID()); err != nil {
 		return err
 	}
+	if err := s.q.DeleteOAuthLinks(ctx, tx, &user); err != nil {
+		return err
+	}
 	return s.q.DropResetLinks(ctx, tx, user)
 }
 

@@ -31,6 +31,9 @@ type Handlers struct {
 // stateCookieName is the cookie that ties a login to the browser that began it.
 const stateCookieName = "skerry_oauth"
 
+// maxUserCode bounds what is kept of a device login to go on to.
+const maxUserCode = 32
+
 // New returns the slice. setRefresh gives a browser the refresh cookie of its new
 // session; url is the platform's own.
 func New(service *oauth.Service, policy account.SignupPolicy, setRefresh func(ctx context.Context, token string), url string) *Handlers {
@@ -50,7 +53,11 @@ func (h *Handlers) ListAuthProviders(context.Context) (*restapi.AuthProviders, e
 
 // Start serves GET /v1/auth/oauth/{provider}.
 func (h *Handlers) Start(w http.ResponseWriter, r *http.Request) {
-	target, state, err := h.service.Start(r.Context(), r.PathValue("provider"), nil, r.URL.Query().Get("device"))
+	device := r.URL.Query().Get("device")
+	if len(device) > maxUserCode {
+		device = "" // none of ours
+	}
+	target, state, err := h.service.Start(r.Context(), r.PathValue("provider"), nil, device)
 	if err != nil {
 		web.WriteError(w, r, err)
 		return
@@ -103,7 +110,7 @@ func (h *Handlers) Finish(w http.ResponseWriter, r *http.Request) {
 // login.
 func (h *Handlers) LinkIdentity(ctx context.Context, params restapi.LinkIdentityParams) (*restapi.RedirectTo, error) {
 	by := principal.From(ctx)
-	target, state, err := h.service.Start(ctx, params.Provider, &by.UserID, "")
+	target, state, err := h.service.Start(ctx, params.Provider, &by, "")
 	if err != nil {
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"skerry.dev/skerry/internal/control/account"
 	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/audit/auditpg"
 	"skerry.dev/skerry/internal/control/oauth"
@@ -58,11 +59,24 @@ func (s *Store) UserOf(ctx context.Context, provider string, claim oauth.Claim) 
 }
 
 // Link implements oauth.Store.
-func (s *Store) Link(ctx context.Context, user id.User, provider string, claim oauth.Claim, entry audit.Entry) error {
+func (s *Store) Link(ctx context.Context, user id.User, in *id.Session, provider string, claim oauth.Claim, entry audit.Entry) error {
 	return pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
-		account, err := s.q.LockUser(ctx, tx, user)
+		held, err := s.q.LockUser(ctx, tx, user)
 		if err != nil {
 			return err
+		}
+		if !held.IsActive {
+			return account.ErrDisabled
+		}
+		if in != nil {
+			// Whoever ends the user's sessions has changed the user's row before.
+			lives, err := s.q.HoldSession(ctx, tx, sqlcgen.HoldSessionParams{ID: *in, UserID: user})
+			if err == nil && lives == 0 {
+				err = account.ErrSessionEnded
+			}
+			if err != nil {
+				return err
+			}
 		}
 		added, err := s.q.InsertIdentity(ctx, tx, sqlcgen.InsertIdentityParams{Provider: provider, Subject: claim.Subject, UserID: user, Email: claim.Email})
 		if pg.Violates(err) == "user_identities_user" {
@@ -81,7 +95,7 @@ func (s *Store) Link(ctx context.Context, user id.User, provider string, claim o
 			}
 			return nil
 		}
-		if claim.EmailVerified && claim.Email == account.Email {
+		if claim.EmailVerified && claim.Email == held.Email {
 			if err := s.q.ProveEmail(ctx, tx, sqlcgen.ProveEmailParams{ID: user, Email: claim.Email}); err != nil {
 				return err
 			}
@@ -93,7 +107,7 @@ func (s *Store) Link(ctx context.Context, user id.User, provider string, claim o
 // Unlink implements oauth.Store.
 func (s *Store) Unlink(ctx context.Context, user id.User, provider string, entry audit.Entry) error {
 	return pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
-		account, err := s.q.LockUser(ctx, tx, user)
+		held, err := s.q.LockUser(ctx, tx, user)
 		if err != nil {
 			return err
 		}
@@ -107,7 +121,7 @@ func (s *Store) Unlink(ctx context.Context, user id.User, provider string, entry
 			return err
 		case removed == 0:
 			return oauth.ErrNotLinked
-		case len(linked) == 1 && !account.HasPassword:
+		case len(linked) == 1 && !held.HasPassword:
 			return oauth.ErrOnlyWayIn
 		}
 		return auditpg.Append(ctx, tx, entry)

@@ -17,6 +17,10 @@ RETURNING user_id;
 -- name: LockUser :one
 SELECT u.email, (u.password_hash IS NOT NULL)::boolean AS has_password, u.is_active FROM users u WHERE u.id = $1 FOR NO KEY UPDATE;
 
+-- name: HoldSession :execrows
+-- While the transaction lasts it does not end.
+SELECT 1 FROM sessions WHERE id = $1 AND user_id = $2 AND ended_at IS NULL AND expires_at > now() FOR SHARE;
+
 -- name: InsertIdentity :execrows
 INSERT INTO user_identities (provider, subject, user_id, email) VALUES ($1, $2, $3, $4) ON CONFLICT (provider, subject) DO NOTHING;
 

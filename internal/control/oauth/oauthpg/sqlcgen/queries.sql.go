@@ -56,6 +56,24 @@ func (q *Queries) DeleteIdentity(ctx context.Context, db DBTX, arg DeleteIdentit
 	return result.RowsAffected(), nil
 }
 
+const holdSession = `-- name: HoldSession :execrows
+SELECT 1 FROM sessions WHERE id = $1 AND user_id = $2 AND ended_at IS NULL AND expires_at > now() FOR SHARE
+`
+
+type HoldSessionParams struct {
+	ID     id.Session
+	UserID id.User
+}
+
+// While the transaction lasts it does not end.
+func (q *Queries) HoldSession(ctx context.Context, db DBTX, arg HoldSessionParams) (int64, error) {
+	result, err := db.Exec(ctx, holdSession, arg.ID, arg.UserID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
 const identityOwner = `-- name: IdentityOwner :one
 SELECT user_id FROM user_identities WHERE provider = $1 AND subject = $2
 `
