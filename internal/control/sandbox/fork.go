@@ -156,6 +156,7 @@ func wanted(x Sandbox, state Snapshot, memory bool) scheduler.Request {
 func (s *Service) AwaitFork(ctx context.Context, r ForkReceipt) ([]Sandbox, error) {
 	out := make([]Sandbox, len(r.Children))
 	var failed error
+	ended := -1 // a copy that another one ended
 	for i, child := range r.Children {
 		if _, err := s.Await(ctx, Receipt{Sandbox: child}); errs.CodeOf(err) == errs.CodeCanceled {
 			return nil, err
@@ -166,9 +167,12 @@ func (s *Service) AwaitFork(ctx context.Context, r ForkReceipt) ([]Sandbox, erro
 		if out[i], err = s.store.Get(ctx, child); err != nil {
 			return nil, err
 		}
-		if out[i].EndReason == EndForkFailed && failed == nil {
-			failed = errs.Unavailable("create_failed", "A copy could not be started, so that none was made.")
+		if out[i].EndReason == EndForkFailed {
+			ended = i
 		}
+	}
+	if failed == nil && ended >= 0 {
+		failed = s.whyEnded(ctx, out[ended])
 	}
 	if failed != nil {
 		why := errs.As(failed)
@@ -176,6 +180,17 @@ func (s *Service) AwaitFork(ctx context.Context, r ForkReceipt) ([]Sandbox, erro
 			Because(errors.Unwrap(failed)).After(why.RetryAfter)
 	}
 	return out, nil
+}
+
+// whyEnded is what became of a fork whose copies ended each other, so that none
+// of them says more: most likely their state could not be saved.
+func (s *Service) whyEnded(ctx context.Context, x Sandbox) error {
+	if x.FromState != nil {
+		if state, err := s.store.State(ctx, *x.FromState); err == nil && state.Error != "" {
+			return errs.Unavailable("create_failed", state.Error)
+		}
+	}
+	return errs.Unavailable("create_failed", "A copy could not be started, so that none was made.")
 }
 
 // LookupFork reads the copies that a receipt of the caller names.

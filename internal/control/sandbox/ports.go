@@ -253,6 +253,9 @@ type Store interface {
 	// DeleteState marks one for removal. What a living sandbox has nothing else
 	// than is refused.
 	DeleteState(ctx context.Context, team id.Team, state id.Snapshot, entry audit.Entry) error
+	// LeftStates are saved states of deleted teams that no sandbox goes on from;
+	// those of forks go with their copies.
+	LeftStates(ctx context.Context, limit int) ([]LeftState, error)
 	// DropForks marks the states of forks whose copies have all begun. TakeDropping
 	// leases states that hosts in reach are to remove, Dropped says that one has,
 	// and Redrop that a host still has some that were.

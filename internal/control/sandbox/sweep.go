@@ -212,6 +212,7 @@ func (w *Sweep) old(ctx context.Context) error {
 			}
 			return err
 		}),
+		batches(ctx, s.store.LeftStates, s.dropLeft),
 	)
 	left := false
 	for _, prune := range []func() (int, error){

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 
+	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
@@ -17,6 +18,24 @@ const EndTeamDeleted = "team_deleted"
 func (s *Service) EndOfTeam(ctx context.Context, sandbox id.Sandbox) error {
 	_, err := s.end(ctx, principal.System("team_deletion"), sandbox, nil, EndTeamDeleted)
 	if errs.Is(err, ErrNotFound.Reason) {
+		return nil
+	}
+	return err
+}
+
+// LeftState is a saved state that a deleted team has left.
+type LeftState struct {
+	ID   id.Snapshot
+	Team id.Team
+	Name string // empty where it has none
+}
+
+// dropLeft gives up what a deleted team has left: nobody can reach it or delete
+// it any more.
+func (s *Service) dropLeft(ctx context.Context, l LeftState) error {
+	entry := audit.By(principal.System("team_deletion")).SnapshotDeleted(l.Team, l.ID, l.Name)
+	err := s.store.DeleteState(ctx, l.Team, l.ID, entry)
+	if errs.Is(err, ErrStateNotFound.Reason) {
 		return nil
 	}
 	return err

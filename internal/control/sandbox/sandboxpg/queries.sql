@@ -397,6 +397,14 @@ UPDATE snapshots p SET status = 'deleting'
 WHERE p.kind = 'fork' AND p.status = 'ready'
   AND NOT EXISTS (SELECT FROM sandboxes c WHERE c.from_snapshot_id = p.id AND c.status IN ('pending', 'starting'));
 
+-- name: LeftStates :many
+-- What deleted teams have left and no sandbox goes on from any more.
+SELECT p.id, p.team_id, p.name FROM snapshots p
+WHERE p.team_id IN (SELECT t.id FROM teams t WHERE t.deleted_at IS NOT NULL) AND p.deleted_at IS NULL AND p.status = 'ready' AND p.kind <> 'fork'
+  AND NOT EXISTS (SELECT FROM sandboxes s WHERE s.state_id = p.id AND s.ended_at IS NULL)
+ORDER BY p.id
+LIMIT sqlc.arg(max_rows);
+
 -- name: TakeDropping :many
 -- Leased by the time of the next try. One that somebody is about to start from
 -- waits for them.

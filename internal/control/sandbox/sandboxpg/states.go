@@ -241,6 +241,22 @@ func (s *Store) DeleteState(ctx context.Context, team id.Team, state id.Snapshot
 	})
 }
 
+// LeftStates implements sandbox.Store.
+func (s *Store) LeftStates(ctx context.Context, limit int) ([]sandbox.LeftState, error) {
+	rows, err := s.q.LeftStates(ctx, s.pool, int32(limit))
+	if err != nil {
+		return nil, pg.Map(err)
+	}
+	out := make([]sandbox.LeftState, len(rows))
+	for i, r := range rows {
+		out[i] = sandbox.LeftState{ID: r.ID, Team: r.TeamID}
+		if r.Name != nil {
+			out[i].Name = *r.Name
+		}
+	}
+	return out, nil
+}
+
 // DropForks implements sandbox.Store.
 func (s *Store) DropForks(ctx context.Context) error { return pg.Map(s.q.DropForks(ctx, s.pool)) }
 

@@ -1022,6 +1022,41 @@ func (q *Queries) InsertState(ctx context.Context, db DBTX, arg InsertStateParam
 	return err
 }
 
+const leftStates = `-- name: LeftStates :many
+SELECT p.id, p.team_id, p.name FROM snapshots p
+WHERE p.team_id IN (SELECT t.id FROM teams t WHERE t.deleted_at IS NOT NULL) AND p.deleted_at IS NULL AND p.status = 'ready' AND p.kind <> 'fork'
+  AND NOT EXISTS (SELECT FROM sandboxes s WHERE s.state_id = p.id AND s.ended_at IS NULL)
+ORDER BY p.id
+LIMIT $1
+`
+
+type LeftStatesRow struct {
+	ID     id.Snapshot
+	TeamID id.Team
+	Name   *string
+}
+
+// What deleted teams have left and no sandbox goes on from any more.
+func (q *Queries) LeftStates(ctx context.Context, db DBTX, maxRows int32) ([]LeftStatesRow, error) {
+	rows, err := db.Query(ctx, leftStates, maxRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []LeftStatesRow
+	for rows.Next() {
+		var i LeftStatesRow
+		if err := rows.Scan(&i.ID, &i.TeamID, &i.Name); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const letGo = `-- name: LetGo :exec
 UPDATE operations o SET lease_until = NULL
 FROM sandboxes c
