@@ -38,7 +38,7 @@ const MaxKeyLength = 255
 type Request struct {
 	Caller   string
 	KeyHash  []byte // 32 bytes; the Idempotency-Key itself is not kept
-	BodyHash []byte // 32 bytes over operation and body
+	BodyHash []byte // 32 bytes over operation, the caller's standing, and body
 	sealKey  []byte
 }
 
@@ -71,7 +71,7 @@ type Stored struct {
 }
 
 // ErrConflict is the answer to a key that was used for something else.
-var ErrConflict = errs.Conflict("idempotency_conflict", "This Idempotency-Key was used for a different request within 24 hours. Use a new one.")
+var ErrConflict = errs.Conflict("idempotency_conflict", "This Idempotency-Key was used for a different request, or in another team or role, within 24 hours. Use a new one.")
 
 // Open returns the receipt of a former request, or ErrConflict when that one
 // asked for something else.

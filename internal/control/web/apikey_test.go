@@ -244,3 +244,26 @@ func TestC6_FailedCreateRunsAgainAndSignupReplays(t *testing.T) {
 		t.Errorf("a key of 256 characters: %d %s", r.status, r.body)
 	}
 }
+
+// What was answered to an owner holds a secret; whoever has another role or team
+// by now does not get it once more.
+func TestC6_AReplayNeedsTheStandingOfTheFirstCall(t *testing.T) {
+	s := newStack(t, options{})
+	a := s.signup(t, "ada@example.com")
+	create := func() reply {
+		return s.call(t, "POST", "/v1/api-keys", map[string]any{"name": "ci"}, append(bearer(a.Token), "Idempotency-Key", "once")...)
+	}
+	first := make()
+	if again := create(); first.status != 201 || again.body != first.body {
+		t.Fatalf("%d %s, then %s", first.status, first.body, again.body)
+	}
+	s.demote(t, "ada@example.com")
+	create().fault(t, 409, "idempotency_conflict")
+	s.exec(t, "DELETE FROM users_teams WHERE role = 'member'")
+	if r := create(); r.status == 201 {
+		t.Errorf("after removal: %s", r.body)
+	}
+	if n := s.count(t, "SELECT count(*) FROM team_api_keys"); n != 1 {
+		t.Errorf("%d keys", n)
+	}
+}

@@ -228,7 +228,10 @@ func (s *Server) aroundOperation(req middleware.Request, next middleware.Next) (
 		return middleware.Response{}, errUnauthenticated
 	}
 	if key := req.Raw.Header.Get("Idempotency-Key"); key != "" && req.Raw.Method == http.MethodPost {
-		target := req.OperationID + " " + req.Raw.URL.RequestURI()
+		// What a caller was answered in one team, or in one role, it is not answered
+		// again in another.
+		in := st.caller.Standing()
+		target := fmt.Sprintf("%s %s %t %s %s %t", req.OperationID, req.Raw.URL.RequestURI(), in.HasTeam, in.TeamID, in.Role, in.IsAdmin)
 		req.SetContext(idempotency.With(req.Context, idempotency.NewRequest(s.secret, st.caller.Caller(), key, target, req.RawBody)))
 	}
 	return next(req)
