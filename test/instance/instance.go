@@ -148,6 +148,9 @@ func (in *Instance) ready(ctx context.Context) bool {
 	return err == nil && status == 200 && len(hosts.Items) == 1 && hosts.Items[0].Status == "online"
 }
 
+// Set changes settings, as NAME=value, for the next Start.
+func (in *Instance) Set(settings ...string) { in.env = append(in.env, settings...) }
+
 // Stop ends `skerry up` as Ctrl-C does and waits for it.
 func (in *Instance) Stop() error {
 	if in.up == nil {
