@@ -240,13 +240,22 @@ func (s *stream) missed(ctx context.Context, from event.Position) error {
 	return s.write(fmt.Sprintf("id: %s\nevent: ready\ndata: {}\n\n", from))
 }
 
+// keyReads are the kinds of things that keys know of, and the scopes with which
+// they may read them.
+var keyReads = map[string][]principal.Scope{
+	"sandbox":  {principal.ScopeSandboxes, principal.ScopeRead},
+	"snapshot": {principal.ScopeSnapshots, principal.ScopeSandboxes, principal.ScopeRead},
+	"template": {principal.ScopeTemplates, principal.ScopeSandboxes, principal.ScopeRead},
+}
+
 // told reports whether the caller may know of e. A role that changed ends the
 // stream, so the caller's own is what holds.
 func (s *stream) told(e event.Event) bool {
 	kind, _, _ := strings.Cut(e.Kind, ".")
 	switch {
 	case s.by.Kind == principal.KindAPIKey:
-		return e.Scope == audit.ScopeTeam && (kind == "sandbox" || kind == "snapshot" || kind == "template")
+		readers, ok := keyReads[kind]
+		return ok && e.Scope == audit.ScopeTeam && s.by.Can(readers...)
 	case e.Scope == audit.ScopeTeam:
 		return true
 	default:

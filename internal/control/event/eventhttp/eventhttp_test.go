@@ -136,18 +136,25 @@ func TestC10_TheStreamTellsWhatTheCallerMayKnow(t *testing.T) {
 	w.callAs.Role, w.callAs.SessionID = principal.RoleAdmin, id.NewSession()
 	admin := w.open(t)
 	admin.want("ready")
-	w.callAs = principal.Principal{Kind: principal.KindAPIKey, APIKeyID: id.NewAPIKey(), HasTeam: true, TeamID: w.team}
+	w.callAs = principal.Principal{Kind: principal.KindAPIKey, APIKeyID: id.NewAPIKey(), HasTeam: true, TeamID: w.team, Scopes: []principal.Scope{principal.ScopeSandboxes}}
 	key := w.open(t)
 	key.want("ready")
+	w.callAs.APIKeyID, w.callAs.Scopes = id.NewAPIKey(), []principal.Scope{principal.ScopeTemplates}
+	builder := w.open(t)
+	builder.want("ready")
 
 	w.add(t, id.NewTeam(), "sandbox.other", "team")
 	w.add(t, w.team, "sandbox.created", "team")
 	w.add(t, w.team, "session.login", "admin")
 	w.add(t, w.team, "member.add", "team")
+	w.add(t, w.team, "snapshot.create", "team")
+	w.add(t, w.team, "template.build", "team")
 	w.add(t, w.team, "sandbox.stopped", "team")
-	member.want("sandbox.created", "member.add", "sandbox.stopped")
-	admin.want("sandbox.created", "session.login", "member.add", "sandbox.stopped")
-	key.want("sandbox.created", "sandbox.stopped")
+	member.want("sandbox.created", "member.add", "snapshot.create", "template.build", "sandbox.stopped")
+	admin.want("sandbox.created", "session.login", "member.add", "snapshot.create", "template.build", "sandbox.stopped")
+	key.want("sandbox.created", "snapshot.create", "template.build", "sandbox.stopped")
+	w.add(t, w.team, "template.build", "team")
+	builder.want("template.build", "template.build")
 }
 
 func TestC10_LastEventIDResumesWithoutGapOrDouble(t *testing.T) {
