@@ -29,6 +29,9 @@ const run = (work) => async (event) => {
   }
 };
 
+// shown is the code whose program the page describes: what is decided is that,
+// whatever stands in the field by then.
+let shown = '';
 const code = () => at('usercode').value.trim().toUpperCase();
 
 async function askToLogIn() {
@@ -56,7 +59,10 @@ async function loggedIn(auth) {
 async function lookUp() {
   show('about', false);
   show('decide', false);
-  const asked = await call('GET', '/v1/auth/device/' + encodeURIComponent(code()));
+  const wanted = code();
+  const asked = await call('GET', '/v1/auth/device/' + encodeURIComponent(wanted));
+  if (wanted !== code()) { say('The code has changed. Look it up again.'); return; }
+  shown = asked.user_code;
   at('client').textContent = asked.client_name || 'unknown';
   at('from').textContent = asked.ip || 'unknown';
   at('when').textContent = new Date(asked.created_at).toLocaleString();
@@ -66,7 +72,7 @@ async function lookUp() {
 }
 
 async function decide(approve) {
-  await call('POST', '/v1/auth/device/' + encodeURIComponent(code()), { approve });
+  await call('POST', '/v1/auth/device/' + encodeURIComponent(shown), { approve });
   show('ask', false);
   say(approve ? 'It is let in. You can close this page.' : 'It was refused. You can close this page.');
 }
@@ -76,6 +82,7 @@ at('password').addEventListener('submit', run(async () => {
   await loggedIn(await call('POST', '/v1/auth/login', { email: form.get('email'), password: form.get('password') }));
 }));
 at('code').addEventListener('submit', run(lookUp));
+at('usercode').addEventListener('input', () => { show('about', false); show('decide', false); });
 at('approve').addEventListener('click', run(() => decide(true)));
 at('deny').addEventListener('click', run(() => decide(false)));
 
