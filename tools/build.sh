@@ -26,7 +26,8 @@ if [[ ! -x bin/runsc || $(cat .cache/runsc.stamp 2>/dev/null) != "$stamp" ]]; th
 	pin+=-skerry.$(cat "${patches[@]}" | sha256sum | cut -c1-8)
 	echo "building runsc $pin (once, about two minutes)"
 	# The module cache is read-only and checked: the patches go into a copy. With
-	# -trimpath, Go's build cache does not mind where that lies.
+	# -trimpath, Go's build cache does not mind where that lies, and with a path
+	# relative to the checkout neither does the binary.
 	copy=$PWD/.cache/runsc.build
 	rm -rf "$copy"
 	mkdir "$copy"
@@ -39,7 +40,7 @@ if [[ ! -x bin/runsc || $(cat .cache/runsc.stamp 2>/dev/null) != "$stamp" ]]; th
 	done
 	cp tools/runsc.mod "$copy/runsc.mod"
 	cp tools/runsc.sum "$copy/runsc.sum"
-	go mod edit -replace="gvisor.dev/gvisor=$copy/gvisor" "$copy/runsc.mod"
+	go mod edit -replace=gvisor.dev/gvisor=./.cache/runsc.build/gvisor "$copy/runsc.mod"
 	go build -buildvcs=false -trimpath -modfile="$copy/runsc.mod" \
 		-ldflags "-s -w -X gvisor.dev/gvisor/runsc/version.version=$pin" \
 		-o "$copy/runsc" gvisor.dev/gvisor/runsc
