@@ -23,7 +23,7 @@ import (
 
 // refused reports whether PostgreSQL said that this is not allowed.
 func refused(err error) bool {
-	pgErr, ok := err.(*pgconn.PgError) //nolint:errorlint // as the driver returns it
+	pgErr, ok := err.(*pgconn.PgError)
 	return ok && pgErr.Code == "42501"
 }
 

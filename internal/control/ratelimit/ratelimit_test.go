@@ -45,8 +45,9 @@ func TestGiveUndoesOneTakeAndNoMore(t *testing.T) {
 		l.Give("a")
 	}
 	l.Give("a") // never more than full
-	if l.Take("a") != 0 || l.Take("a") != 0 || l.Take("a") == 0 {
-		t.Error("a full bucket does not hold two")
+	first, second, third := l.Take("a"), l.Take("a"), l.Take("a")
+	if first != 0 || second != 0 || third == 0 {
+		t.Errorf("a full bucket of two gives %s, %s, %s", first, second, third)
 	}
 	l.Give("a") // also into an empty one
 	if wait := l.Take("a"); wait != 0 {

@@ -128,7 +128,7 @@ func (w *world) backdate(t testing.TB, team id.Team, age time.Duration) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tx.Rollback(ctx) //nolint:errcheck // after the commit it does nothing
+	defer tx.Rollback(ctx) // after the commit it does nothing
 	if _, err := tx.Exec(ctx, "ALTER TABLE audit_logs DISABLE TRIGGER audit_logs_append_only"); err != nil {
 		t.Fatal(err)
 	}
