@@ -253,7 +253,7 @@ func TestC6_AReplayNeedsTheStandingOfTheFirstCall(t *testing.T) {
 	create := func() reply {
 		return s.call(t, "POST", "/v1/api-keys", map[string]any{"name": "ci"}, append(bearer(a.Token), "Idempotency-Key", "once")...)
 	}
-	first := make()
+	first := create()
 	if again := create(); first.status != 201 || again.body != first.body {
 		t.Fatalf("%d %s, then %s", first.status, first.body, again.body)
 	}
