@@ -38,7 +38,7 @@ type Config struct {
 	AgentURL    string `name:"agent-url" help:"The same as agents see it (default: made from the address)." env:"SKERRY_AGENT_URL" placeholder:"URL"`
 	StoreDir    string `name:"store-dir" help:"Directory of the artifact store (default: store in the data directory)." env:"SKERRY_STORE_DIR" placeholder:"DIR"`
 
-	Signup         string `help:"Who may sign up: open, closed, or mail domains (default: open on loopback, else closed)." env:"SKERRY_SIGNUP" placeholder:"WHO"`
+	Signup         string `help:"Who may sign up: open, closed, or mail domains (default: open on loopback without a proxy, else closed)." env:"SKERRY_SIGNUP" placeholder:"WHO"`
 	SMTPURL        string `name:"smtp-url" help:"Mail server, as smtp://user:password@host:587 (STARTTLS) or smtps://…:465; left out: no mail." env:"SKERRY_SMTP_URL" placeholder:"URL"`
 	MailFrom       string `name:"mail-from" help:"Sender of mail, as Skerry <skerry@example.com>." env:"SKERRY_MAIL_FROM" placeholder:"ADDR"`
 	AuditRetention string `name:"audit-retention" help:"How long audit entries are kept, as 365d, or forever." env:"SKERRY_AUDIT_RETENTION" default:"forever" placeholder:"DAYS"`
@@ -83,7 +83,8 @@ func (c Config) Defaults(data string) Config {
 	set(&c.AgentURL, "https://"+dialable(c.AgentListen))
 	if c.Signup == "" {
 		c.Signup = "closed"
-		if loopback(c.Listen) {
+		// A proxy in front lets in whoever reaches it.
+		if u, err := url.Parse(c.URL); err == nil && loopback(c.Listen) && loopback(net.JoinHostPort(u.Hostname(), "0")) && c.TrustedProxies == "" {
 			c.Signup = "open"
 		}
 	}

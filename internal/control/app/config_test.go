@@ -19,6 +19,19 @@ func TestA13_SignupIsOpenOnLoopbackAlone(t *testing.T) {
 	}
 }
 
+func TestA13_SignupBehindAProxyIsClosed(t *testing.T) {
+	for _, behind := range []Config{
+		{URL: "https://skerry.example.com"}, {URL: "http://192.0.2.1:80", Listen: "[::1]:7070"}, {TrustedProxies: "127.0.0.1"}, {URL: "://"},
+	} {
+		if got := behind.Defaults("/data").Signup; got != "closed" {
+			t.Errorf("%+v: sign-up is %s", behind, got)
+		}
+	}
+	if got := (Config{URL: "http://localhost:7070"}).Defaults("/data").Signup; got != "open" {
+		t.Errorf("under another name of this machine: sign-up is %s", got)
+	}
+}
+
 func TestA8_MailIsCheckedAtTheStart(t *testing.T) {
 	for _, bad := range []Config{{SMTPURL: "host:25"}, {SMTPURL: "smtp://u:sesame@host:25"}, {SMTPURL: "smtp://u:sesame@host:25", MailFrom: "nobody"}} {
 		err := bad.Defaults("/data").Validate()
