@@ -77,6 +77,9 @@ func (cmd *loginCmd) say(e *Env, g *Globals, k kept, login *sdk.Login) error {
 		in = login.Team.Value.Name
 	}
 	fmt.Fprintf(e.Stdout, "Logged in to %s as %s, in %s. `skerry logout` ends it.\n", k.URL, clean(k.Email), clean(in))
+	if g.APIKey != "" {
+		fmt.Fprintln(e.Stderr, "skerry: SKERRY_API_KEY is set: what acts on sandboxes, snapshots and templates goes on using that key.")
+	}
 	return nil
 }
 
