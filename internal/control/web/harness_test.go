@@ -58,6 +58,7 @@ type options struct {
 	url     string      // where people reach it; makes no difference to the test's own requests
 	mailer  mail.Mailer // nil sends none
 	hashes  func(account.Cost) (done func())
+	exec    func(ctx context.Context) (*restapi.ExecResult, error)
 	queries pgx.QueryTracer // of the servers' own connections
 }
 
@@ -70,6 +71,12 @@ type testAPI struct {
 	*accounthttp.Accounts
 	*apikeyhttp.APIKeys
 	elsewhere
+	exec func(ctx context.Context) (*restapi.ExecResult, error)
+}
+
+// ExecSandbox implements restapi.Handler.
+func (a *testAPI) ExecSandbox(ctx context.Context, _ *restapi.ExecRequest, _ restapi.ExecSandboxParams) (*restapi.ExecResult, error) {
+	return a.exec(ctx)
 }
 
 type deadHosts struct{}
@@ -136,7 +143,7 @@ func newStack(t *testing.T, o options) *stack {
 	for _, route := range o.routes {
 		s.web.Mount(route)
 	}
-	handler, err := s.web.Handler(&testAPI{Accounts: accounthttp.New(s.accounts, replays), APIKeys: apikeyhttp.New(s.apiKeys, replays)})
+	handler, err := s.web.Handler(&testAPI{Accounts: accounthttp.New(s.accounts, replays), APIKeys: apikeyhttp.New(s.apiKeys, replays), exec: o.exec})
 	if err != nil {
 		t.Fatal(err)
 	}

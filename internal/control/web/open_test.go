@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"skerry.dev/skerry/gen/restapi"
 	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/control/web"
 	"skerry.dev/skerry/internal/kernel/errs"
@@ -87,5 +88,40 @@ func TestA9_OpenStreamsEndWithTheAccessOfTheirCallers(t *testing.T) {
 			t.Errorf("the stream of %s ended: %v", who, err)
 		default:
 		}
+	}
+}
+
+// A command that somebody waits for is worth as much as a stream.
+func TestID02_AWaitingCommandEndsWithTheAccessOfItsCaller(t *testing.T) {
+	began := make(chan struct{}, 1)
+	s := newStack(t, options{exec: func(ctx context.Context) (*restapi.ExecResult, error) {
+		began <- struct{}{}
+		<-ctx.Done()
+		return &restapi.ExecResult{Stdout: "secret"}, nil
+	}})
+	ctx, stop := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stop()
+	wg.Go(func() { _ = s.web.Recheck(ctx) })
+	a := s.signup(t, "ada@example.com")
+	key, keyID := s.apiKey(t, a.Token, map[string]any{"name": "ci"})
+	answer := make(chan reply, 1)
+	wg.Go(func() {
+		answer <- s.call(t, "POST", "/v1/sandboxes/x/exec", map[string]any{"cmd": "true"}, "X-API-Key", key)
+	})
+	select {
+	case <-began:
+	case r := <-answer:
+		t.Fatalf("%d %s", r.status, r.body)
+	}
+	if r := s.call(t, "DELETE", "/v1/api-keys/"+keyID, nil, bearer(a.Token)...); r.status != 204 {
+		t.Fatal(r.body)
+	}
+	select {
+	case r := <-answer:
+		r.fault(t, 401, "access_ended")
+	case <-time.After(30 * time.Second):
+		t.Fatal("it goes on")
 	}
 }

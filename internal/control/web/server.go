@@ -234,8 +234,23 @@ func (s *Server) aroundOperation(req middleware.Request, next middleware.Next) (
 		target := fmt.Sprintf("%s %s %t %s %s %t", req.OperationID, req.Raw.URL.RequestURI(), in.HasTeam, in.TeamID, in.Role, in.IsAdmin)
 		req.SetContext(idempotency.With(req.Context, idempotency.NewRequest(s.secret, st.caller.Caller(), key, target, req.RawBody)))
 	}
-	return next(req)
+	if !lasting[req.OperationID] {
+		return next(req)
+	}
+	ctx, cancel := context.WithCancelCause(req.Context)
+	defer cancel(nil)
+	defer s.open.enter(st.caller, cancel)()
+	req.SetContext(ctx)
+	answer, err := next(req)
+	if errors.Is(context.Cause(ctx), errRevoked) {
+		return middleware.Response{}, errRevoked // whatever came of it by then
+	}
+	return answer, err
 }
+
+// lasting are the generated operations that run for as long as a stream may, and
+// end with their caller's access as one does.
+var lasting = map[string]bool{"execSandbox": true}
 
 // bodyWithin is how long a JSON body may take to arrive.
 const bodyWithin = 30 * time.Second
