@@ -14,6 +14,7 @@ import (
 	"skerry.dev/skerry/internal/control/account"
 	"skerry.dev/skerry/internal/control/mail"
 	"skerry.dev/skerry/internal/control/principal"
+	"skerry.dev/skerry/internal/control/web"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/testkit"
 )
@@ -369,5 +370,32 @@ func TestA7_AProvenAddressSignsUpWithoutAPassword(t *testing.T) {
 	}
 	if _, err := s.accounts.OpenSession(t.Context(), anybody, ada); !errs.Is(err, "invalid_credentials") {
 		t.Errorf("after the end: %v", err)
+	}
+}
+
+// A weak Idempotency-Key hands nobody else the code that another one waits with.
+func TestC6_AnonymousReplaysAreForTheSameAddress(t *testing.T) {
+	proxies, err := web.ParseProxies("127.0.0.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newStack(t, options{proxies: proxies})
+	begin := func(from string) (answer struct {
+		DeviceCode string `json:"device_code"`
+	}) {
+		t.Helper()
+		r := s.call(t, "POST", "/v1/auth/device", map[string]any{}, "Idempotency-Key", "1", "X-Forwarded-For", from)
+		r.json(t, &answer)
+		if answer.DeviceCode == "" {
+			t.Fatalf("%d %s", r.status, r.body)
+		}
+		return answer
+	}
+	first := begin("192.0.2.1")
+	if begin("192.0.2.1") != first {
+		t.Error("a repetition began another login")
+	}
+	if begin("192.0.2.2") == first {
+		t.Error("somebody else got the code")
 	}
 }

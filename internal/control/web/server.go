@@ -232,7 +232,12 @@ func (s *Server) aroundOperation(req middleware.Request, next middleware.Next) (
 		// again in another.
 		in := st.caller.Standing()
 		target := fmt.Sprintf("%s %s %t %s %s %t", req.OperationID, req.Raw.URL.RequestURI(), in.HasTeam, in.TeamID, in.Role, in.IsAdmin)
-		req.SetContext(idempotency.With(req.Context, idempotency.NewRequest(s.secret, st.caller.Caller(), key, target, req.RawBody)))
+		caller := st.caller.Caller()
+		if st.caller.Kind == principal.KindAnonymous {
+			// Whoever chose the same weak key elsewhere is somebody else.
+			caller += ":" + ratelimit.IPKey(st.ip)
+		}
+		req.SetContext(idempotency.With(req.Context, idempotency.NewRequest(s.secret, caller, key, target, req.RawBody)))
 	}
 	if !lasting[req.OperationID] {
 		return next(req)
