@@ -235,6 +235,9 @@ func TestSX06_AKillOvertakesInputThatNobodyReads(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		// Told in the order of the messages, so that all input is there by then.
+		c.send(`{"type":"dance"}`)
+		c.want("error")
 		at := time.Now()
 		c.send(`{"type":"signal","signal":"SIGKILL"}`)
 		if o := c.drain(3); o.exit == nil || o.exit.ExitCode != 137 {

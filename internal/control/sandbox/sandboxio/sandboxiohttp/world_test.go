@@ -154,7 +154,7 @@ func (m message) code() string {
 }
 
 func (c *client) next() (message, error) {
-	ctx, cancel := context.WithTimeout(c.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(c.t.Context(), 2*time.Minute)
 	defer cancel()
 	kind, raw, err := c.conn.Read(ctx)
 	if err != nil {
