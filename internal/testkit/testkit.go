@@ -33,12 +33,16 @@ func Root(t testing.TB) {
 	}
 }
 
+// leastWait is what a slow machine that is busy may need for anything.
+const leastWait = 30 * time.Second
+
 // Eventually waits until ok holds, and fails the test with what it waited for
-// when it does not within the given time. That time is there to end a test that
-// hangs, also on a slow machine that is busy: 30 s or more, never a promise. For
-// those there is Promise.
+// when it does not within the given time, or 30 s where that is longer: the time
+// is there to end a test that hangs and is no promise. For those there is
+// Promise.
 func Eventually(t testing.TB, within time.Duration, what string, ok func() bool) {
 	t.Helper()
+	within = max(within, leastWait)
 	deadline := time.Now().Add(within)
 	for pause := time.Millisecond; ; pause = min(pause*2, 50*time.Millisecond) {
 		if ok() {
