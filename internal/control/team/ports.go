@@ -50,7 +50,8 @@ type Store interface {
 	Rename(ctx context.Context, c Change, name string, entry func(before Team) audit.Entry) (Team, error)
 	// Delete marks the team deleted, and revokes its keys and open invitations.
 	Delete(ctx context.Context, c Change, entry func(t Team, keys, invitations int64) audit.Entry) error
-	// Transfer makes target the owner and the actor an admin.
+	// Transfer makes target the owner and the actor an admin; ErrTargetOwnsMost
+	// for one who owns MaxOwned living ones.
 	Transfer(ctx context.Context, c Change, target id.User, entry func(target Member) audit.Entry) (Team, error)
 	// Leave ends the actor's membership and the open invitations they made.
 	Leave(ctx context.Context, c Change, entry func(actor Member, invitations int64) audit.Entry) error

@@ -128,6 +128,8 @@ var (
 	ErrHasHosts       = errs.Conflict("team_has_hosts", "This team still has hosts of its own. They have to be deleted first.")
 	ErrTooManyTeams   = errs.Exhausted("too_many_teams", fmt.Sprintf("You own %d teams, which is the most one user may own. Delete one, or hand one over.", MaxOwned)).
 				With("value", MaxOwned)
+	ErrTargetOwnsMost = errs.Conflict("member_owns_most_teams", fmt.Sprintf("This member owns %d teams, which is the most one user may own. Name another one.", MaxOwned)).
+				With("value", MaxOwned)
 
 	errManagers  = errs.Forbidden("role_required", "Only the owner and admins of the team may do this. Ask one of them.")
 	errOwnerOnly = errs.Forbidden("role_required", "Only the owner of the team may do this.")

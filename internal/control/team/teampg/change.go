@@ -22,16 +22,12 @@ import (
 func (s *Store) Create(ctx context.Context, owner id.User, t team.Team, entry audit.Entry) (team.Team, error) {
 	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
 		return idempotencypg.Once(ctx, tx, func() (any, error) {
-			if _, err := s.q.LockUser(ctx, tx, owner); err != nil {
+			if full, err := s.ownsMost(ctx, tx, owner); err != nil {
 				return nil, err
-			}
-			owned, err := s.q.CountOwned(ctx, tx, owner)
-			if err != nil {
-				return nil, err
-			}
-			if owned >= team.MaxOwned {
+			} else if full {
 				return nil, team.ErrTooManyTeams
 			}
+			var err error
 			t.CreatedAt, err = s.q.InsertTeam(ctx, tx, sqlcgen.InsertTeamParams{ID: t.ID, Name: t.Name, Slug: t.Slug})
 			if pg.Violates(err) == "teams_slug_key" {
 				return nil, team.ErrSlugTaken.Because(err)
@@ -46,6 +42,16 @@ func (s *Store) Create(ctx context.Context, owner id.User, t team.Team, entry au
 		})
 	})
 	return t, err
+}
+
+// ownsMost tells whether a user owns as many living teams as one may, and keeps
+// the answer true until the end of the transaction.
+func (s *Store) ownsMost(ctx context.Context, tx pgx.Tx, user id.User) (bool, error) {
+	if _, err := s.q.LockUser(ctx, tx, user); err != nil {
+		return false, err
+	}
+	owned, err := s.q.CountOwned(ctx, tx, user)
+	return owned >= team.MaxOwned, err
 }
 
 // Rename implements team.Store.
@@ -98,6 +104,12 @@ func (s *Store) Transfer(ctx context.Context, c team.Change, target id.User, ent
 		found, err := s.enter(ctx, tx, c, &target)
 		if err != nil {
 			return err
+		}
+		// Else the bound of what one may make would be none of what one may own.
+		if full, err := s.ownsMost(ctx, tx, target); err != nil {
+			return err
+		} else if full {
+			return team.ErrTargetOwnsMost
 		}
 		// In this order: at no moment are there two.
 		if err := s.setRole(ctx, tx, c.Team, c.Actor, principal.RoleAdmin); err != nil {

@@ -96,6 +96,14 @@ func TestT2_CreateOnceAndNotWithoutEnd(t *testing.T) {
 	if made != 1 || refused != 9 {
 		t.Errorf("one below the bound %d were made and %d refused", made, refused)
 	}
+	_, err := w.teams.Transfer(t.Context(), w.owner, w.team, w.member.UserID)
+	want(t, "handed to one who owns the most", err, "member_owns_most_teams")
+	if w.role(t, w.team, w.owner) != principal.RoleOwner {
+		t.Error("it was handed over")
+	}
+	w.exec(t, `UPDATE teams SET deleted_at = now() WHERE id = (SELECT team_id FROM users_teams WHERE user_id = $1 AND role = 'owner' LIMIT 1)`, w.member.UserID)
+	_, err = w.teams.Transfer(t.Context(), w.owner, w.team, w.member.UserID)
+	want(t, "once there is room", err, "")
 }
 
 func TestT3_MembersComeChangeAndGo(t *testing.T) {
