@@ -382,7 +382,8 @@ func TestC6_AnonymousReplaysAreForTheSameAddress(t *testing.T) {
 	s := newStack(t, options{proxies: proxies})
 	begin := func(from string) (answer struct {
 		DeviceCode string `json:"device_code"`
-	}) {
+	},
+	) {
 		t.Helper()
 		r := s.call(t, "POST", "/v1/auth/device", map[string]any{}, "Idempotency-Key", "1", "X-Forwarded-For", from)
 		r.json(t, &answer)
