@@ -309,7 +309,7 @@ func TestS2_DeleteSupersedesACreate(t *testing.T) {
 	if err := s.Service.Delete(context.Background(), w.User(), r.Sandbox); err != nil {
 		t.Fatal(err)
 	}
-	if took := time.Since(start); took > 30*time.Second {
+	if took := time.Since(start); took > 10*time.Second {
 		t.Errorf("delete took %s", took)
 	}
 	x, err := s.Service.Await(context.Background(), r)
