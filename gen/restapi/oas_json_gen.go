@@ -7015,16 +7015,27 @@ func (s *HeartbeatRequest) encodeFields(e *jx.Encoder) {
 		e.Str(s.Version)
 	}
 	{
+		if s.Engines != nil {
+			e.FieldStart("engines")
+			e.ArrStart()
+			for _, elem := range s.Engines {
+				elem.Encode(e)
+			}
+			e.ArrEnd()
+		}
+	}
+	{
 		e.FieldStart("load")
 		s.Load.Encode(e)
 	}
 }
 
-var jsonFieldsNameOfHeartbeatRequest = [4]string{
+var jsonFieldsNameOfHeartbeatRequest = [5]string{
 	0: "generation",
 	1: "address",
 	2: "version",
-	3: "load",
+	3: "engines",
+	4: "load",
 }
 
 // Decode decodes HeartbeatRequest from json.
@@ -7072,8 +7083,25 @@ func (s *HeartbeatRequest) Decode(d *jx.Decoder) error {
 			}(); err != nil {
 				return errors.Wrap(err, "decode field \"version\"")
 			}
+		case "engines":
+			if err := func() error {
+				s.Engines = make([]HostEngine, 0)
+				if err := d.Arr(func(d *jx.Decoder) error {
+					var elem HostEngine
+					if err := elem.Decode(d); err != nil {
+						return err
+					}
+					s.Engines = append(s.Engines, elem)
+					return nil
+				}); err != nil {
+					return err
+				}
+				return nil
+			}(); err != nil {
+				return errors.Wrap(err, "decode field \"engines\"")
+			}
 		case "load":
-			requiredBitSet[0] |= 1 << 3
+			requiredBitSet[0] |= 1 << 4
 			if err := func() error {
 				if err := s.Load.Decode(d); err != nil {
 					return err
@@ -7092,7 +7120,7 @@ func (s *HeartbeatRequest) Decode(d *jx.Decoder) error {
 	// Validate required fields.
 	var failures []validate.FieldError
 	for i, mask := range [1]uint8{
-		0b00001111,
+		0b00010111,
 	} {
 		if result := (requiredBitSet[i] & mask) ^ mask; result != 0 {
 			// Mask only required fields and check equality to mask using XOR.

@@ -2805,10 +2805,12 @@ type HeartbeatNoContent struct{}
 
 // Ref: #/components/schemas/HeartbeatRequest
 type HeartbeatRequest struct {
-	Generation int64                `json:"generation"`
-	Address    string               `json:"address"`
-	Version    string               `json:"version"`
-	Load       HeartbeatRequestLoad `json:"load"`
+	Generation int64  `json:"generation"`
+	Address    string `json:"address"`
+	Version    string `json:"version"`
+	// What the host offers now, which a new start of the agent may have changed; left out: as before.
+	Engines []HostEngine         `json:"engines"`
+	Load    HeartbeatRequestLoad `json:"load"`
 }
 
 // GetGeneration returns the value of Generation.
@@ -2824,6 +2826,11 @@ func (s *HeartbeatRequest) GetAddress() string {
 // GetVersion returns the value of Version.
 func (s *HeartbeatRequest) GetVersion() string {
 	return s.Version
+}
+
+// GetEngines returns the value of Engines.
+func (s *HeartbeatRequest) GetEngines() []HostEngine {
+	return s.Engines
 }
 
 // GetLoad returns the value of Load.
@@ -2844,6 +2851,11 @@ func (s *HeartbeatRequest) SetAddress(val string) {
 // SetVersion sets the value of Version.
 func (s *HeartbeatRequest) SetVersion(val string) {
 	s.Version = val
+}
+
+// SetEngines sets the value of Engines.
+func (s *HeartbeatRequest) SetEngines(val []HostEngine) {
+	s.Engines = val
 }
 
 // SetLoad sets the value of Load.
@@ -6157,7 +6169,7 @@ func (*ResumeSandboxOK) resumeSandboxRes() {}
 type ResumeSandboxRequest struct {
 	// Default: as it was created with.
 	TimeoutSec OptInt `json:"timeout_sec"`
-	// False boots from the disk alone, for a state whose memory cannot be restored.
+	// False boots from the disk alone: what ran has ended.
 	Memory OptBool `json:"memory"`
 }
 

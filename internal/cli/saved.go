@@ -27,7 +27,7 @@ func (cmd *pauseCmd) Run(e *Env, g *Globals) error {
 type resumeCmd struct {
 	ID       string        `arg:"" help:"The sandbox."`
 	Timeout  time.Duration `help:"Until its deadline; as it was created with when left out." placeholder:"5m"`
-	DiskOnly bool          `help:"Boot from its disk alone, where its memory cannot be restored."`
+	DiskOnly bool          `help:"Boot from its disk alone: what ran has ended."`
 	NoWait   bool          `help:"Return once it is accepted."`
 }
 

@@ -114,7 +114,7 @@ func RunWith(ctx context.Context, cfg Config, opts Options) (err error) {
 	if err := register(ctx, cfg, me, facts); err != nil {
 		return err
 	}
-	return serve(ctx, cfg, opts, j, me, m, buildBase(cfg.DataDir, transfers))
+	return serve(ctx, cfg, opts, j, me, m, engineFacts, buildBase(cfg.DataDir, transfers))
 }
 
 // openEngines makes sure of the shim and returns what this host offers. An
@@ -195,7 +195,7 @@ func register(ctx context.Context, cfg Config, me *identity.Identity, facts iden
 }
 
 // serve listens and keeps in touch until ctx ends.
-func serve(ctx context.Context, cfg Config, opts Options, j *journal.Journal, me *identity.Identity, m *manager.Manager, build rpcserver.BuildBase) error {
+func serve(ctx context.Context, cfg Config, opts Options, j *journal.Journal, me *identity.Identity, m *manager.Manager, engines []identity.EngineFact, build rpcserver.BuildBase) error {
 	tlsConfig, err := me.ServerConfig()
 	if err != nil {
 		return err
@@ -214,7 +214,7 @@ func serve(ctx context.Context, cfg Config, opts Options, j *journal.Journal, me
 	}
 	contact := identity.Contact{
 		Identity: me, Generation: j.Generation(), Version: cfg.Version, Address: advertised(cfg, ln.Addr()),
-		Heartbeat: cfg.Heartbeat, Outbox: j, Load: load(cfg, m), Samples: samples(m), SampleEvery: cfg.SampleEvery,
+		Engines: engines, Heartbeat: cfg.Heartbeat, Outbox: j, Load: load(cfg, m), Samples: samples(m), SampleEvery: cfg.SampleEvery,
 	}
 	cfg.Logger.Info("the agent is up", "host_id", me.HostID().String(), "address", contact.Address, "generation", j.Generation())
 	if opts.Ready != nil {

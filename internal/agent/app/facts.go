@@ -58,7 +58,9 @@ func probe(ctx context.Context, engines map[string]engine.Engine) (versions map[
 	for name, e := range engines {
 		c := e.Probe(ctx)
 		versions[name] = c.Version
-		facts = append(facts, identity.EngineFact{Name: name, Version: c.Version, Healthy: c.Healthy, Reasons: append([]string{}, c.Reasons...)})
+		facts = append(facts, identity.EngineFact{
+			Name: name, Version: c.Version, Healthy: c.Healthy, Reasons: append([]string{}, c.Reasons...), CPUFeatures: c.CPUFeatures,
+		})
 	}
 	slices.SortFunc(facts, func(a, b identity.EngineFact) int { return strings.Compare(a.Name, b.Name) })
 	return versions, facts

@@ -34,6 +34,8 @@ type EngineFact struct {
 	Version string   `json:"version"`
 	Healthy bool     `json:"healthy"`
 	Reasons []string `json:"reasons"`
+	// CPUFeatures are what saved memory may depend on.
+	CPUFeatures []string `json:"cpu_features,omitempty"`
 }
 
 // Facts describe the host at its registration.

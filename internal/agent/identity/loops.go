@@ -44,7 +44,10 @@ type Contact struct {
 	Generation uint64
 	Version    string
 	Address    string
-	Load       func() Load
+	// Engines are what this start of the agent offers: another one may have
+	// registered.
+	Engines []EngineFact
+	Load    func() Load
 	Outbox     Outbox
 	// Samples reads what the sandboxes used; nil sends none. SampleEvery is the
 	// time between two; 0 is DefaultSampleEvery.
@@ -150,9 +153,11 @@ func (c Contact) Beat(ctx context.Context) {
 }
 
 func (c Contact) beat(ctx context.Context) error {
-	return c.Identity.call(ctx, "/v1/hosts/"+id.FormatHost(c.Identity.HostID())+"/heartbeat", true, map[string]any{
-		"generation": c.Generation, "address": c.Address, "load": c.Load(), "version": c.Version,
-	}, nil)
+	body := map[string]any{"generation": c.Generation, "address": c.Address, "load": c.Load(), "version": c.Version}
+	if c.Engines != nil {
+		body["engines"] = c.Engines
+	}
+	return c.Identity.call(ctx, "/v1/hosts/"+id.FormatHost(c.Identity.HostID())+"/heartbeat", true, body, nil)
 }
 
 // Deliver sends events until ctx ends, each at least once and in order. It

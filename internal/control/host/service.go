@@ -15,6 +15,7 @@ import (
 	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/keyring"
 	"skerry.dev/skerry/internal/control/principal"
+	"skerry.dev/skerry/internal/control/scheduler"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
 	"skerry.dev/skerry/internal/kernel/page"
@@ -79,7 +80,9 @@ type Beat struct {
 	Generation int64
 	Address    string
 	Version    string
-	Load       Load
+	// Engines are what it offers now; nil is what it said before.
+	Engines []scheduler.Engine
+	Load    Load
 }
 
 // Store keeps hosts and their credentials. Each verb is one transaction.

@@ -107,14 +107,23 @@ func (h *Handlers) RegisterHost(ctx context.Context, req *restapi.RegisterHostRe
 		Hostname: f.Hostname, Arch: f.Arch, CPUs: int64(f.Cpus), MemoryBytes: f.MemoryBytes, DiskBytes: f.DiskBytes,
 		Kernel: f.Kernel, Version: f.Version, Address: f.Address,
 	}
-	for _, e := range f.Engines {
-		facts.Engines = append(facts.Engines, scheduler.Engine(e))
-	}
+	facts.Engines = toEngines(f.Engines)
 	made, err := h.hosts.Register(ctx, principal.From(ctx), req.RegistrationToken, req.Csr, facts)
 	if err != nil {
 		return nil, err
 	}
 	return toCredentials(made), nil
+}
+
+// toEngines keeps apart what was left out from what is empty.
+func toEngines(in []restapi.HostEngine) (out []scheduler.Engine) {
+	if in != nil {
+		out = make([]scheduler.Engine, len(in))
+	}
+	for i, e := range in {
+		out[i] = scheduler.Engine(e)
+	}
+	return out
 }
 
 // RefreshHost implements refreshHost.
@@ -134,7 +143,7 @@ func (h *Handlers) Heartbeat(ctx context.Context, req *restapi.HeartbeatRequest,
 	}
 	l := req.Load
 	return h.hosts.Heartbeat(ctx, principal.From(ctx), host.Beat{
-		Host: hostID, Generation: req.Generation, Address: req.Address, Version: req.Version,
+		Host: hostID, Generation: req.Generation, Address: req.Address, Version: req.Version, Engines: toEngines(req.Engines),
 		Load: host.Load{Sandboxes: int64(l.Sandboxes), CPUMillis: int64(l.CPUMillis), MemoryBytes: l.MemoryBytes, DiskFreeBytes: l.DiskFreeBytes},
 	})
 }

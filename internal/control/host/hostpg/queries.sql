@@ -73,12 +73,12 @@ WHERE f.id = sqlc.arg(id) AND f.revoked_at IS NULL;
 
 -- name: Heartbeat :one
 -- A new start of the agent or a new address takes the host out of service until
--- it was reached there.
+-- it was reached there. What it offers is what it says now.
 WITH before AS (
     SELECT hosts.id, hosts.status, hosts.generation FROM hosts WHERE hosts.id = sqlc.arg(id) AND hosts.deleted_at IS NULL FOR NO KEY UPDATE
 )
 UPDATE hosts SET last_heartbeat_at = now(), agent_version = sqlc.arg(agent_version), load = sqlc.arg(load), address = sqlc.arg(address),
-    generation = sqlc.arg(generation),
+    generation = sqlc.arg(generation), engines = coalesce(sqlc.narg(engines)::jsonb, hosts.engines),
     status = CASE WHEN hosts.status = 'online' AND (hosts.generation <> sqlc.arg(generation) OR hosts.address <> sqlc.arg(address))
         THEN 'unreachable' ELSE hosts.status END
 FROM before

@@ -230,8 +230,12 @@ func (s *Store) Heartbeat(ctx context.Context, b host.Beat) (host.Host, error) {
 	if err != nil {
 		return host.Host{}, err
 	}
+	var engines []byte
+	if b.Engines != nil {
+		engines = host.EnginesJSON(b.Engines)
+	}
 	row, err := s.q.Heartbeat(ctx, s.pool, sqlcgen.HeartbeatParams{
-		ID: b.Host, AgentVersion: b.Version, Load: load, Address: b.Address, Generation: b.Generation,
+		ID: b.Host, AgentVersion: b.Version, Load: load, Address: b.Address, Generation: b.Generation, Engines: engines,
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return host.Host{}, errs.Conflict("stale_generation", "A later start of this agent has reported already. Two agents must not share a host's credentials.")

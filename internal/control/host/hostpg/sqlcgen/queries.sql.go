@@ -123,10 +123,10 @@ func (q *Queries) GetHost(ctx context.Context, db DBTX, argID id.Host) (GetHostR
 
 const heartbeat = `-- name: Heartbeat :one
 WITH before AS (
-    SELECT hosts.id, hosts.status, hosts.generation FROM hosts WHERE hosts.id = $5 AND hosts.deleted_at IS NULL FOR NO KEY UPDATE
+    SELECT hosts.id, hosts.status, hosts.generation FROM hosts WHERE hosts.id = $6 AND hosts.deleted_at IS NULL FOR NO KEY UPDATE
 )
 UPDATE hosts SET last_heartbeat_at = now(), agent_version = $1, load = $2, address = $3,
-    generation = $4,
+    generation = $4, engines = coalesce($5::jsonb, hosts.engines),
     status = CASE WHEN hosts.status = 'online' AND (hosts.generation <> $4 OR hosts.address <> $3)
         THEN 'unreachable' ELSE hosts.status END
 FROM before
@@ -139,6 +139,7 @@ type HeartbeatParams struct {
 	Load         json.RawMessage
 	Address      string
 	Generation   int64
+	Engines      []byte
 	ID           id.Host
 }
 
@@ -153,13 +154,14 @@ type HeartbeatRow struct {
 }
 
 // A new start of the agent or a new address takes the host out of service until
-// it was reached there.
+// it was reached there. What it offers is what it says now.
 func (q *Queries) Heartbeat(ctx context.Context, db DBTX, arg HeartbeatParams) (HeartbeatRow, error) {
 	row := db.QueryRow(ctx, heartbeat,
 		arg.AgentVersion,
 		arg.Load,
 		arg.Address,
 		arg.Generation,
+		arg.Engines,
 		arg.ID,
 	)
 	var i HeartbeatRow
