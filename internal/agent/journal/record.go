@@ -59,6 +59,8 @@ type Spec struct {
 	Internet       bool              `json:"internet,omitempty"`
 	// State is the saved state to start from; zero boots the image.
 	State id.Snapshot `json:"state,omitzero"`
+	// DiskOnly boots from the state's disk, whatever memory is in it.
+	DiskOnly bool `json:"disk_only,omitempty"`
 	// Deadline is until when it may run at the start; zero is for ever. Later
 	// ones are in the record.
 	Deadline time.Time `json:"deadline,omitzero"`

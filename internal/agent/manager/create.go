@@ -133,7 +133,7 @@ func same(a, b journal.Spec) bool {
 		a.Template == b.Template && a.Engine == b.Engine && a.Image == b.Image &&
 		a.Resources == b.Resources && maps.Equal(a.Env, b.Env) && a.Hostname == b.Hostname &&
 		a.AccessToken == b.AccessToken && a.DefaultUser == b.DefaultUser &&
-		a.DefaultWorkdir == b.DefaultWorkdir && a.Internet == b.Internet && a.State == b.State
+		a.DefaultWorkdir == b.DefaultWorkdir && a.Internet == b.Internet && a.State == b.State && a.DiskOnly == b.DiskOnly
 }
 
 // startCreate begins a create, of a new sandbox or of the paused one in s.

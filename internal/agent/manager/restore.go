@@ -3,6 +3,8 @@ package manager
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 
 	"skerry.dev/skerry/internal/agent/engine"
 	"skerry.dev/skerry/internal/kernel/errs"
@@ -36,17 +38,52 @@ func unfit(what string, have, want any) error {
 // restore starts the instance from the state. Its daemon, where the state has
 // memory, knows the host by the secret of the place it was taken at.
 func (b *build) restore(ctx context.Context) error {
-	h, err := b.engine.Restore(ctx, b.rec.Handle, b.held.Dir)
+	dir, secret := b.held.Dir, b.rec.InitSecret
 	switch {
-	case errors.Is(err, engine.ErrUnsupported):
-		return errs.FailedPrecondition("state_incompatible", "The saved state does not fit this host: "+err.Error()).Because(err)
-	case err != nil:
-		return blame(err, "engine_failed", "The engine could not start the sandbox from its saved state. Try again.")
+	case b.held.Memory && b.rec.Spec.DiskOnly:
+		disk, err := b.disk(ctx)
+		if err != nil {
+			return unrestored(err)
+		}
+		defer os.RemoveAll(disk) // an undo removes it with the working directory
+		dir = disk
+	case b.held.Memory:
+		b.woken, secret, b.rec.GuestSeq = true, b.held.InitSecret, b.held.GuestSeq
 	}
-	secret := b.rec.InitSecret
-	if b.held.Memory {
-		secret, b.rec.GuestSeq = b.held.InitSecret, b.held.GuestSeq
+	h, err := b.engine.Restore(ctx, b.rec.Handle, dir)
+	if err != nil {
+		return unrestored(err)
 	}
 	b.started(h, secret)
 	return nil
+}
+
+func unrestored(err error) error {
+	if errors.Is(err, engine.ErrUnsupported) {
+		return errs.FailedPrecondition("state_incompatible", "The saved state does not fit this host: "+err.Error()).Because(err)
+	}
+	return blame(err, "engine_failed", "The engine could not start the sandbox from its saved state. Try again.")
+}
+
+// disk takes the disk out of a state with memory, whose engine keeps the two in
+// one image: it is woken for as long as it takes to save the disk alone, without
+// its daemon being told anything, and ended. It returns the image's directory,
+// and the instance is prepared anew.
+func (b *build) disk(ctx context.Context) (string, error) {
+	h, err := b.engine.Restore(ctx, b.rec.Handle, b.held.Dir)
+	if err != nil {
+		return "", err
+	}
+	b.rec.Handle = h
+	dir := filepath.Join(b.m.workDir(b.rec), "boot")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return "", err
+	}
+	if err := b.engine.Checkpoint(ctx, h, engine.CheckpointOptions{Dir: dir, DiskOnly: true}); err != nil {
+		return "", err
+	}
+	if err := b.engine.Destroy(ctx, b.rec.Instance); err != nil {
+		return "", err
+	}
+	return dir, b.prepare(ctx)
 }

@@ -146,6 +146,7 @@ type build struct {
 	root   string
 	link   Guest
 	held   *state.Held             // the state it is restored from
+	woken  bool                    // with the state's memory
 	begun  bool                    // the journal may know of it
 	cancel context.CancelCauseFunc // of the whole create
 }
@@ -241,7 +242,7 @@ func (b *build) initGuest(ctx context.Context) error {
 		DefaultUser: spec.DefaultUser, DefaultWorkdir: spec.DefaultWorkdir,
 		LifecycleID: string(b.rec.Instance), MaxProcesses: spec.Resources.MaxProcesses,
 	}
-	if b.held != nil && b.held.Memory {
+	if b.woken {
 		// It woke up with what it was told where the state was taken.
 		in.NewInitSecret, in.Hostname = b.rec.InitSecret, spec.Hostname
 		if spec.Internet {

@@ -104,7 +104,7 @@ func specOf(in *agentv1.CreateSandboxRequest) (journal.Spec, error) {
 		}
 	}
 	return journal.Spec{
-		State: from, Deadline: timeOf(in.GetDeadline()),
+		State: from, DiskOnly: in.GetDiskOnly(), Deadline: timeOf(in.GetDeadline()),
 		Sandbox: sandbox, Incarnation: in.GetIncarnation(), Team: team, Template: template, Engine: in.GetEngine(),
 		Image: journal.Image{
 			Digest: in.GetImage().GetDigest(), SizeBytes: in.GetImage().GetSizeBytes(), ManifestURL: in.GetImage().GetManifestUrl(),
