@@ -134,7 +134,8 @@ func withoutReason(ce *connect.Error) error {
 		return errs.Unavailable("deadline_exceeded", "The host did not answer in time. Try it again.").Because(ce)
 	case connect.CodeUnauthenticated, connect.CodePermissionDenied:
 		return errs.Unavailable("host_refused", "The host refuses this control plane.").Because(ce)
-	case connect.CodeUnavailable, connect.CodeUnknown, connect.CodeAborted, connect.CodeUnimplemented:
+	case connect.CodeUnavailable, connect.CodeUnknown, connect.CodeAborted, connect.CodeUnimplemented,
+		connect.CodeInternal: // of the transport; a peer's own has a reason
 		return errs.Unavailable("host_unavailable", "The host cannot be reached. Try it again.").Because(ce)
 	default:
 		return errs.Internal(ce)

@@ -250,6 +250,15 @@ func sealedEnv(secret keyring.Secret, owner uuid.UUID, env map[string]string) ([
 	return secret.Seal(sealEnv, plain, owner[:]), nil
 }
 
+// resealedEnv is x's environment sealed for a state of it.
+func resealedEnv(secret keyring.Secret, x Sandbox, state id.Snapshot) ([]byte, error) {
+	env, err := openEnv(secret, x.ID.UUID(), x.EnvSealed)
+	if err != nil {
+		return nil, err
+	}
+	return sealedEnv(secret, state.UUID(), env)
+}
+
 func openEnv(secret keyring.Secret, owner uuid.UUID, sealed []byte) (map[string]string, error) {
 	if len(sealed) == 0 {
 		return nil, nil

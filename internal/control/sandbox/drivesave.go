@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"skerry.dev/skerry/internal/control/audit"
@@ -98,6 +99,9 @@ func (r *Runner) driveSave(ctx context.Context, op Operation) error {
 		if errors.Is(err, errCrowded) || ctx.Err() != nil || again(err) {
 			return err
 		}
+		if op.Kind == KindPause && errs.Is(err, "already_paused") {
+			return r.forestalled(ctx, op, x, err)
+		}
 		return r.saveFailed(ctx, op, x, how, err)
 	}
 	if err := r.step(how.saved, op); err != nil {
@@ -109,11 +113,7 @@ func (r *Runner) driveSave(ctx context.Context, op Operation) error {
 		Event: how.done, EventData: map[string]any{"snapshot_id": op.Params.State, "size_bytes": saved.SizeBytes, "memory": saved.Memory},
 	}
 	if op.Kind == KindPause {
-		t.PausedReason, t.EventData["reason"] = op.Params.Reason, op.Params.Reason
-		if op.Params.Reason != PausedRequested {
-			entry := audit.By(principal.System("sweep")).SandboxAutoPaused(x.TeamID, x.ID, op.Params.Reason)
-			t.Audit = &entry
-		}
+		t.PausedReason, t.EventData["reason"], t.Audit = op.Params.Reason, op.Params.Reason, pauseAudit(op, x)
 	}
 	if _, err := r.apply(ctx, t); err != nil {
 		return err
@@ -123,6 +123,45 @@ func (r *Runner) driveSave(ctx context.Context, op Operation) error {
 	}
 	r.Wake() // copies and removals wait for this
 	return r.step(how.closed, op)
+}
+
+// pauseAudit is nil for a pause that was asked for: that was noted then.
+func pauseAudit(op Operation, x Sandbox) *audit.Entry {
+	if op.Params.Reason == PausedRequested {
+		return nil
+	}
+	entry := audit.By(principal.System("sweep")).SandboxAutoPaused(x.TeamID, x.ID, op.Params.Reason)
+	return &entry
+}
+
+// forestalled ends a pause that finds the sandbox paused: its host did it by
+// itself, while it heard nobody, with a state of its own. That is the pause.
+func (r *Runner) forestalled(ctx context.Context, op Operation, x Sandbox, why error) error {
+	inv, err := r.agents.Inventory(ctx, x.Host)
+	if err != nil {
+		return err
+	}
+	for _, in := range inv.Instances {
+		i := slices.IndexFunc(inv.States, func(h Held) bool { return h.ID == in.State && h.Sandbox == x.ID })
+		if in.Sandbox != x.ID || in.Incarnation != x.Incarnation || in.Phase != PhasePaused || i < 0 {
+			continue
+		}
+		sealed, err := resealedEnv(r.secret, x, in.State)
+		if err != nil {
+			return err
+		}
+		paused, err := r.store.Adopt(ctx, Adopt{
+			Row: x, Held: inv.States[i], Reason: op.Params.Reason, EnvSealed: sealed, Outcome: OutcomeSucceeded, Audit: pauseAudit(op, x),
+		})
+		if err != nil {
+			return err
+		}
+		r.watch.Publish(paused)
+		r.agents.Forget(x.Host, x.ID, x.Incarnation)
+		r.Wake()
+		return r.step(StepPausePaused, op)
+	}
+	return r.saveFailed(ctx, op, x, savingOf(op.Kind), why)
 }
 
 // saveFailed lets the sandbox run on. That somebody just did something in it is

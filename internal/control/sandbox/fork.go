@@ -108,7 +108,7 @@ func (s *Service) forking(ctx context.Context, by principal.Principal, x Sandbox
 	for i := range together {
 		together[i] = id.NewSandbox()
 	}
-	want := wanted(x, state, state.Memory)
+	want := wanted(x, state)
 	for _, child := range together {
 		c := Sandbox{
 			ID: child, TeamID: x.TeamID, TemplateID: x.TemplateID, TemplateName: x.TemplateName, ImageDigest: x.ImageDigest,
@@ -141,15 +141,14 @@ func (s *Service) forking(ctx context.Context, by principal.Principal, x Sandbox
 	return f, nil
 }
 
-// wanted is what a sandbox like x needs to start from a state.
-func wanted(x Sandbox, state Snapshot, memory bool) scheduler.Request {
-	want := scheduler.Request{
+// wanted is what a sandbox like x needs to start from a state. An engine takes
+// no state of another version, be it a disk alone; to boot from the disk of a
+// state with memory it has to wake that first.
+func wanted(x Sandbox, state Snapshot) scheduler.Request {
+	return scheduler.Request{
 		CPUMillis: x.CPUMillis, MemoryMB: x.MemoryMB, DiskMB: x.DiskMB, Engine: x.Engine, Hosts: []id.Host{state.Host.ID},
+		EngineVersion: state.EngineVersion, CPUFeatures: state.CPUFeatures,
 	}
-	if memory {
-		want.EngineVersion, want.CPUFeatures = state.EngineVersion, state.CPUFeatures
-	}
-	return want
 }
 
 // AwaitFork returns all copies once each runs, or why none is left.

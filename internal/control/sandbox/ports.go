@@ -27,7 +27,7 @@ type Transition struct {
 	Error         string
 	PausedReason  string
 	// Timeout is how far away the deadline is from now on; zero leaves it, but a
-	// sandbox that runs for the first time has its own.
+	// sandbox that runs and has none gets its own.
 	Timeout time.Duration
 	// Retry is how long the sweep leaves it alone after a pause that failed.
 	Retry time.Duration
@@ -137,6 +137,8 @@ type Adopt struct {
 	EnvSealed []byte
 	// KeepDeadline: the database's deadline decides what comes next.
 	KeepDeadline bool
+	// Outcome closes the open operation; empty leaves it.
+	Outcome Outcome
 	Audit        *audit.Entry // absent when the host was told to
 }
 

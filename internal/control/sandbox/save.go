@@ -70,11 +70,8 @@ func (s *Service) making(x Sandbox, by principal.Principal, kind StateKind, memo
 		ID: id.NewSnapshot(), Kind: kind, Memory: memory,
 		CreatedByType: string(by.Kind), CreatedByID: by.ActorID(), CreatedByName: by.ActorName(),
 	}
-	env, err := openEnv(s.secret, x.ID.UUID(), x.EnvSealed)
-	if err != nil {
-		return n, err
-	}
-	n.EnvSealed, err = sealedEnv(s.secret, n.ID.UUID(), env)
+	var err error
+	n.EnvSealed, err = resealedEnv(s.secret, x, n.ID)
 	return n, err
 }
 
@@ -114,7 +111,7 @@ func (s *Service) resuming(ctx context.Context, x Sandbox, by principal.Principa
 	return Begin{
 		ID: x.ID, From: StatusPaused, To: StatusResuming, NewIncarnation: true, Operation: id.NewOperation(), Kind: KindResume,
 		Params: Params{State: state.ID, Memory: memory, TimeoutSec: x.TimeoutSec, Reason: PausedRequested},
-		Place:  s.placer(ctx, by, wanted(x, state, memory)),
+		Place:  s.placer(ctx, by, wanted(x, state)),
 		Event:  "resuming", EventData: map[string]any{"memory": memory, "by": by.ActorName()}, Audit: &entry,
 	}, nil
 }

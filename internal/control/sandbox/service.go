@@ -171,7 +171,7 @@ func (s *Service) planFrom(by principal.Principal, team id.Team, req CreateReque
 		return n, err
 	}
 	x.FromState = &state.ID
-	n.Want = wanted(*x, state, state.Memory)
+	n.Want = wanted(*x, state)
 	n.Want.Engine = state.Engine
 	return n, nil
 }
@@ -247,13 +247,13 @@ func (s *Service) placer(ctx context.Context, by principal.Principal, want sched
 	}
 }
 
-// unplaceable is why no time will help a saved state to be started with its
-// memory; nil when it is only a matter of room.
+// unplaceable is why no time will help a saved state to be started; nil when it
+// is only a matter of room.
 func unplaceable(refusals []scheduler.Refusal) error {
 	for _, r := range refusals {
 		if r.Reason == "engine_version" || r.Reason == "cpu_features" {
-			return errs.FailedPrecondition("state_incompatible", "The saved memory cannot be restored there: "+r.Message+
-				". Its disk can: resume with `memory` false.").With("reason", r.Reason)
+			return errs.FailedPrecondition("state_incompatible", "The saved state cannot be started on its host as that is now: "+r.Message+
+				". It is kept; give the host back what it had.").With("reason", r.Reason)
 		}
 	}
 	return nil

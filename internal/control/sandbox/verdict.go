@@ -78,6 +78,16 @@ func (r *Reconciler) judgePaused(ctx context.Context, h host.Ref, s *suspicions,
 			return err
 		}
 		return r.found(ctx, x)
+	case there && in.Phase == PhasePaused && in.Incarnation == x.Incarnation && x.StateID != nil && in.State != *x.StateID:
+		// It ran, unheard of, and was paused by its host again since.
+		if _, whole := held[in.State]; !whole {
+			return nil
+		}
+		if err := r.miss(ctx, x, "it ran there"); err != nil {
+			return err
+		}
+		x.Status = StatusMissing
+		return r.adopt(ctx, x, in, held)
 	case x.DeadlineAt != nil && x.DeadlineAt.After(r.now()) && has:
 		return r.goOn(ctx, x)
 	case there || has:
@@ -132,11 +142,7 @@ func (r *Reconciler) adopt(ctx context.Context, x Sandbox, in Instance, held map
 	if !ok || state.Sandbox != x.ID {
 		return nil // not seen whole; the next inventory has it
 	}
-	env, err := openEnv(r.service.secret, x.ID.UUID(), x.EnvSealed)
-	if err != nil {
-		return err
-	}
-	sealed, err := sealedEnv(r.service.secret, state.ID.UUID(), env)
+	sealed, err := resealedEnv(r.service.secret, x, state.ID)
 	if err != nil {
 		return err
 	}

@@ -28,7 +28,7 @@ type Request struct {
 	Engine string
 	// Hosts are the only ones that come into question; nil for any.
 	Hosts []id.Host
-	// EngineVersion and CPUFeatures are what saved memory can be restored under:
+	// EngineVersion and CPUFeatures are what a saved state can be started under:
 	// exactly this version, at least these features. Empty demands nothing.
 	EngineVersion string
 	CPUFeatures   []string
@@ -140,7 +140,7 @@ func (s RoundRobinScheduler) fits(req Request, h HostView) (Engine, *Refusal) {
 		return refuse("no_engine", "%s", why)
 	}
 	if req.EngineVersion != "" && req.EngineVersion != engine.Version {
-		return refuse("engine_version", "memory was saved under %s %s, the host has %s", engine.Name, req.EngineVersion, engine.Version)
+		return refuse("engine_version", "it was saved under %s %s, the host has %s", engine.Name, req.EngineVersion, engine.Version)
 	}
 	if lacks := missing(req.CPUFeatures, engine.CPUFeatures); len(lacks) > 0 {
 		return refuse("cpu_features", "memory was saved on a CPU that has %s, this one has not", strings.Join(lacks, ", "))

@@ -43,7 +43,7 @@ RETURNING *;
 
 -- name: Transition :one
 -- A fresh one has just begun to run: its idle time and its checkpoints count
--- from now. With its end, whatever was being saved of it has failed; its other
+-- from now. Whatever runs has a deadline. With its end, whatever was being saved of it has failed; its other
 -- saved states go only when drop_states says so.
 WITH moved AS (
     UPDATE sandboxes SET
@@ -55,7 +55,7 @@ WITH moved AS (
         deadline_at = CASE
             WHEN sqlc.arg(ended)::bool OR sqlc.arg(no_deadline)::bool THEN NULL
             WHEN sqlc.narg(deadline_secs)::float8 IS NOT NULL THEN now() + make_interval(secs => sqlc.narg(deadline_secs)::float8)
-            WHEN sqlc.arg(to_status) = 'running' AND started_at IS NULL THEN now() + make_interval(secs => timeout_sec)
+            WHEN sqlc.arg(to_status) = 'running' AND deadline_at IS NULL THEN now() + make_interval(secs => timeout_sec)
             ELSE deadline_at END,
         idle_check_at = CASE
             WHEN sqlc.arg(ended)::bool OR sqlc.arg(to_status) = 'paused' THEN NULL

@@ -79,7 +79,7 @@ func (s *Store) Adopt(ctx context.Context, a sandbox.Adopt) (sandbox.Sandbox, er
 			return err
 		}
 		t := sandbox.Transition{
-			ID: x.ID, From: x.Status, To: sandbox.StatusPaused, Incarnation: x.Incarnation, PausedReason: a.Reason,
+			ID: x.ID, From: x.Status, To: sandbox.StatusPaused, Incarnation: x.Incarnation, PausedReason: a.Reason, Outcome: a.Outcome,
 			Making: held.ID, Saved: &held.Saved, Newest: true,
 			Event: "paused", EventData: map[string]any{"reason": a.Reason, "seen_by": "inventory", "snapshot_id": held.ID, "size_bytes": held.SizeBytes},
 		}

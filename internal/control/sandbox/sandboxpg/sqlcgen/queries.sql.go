@@ -2487,7 +2487,7 @@ WITH moved AS (
         deadline_at = CASE
             WHEN $5::bool OR $6::bool THEN NULL
             WHEN $7::float8 IS NOT NULL THEN now() + make_interval(secs => $7::float8)
-            WHEN $1 = 'running' AND started_at IS NULL THEN now() + make_interval(secs => timeout_sec)
+            WHEN $1 = 'running' AND deadline_at IS NULL THEN now() + make_interval(secs => timeout_sec)
             ELSE deadline_at END,
         idle_check_at = CASE
             WHEN $5::bool OR $1 = 'paused' THEN NULL
@@ -2593,7 +2593,7 @@ type TransitionRow struct {
 }
 
 // A fresh one has just begun to run: its idle time and its checkpoints count
-// from now. With its end, whatever was being saved of it has failed; its other
+// from now. Whatever runs has a deadline. With its end, whatever was being saved of it has failed; its other
 // saved states go only when drop_states says so.
 func (q *Queries) Transition(ctx context.Context, db DBTX, arg TransitionParams) (TransitionRow, error) {
 	row := db.QueryRow(ctx, transition,
