@@ -38,11 +38,20 @@ type bare struct {
 // newBare takes the bundle of a sandbox that it creates and deletes.
 func newBare(b *testing.B) *bare {
 	b.Helper()
+	return newBareLike(b, map[string]any{"template": "base"})
+}
+
+// newBareLike is newBare for a sandbox of other sizes.
+func newBareLike(b *testing.B, request map[string]any) *bare {
+	b.Helper()
 	before := bundles(b)
-	var made struct{ ID string }
-	skerry.Must(b, "POST", "/v1/sandboxes", map[string]any{"template": "base"}, &made)
+	var made struct {
+		ID     string
+		DiskMB int64 `json:"disk_mb"`
+	}
+	skerry.Must(b, "POST", "/v1/sandboxes", request, &made)
 	defer skerry.Must(b, "DELETE", "/v1/sandboxes/"+made.ID, nil, nil)
-	r := &bare{dir: b.TempDir(), runsc: filepath.Join(skerry.Root, "bin", "runsc"), disk: 4 << 30}
+	r := &bare{dir: b.TempDir(), runsc: filepath.Join(skerry.Root, "bin", "runsc"), disk: made.DiskMB << 20}
 	for bundle := range bundles(b) {
 		if before[bundle] {
 			continue
@@ -58,7 +67,7 @@ func newBare(b *testing.B) *bare {
 	if r.spec.Root == nil {
 		b.Fatal("the sandbox's bundle was not found")
 	}
-	slots, err := network.New(b.Context(), network.Config{Tag: "be0c41", WarmSlots: 4, StateDir: filepath.Join(r.dir, "network")})
+	slots, err := network.New(b.Context(), network.Config{Tag: "be0c41", WarmSlots: 8, StateDir: filepath.Join(r.dir, "network")})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -108,6 +117,22 @@ const secret = "00112233445566778899aabbccddeeff"
 // start runs it and waits until its daemon is configured.
 func (r *bare) start(b *testing.B) *one {
 	b.Helper()
+	o := r.place(b)
+	o.begin(b, "run")
+	res, err := post(b.Context(), o.client, o.url+guestapi.PathInit, http.Header{guestapi.HeaderInit: {secret}}, guestapi.Init{DefaultUser: "user"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	res.Body.Close()
+	if res.StatusCode != http.StatusNoContent {
+		b.Fatalf("init: %s", res.Status)
+	}
+	return o
+}
+
+// place makes all that an instance needs but the instance.
+func (r *bare) place(b *testing.B) *one {
+	b.Helper()
 	r.next++
 	id := fmt.Sprintf("%032x", r.next)
 	slot, err := r.slots.Acquire(b.Context(), engine.InstanceID(id), network.Policy{Internet: true})
@@ -137,27 +162,40 @@ func (r *bare) start(b *testing.B) *one {
 	if err != nil {
 		b.Fatal(err)
 	}
-	boot, err := json.Marshal(guestapi.Boot{InitSecret: secret, Hostname: "bare", Nameserver: slot.Net.Gateway})
-	if err != nil {
-		b.Fatal(err)
-	}
-	cmd := o.command("run", "-detach", "-bundle="+bundle, id)
-	cmd.Stdin = strings.NewReader(string(boot))
-	if err := cmd.Run(); err != nil {
-		b.Fatalf("runsc run: %v", err)
-	}
 	o.client = &http.Client{Transport: &http.Transport{}}
 	o.url = "http://" + net.JoinHostPort(slot.Net.GuestAddr, strconv.Itoa(guestapi.DefaultPort))
-	o.await(b)
-	res, err := post(b.Context(), o.client, o.url+guestapi.PathInit, http.Header{guestapi.HeaderInit: {secret}}, guestapi.Init{DefaultUser: "user"})
+	return o
+}
+
+// begin has runsc run or restore it, and waits until its daemon answers.
+func (o *one) begin(b *testing.B, command string, args ...string) {
+	b.Helper()
+	boot, err := json.Marshal(guestapi.Boot{InitSecret: secret, Hostname: "bare", Nameserver: o.slot.Net.Gateway})
 	if err != nil {
 		b.Fatal(err)
 	}
-	res.Body.Close()
-	if res.StatusCode != http.StatusNoContent {
-		b.Fatalf("init: %s", res.Status)
+	args = append([]string{command, "-detach", "-bundle=" + filepath.Join(o.dir, o.id)}, args...)
+	cmd := o.command(append(args, o.id)...)
+	cmd.Stdin = strings.NewReader(string(boot))
+	if err := cmd.Run(); err != nil {
+		b.Fatalf("runsc %s: %v", command, err)
 	}
-	return o
+	o.await(b)
+}
+
+// checkpoint saves it to a directory.
+func (o *one) checkpoint(b *testing.B, dir string, args ...string) {
+	b.Helper()
+	args = append([]string{"checkpoint", "-compression=none", "-image-path=" + dir}, args...)
+	if out, err := o.command(append(args, o.id)...).CombinedOutput(); err != nil {
+		b.Fatalf("runsc checkpoint: %v %s", err, out)
+	}
+}
+
+// restore begins it where another one was saved.
+func (o *one) restore(b *testing.B, dir string) {
+	b.Helper()
+	o.begin(b, "restore", "-background", "-image-path="+dir)
 }
 
 func (o *one) await(b *testing.B) {

@@ -57,6 +57,11 @@ func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 
 // percentiles and the ratio of the medians.
 func compare(b *testing.B, ours, bare func() time.Duration) {
 	b.Helper()
+	compareIn(b, rounds, ours, bare)
+}
+
+func compareIn(b *testing.B, rounds int, ours, bare func() time.Duration) {
+	b.Helper()
 	for range 2 {
 		ours()
 		bare()
