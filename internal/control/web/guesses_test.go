@@ -59,4 +59,11 @@ func TestID08_UnknownKeysAreLimitedByAddressAndKeepNobodyOut(t *testing.T) {
 	call(known).fault(t, 401, "invalid_api_key")
 	later.by = 30 * time.Minute
 	call("skerry_"+fmt.Sprintf("%040x", 8)).fault(t, 401, "invalid_api_key")
+	// Nothing is held against a key for ever, such as what a database said that
+	// was restored meanwhile.
+	later.by = 2 * time.Hour
+	s.exec(t, "UPDATE team_api_keys SET revoked_at = NULL")
+	if r := call(known); r.status != 200 {
+		t.Errorf("a key that works again: %d %s", r.status, r.body)
+	}
 }
