@@ -48,7 +48,7 @@ type Contact struct {
 	// registered.
 	Engines []EngineFact
 	Load    func() Load
-	Outbox     Outbox
+	Outbox  Outbox
 	// Samples reads what the sandboxes used; nil sends none. SampleEvery is the
 	// time between two; 0 is DefaultSampleEvery.
 	Samples     func(context.Context) []Sample

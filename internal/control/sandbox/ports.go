@@ -139,7 +139,7 @@ type Adopt struct {
 	KeepDeadline bool
 	// Outcome closes the open operation; empty leaves it.
 	Outcome Outcome
-	Audit        *audit.Entry // absent when the host was told to
+	Audit   *audit.Entry // absent when the host was told to
 }
 
 // Expired is a sandbox whose deadline has passed.
