@@ -305,6 +305,41 @@ func TestS6_S10_PauseResumeAndFork_OnARealHost(t *testing.T) {
 	clearStates(t, a, cfg)
 }
 
+// A state with memory is woken for its disk, and what ran then does not run.
+func TestS6_BootFromTheDiskOfAStateWithMemory_OnARealHost(t *testing.T) {
+	p := newPlatform(t)
+	cfg, root := realHost(t, p), workshop(t)
+	a := p.start(t, cfg, app.Options{Images: root})
+	b := newBox(t, p, a)
+	b.works()
+	which := id.NewSnapshot()
+	if _, err := a.PauseSandbox(t.Context(), b.pauseRequest(which)); err != nil {
+		t.Fatal(err)
+	}
+	b.req.DiskOnly = true
+	if err := b.resume(which.UUID().String()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.get("/look"); err == nil {
+		t.Error("a program that ran when the state was saved runs")
+	}
+	client, hangUp := b.client(guestapi.DefaultPort)
+	defer hangUp()
+	proc := processconnect.NewProcessClient(client, "http://guest", connect.WithProtoJSON())
+	stream, err := proc.Start(t.Context(), &processpb.StartRequest{Process: &processpb.ProcessConfig{Cmd: "/worker"}, Stdin: proto.Bool(false)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Close()
+	testkit.Eventually(t, 20*time.Second, "another worker", func() bool {
+		_, err := b.get("/look")
+		return err == nil
+	})
+	b.destroy()
+	quiet(t, cfg)
+	clearStates(t, a, cfg)
+}
+
 func TestS12_S15_PauseAllAndShutdown_OnARealHost(t *testing.T) {
 	p := newPlatform(t)
 	cfg, root := realHost(t, p), workshop(t)

@@ -68,7 +68,7 @@ func unrestored(err error) error {
 // disk takes the disk out of a state with memory, whose engine keeps the two in
 // one image: it is woken for as long as it takes to save the disk alone, without
 // its daemon being told anything, and ended. It returns the image's directory,
-// and the instance is prepared anew.
+// and the instance is prepared anew, in a network slot that nobody has used.
 func (b *build) disk(ctx context.Context) (string, error) {
 	h, err := b.engine.Restore(ctx, b.rec.Handle, b.held.Dir)
 	if err != nil {
@@ -83,6 +83,13 @@ func (b *build) disk(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if err := b.engine.Destroy(ctx, b.rec.Instance); err != nil {
+		return "", err
+	}
+	if err := b.m.releaseSlot(ctx, b.rec); err != nil {
+		return "", err
+	}
+	b.rec.Slot = -1
+	if err := b.claimSlot(ctx); err != nil {
 		return "", err
 	}
 	return dir, b.prepare(ctx)

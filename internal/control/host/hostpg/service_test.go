@@ -13,6 +13,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"skerry.dev/skerry/internal/control/host"
@@ -267,6 +268,27 @@ func TestH4_RefreshRotatesWithoutLosing(t *testing.T) {
 	}
 	if after := w.audited(t, "token_reuse"); after != before+1 {
 		t.Errorf("%d new audit entries", after-before)
+	}
+}
+
+// A new start of the agent may have another engine: placement goes by the last
+// heartbeat that tells.
+func TestP6_TheLastHeartbeatSaysWhatIsOffered(t *testing.T) {
+	w := newWorld(t)
+	c := w.register(t, newMachine(t))
+	by := principal.Principal{Kind: principal.KindHost, HostID: c.HostID}
+	upgraded := []scheduler.Engine{{Name: "gvisor", Version: "next", Healthy: true, Reasons: []string{}, CPUFeatures: []string{"avx"}}}
+	for _, engines := range [][]scheduler.Engine{upgraded, nil} {
+		if err := w.hosts.Heartbeat(t.Context(), by, host.Beat{Host: c.HostID, Generation: 1, Address: "10.0.0.7:7072", Version: "1", Engines: engines}); err != nil {
+			t.Fatal(err)
+		}
+		h, err := w.hosts.Get(t.Context(), principal.Principal{Kind: principal.KindUser, IsAdmin: true}, c.HostID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(upgraded, h.Facts.Engines); diff != "" {
+			t.Errorf("after a heartbeat with %v (-want +got):\n%s", engines, diff)
+		}
 	}
 }
 
