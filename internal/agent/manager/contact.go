@@ -143,8 +143,24 @@ func (m *Manager) PauseAll(ctx context.Context, reason string) []Outcome {
 }
 
 // PauseForShutdown is PauseAll by the agent's own decision, before the machine
-// goes down.
+// goes down. From then on nothing is started here, and what is being started is
+// undone, so that nothing runs that was not looked at.
 func (m *Manager) PauseForShutdown(ctx context.Context) []Outcome {
+	m.mu.Lock()
+	m.leaving = true
+	var starting []*operation
+	for _, s := range m.sandboxes {
+		if s.op != nil && s.op.kind == opCreate {
+			s.op.cancel(errClosing)
+			starting = append(starting, s.op)
+		}
+	}
+	m.mu.Unlock()
+	for _, op := range starting {
+		if op.wait(ctx) != nil {
+			break
+		}
+	}
 	return m.pauseAll(ctx, ReasonHostShutdown, true)
 }
 

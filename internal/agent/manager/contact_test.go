@@ -10,6 +10,7 @@ import (
 	"skerry.dev/skerry/internal/agent/engine/fake"
 	"skerry.dev/skerry/internal/agent/journal"
 	"skerry.dev/skerry/internal/agent/manager"
+	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
 )
 
@@ -179,5 +180,9 @@ func TestShutdownPausesByItself(t *testing.T) {
 	}
 	if p := of(t, a, r.Sandbox); p.PausedReason != manager.ReasonHostShutdown {
 		t.Errorf("it is %+v", p)
+	}
+	// What would start now nobody would pause any more.
+	if _, err := a.Create(t.Context(), spec(id.NewSandbox(), 1)); !errs.Is(err, "agent_stopping") {
+		t.Errorf("a create during the shutdown: %v", err)
 	}
 }

@@ -70,7 +70,7 @@ func validate(spec journal.Spec) error {
 func (m *Manager) tryCreate(ctx context.Context, spec journal.Spec) (op *operation, mine bool, rep Report, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.closed {
+	if m.closed || m.leaving {
 		return nil, false, Report{}, stopping()
 	}
 	buried, err := m.cfg.Journal.Buried(spec.Sandbox)

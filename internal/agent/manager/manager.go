@@ -118,6 +118,7 @@ type Manager struct {
 
 	mu        sync.Mutex
 	closed    bool
+	leaving   bool // the machine goes down: nothing is started any more
 	creates   int
 	sandboxes map[id.Sandbox]*entry
 }

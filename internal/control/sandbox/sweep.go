@@ -23,7 +23,7 @@ const (
 	sweepHands = 16
 	pruneBatch = 500
 	// idleLease is how long a server that asks a host keeps others from asking.
-	idleLease = 10 * time.Second
+	idleLease = 4 * time.Second
 	statsWait = 3 * time.Second
 	// dropLease is when a removal that a host did not confirm is tried again.
 	dropLease = 30 * time.Second
