@@ -22,10 +22,7 @@ import (
 // inventories work on the same few sandboxes at random, and reads the history
 // that the database itself recorded.
 func TestST07_OnlyTransitionsOfTheTable(t *testing.T) {
-	rounds := 10_000
-	if testing.Short() {
-		rounds = 500
-	}
+	rounds := testkit.Scaled(10_000, 1_000)
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	pool := pgtest.New(t)
@@ -219,7 +216,7 @@ func TestST07_OnlyTransitionsOfTheTable(t *testing.T) {
 			t.Errorf("%s/%d became %s/%d", was, wasInc, now, inc)
 		}
 	}
-	if n < rounds/10 {
+	if n < 100 { // nothing was tried then; how many there are depends on the machine
 		t.Errorf("only %d transitions in %d rounds", n, rounds)
 	}
 	t.Logf("%d rounds, %d transitions", rounds, n)
