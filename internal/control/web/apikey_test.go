@@ -267,3 +267,27 @@ func TestC6_AReplayNeedsTheStandingOfTheFirstCall(t *testing.T) {
 		t.Errorf("%d keys", n)
 	}
 }
+
+// The same in many rounds, each with a key and a caller's answer of its own.
+func TestC6_RacingCreatesMakeOneEachRound(t *testing.T) {
+	s := newStack(t, options{})
+	a := s.signup(t, "ada@example.com")
+	for round := range rounds(10, 200) {
+		headers := append(bearer(a.Token), "Idempotency-Key", fmt.Sprint("round-", round))
+		replies := make([]reply, 8)
+		var wg sync.WaitGroup
+		for i := range replies {
+			wg.Go(func() { replies[i] = s.call(t, "POST", "/v1/api-keys", map[string]string{"name": "ci"}, headers...) })
+		}
+		wg.Wait()
+		for _, r := range replies {
+			if r.status != 201 || r.body != replies[0].body {
+				t.Fatalf("round %d: %d %s differs from %s", round, r.status, r.body, replies[0].body)
+			}
+		}
+		if n := s.count(t, "SELECT count(*) FROM team_api_keys"); n != 1 {
+			t.Fatalf("round %d made %d keys", round, n)
+		}
+		s.exec(t, "DELETE FROM team_api_keys")
+	}
+}
