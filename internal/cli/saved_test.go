@@ -45,9 +45,11 @@ func TestO3_SavingCommands(t *testing.T) {
 		code int
 	}{
 		"sandbox create --snapshot ready --checkpoint 10m": {`POST /v1/sandboxes {"snapshot":"ready","checkpoint_interval_sec":600}`, "sb-1\n", 0},
+
 		"sandbox list":       {"GET /v1/sandboxes", "paused", 0},
 		"sandbox get sb-1":   {"GET /v1/sandboxes/sb-1", "12.0 MB, only on box", 0},
 		"sandbox pause sb-1": {`POST /v1/sandboxes/sb-1/pause {"memory":true}`, "sb-1 is paused", 0},
+
 		"sandbox pause sb-1 --disk-only --no-wait": {`POST /v1/sandboxes/sb-1/pause?wait=0 {"memory":false}`, "sb-1 is paused", 0},
 		"sandbox pause sb-1 -o json":               {`POST /v1/sandboxes/sb-1/pause {"memory":true}`, `"status": "paused"`, 0},
 		"sandbox pause sb-2":                       {`POST /v1/sandboxes/sb-2/pause {"memory":true}`, "invalid_state", exitConflict},

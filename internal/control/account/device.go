@@ -182,7 +182,7 @@ func (s *Service) PollDeviceLogin(ctx context.Context, by principal.Principal, d
 	if !found || !user.IsActive {
 		return Auth{}, errExpiredDevice
 	}
-	login, err := s.PrepareLogin(ctx, by, user.User)
+	login, err := s.prepareLogin(ctx, by, user.User)
 	if err != nil {
 		return Auth{}, err
 	}

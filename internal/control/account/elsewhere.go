@@ -41,7 +41,7 @@ func (s *Service) OpenSession(ctx context.Context, by principal.Principal, user 
 	case !found.IsActive:
 		return Auth{}, ErrDisabled
 	}
-	login, err := s.PrepareLogin(ctx, by, found.User)
+	login, err := s.prepareLogin(ctx, by, found.User)
 	if err != nil {
 		return Auth{}, err
 	}

@@ -101,9 +101,6 @@ func NewService(ctx context.Context, c Config) (*Service, error) {
 // URL is where people reach Skerry, without a slash at its end.
 func (s *Service) URL() string { return s.url }
 
-// Policy says who may sign up.
-func (s *Service) Policy() SignupPolicy { return s.policy }
-
 // Signup makes a user with a team of its own and logs in.
 func (s *Service) Signup(ctx context.Context, by principal.Principal, r SignupRequest) (Auth, error) {
 	r, err := r.normalize()
@@ -250,9 +247,9 @@ func auditTeam(active *team.Team) id.Team {
 	return active.ID
 }
 
-// PrepareLogin is a login of a user who has proven who they are in some other
+// prepareLogin is a login of a user who has proven who they are in some other
 // way than by password, in the login team, for a store verb to write.
-func (s *Service) PrepareLogin(ctx context.Context, by principal.Principal, user User) (Login, error) {
+func (s *Service) prepareLogin(ctx context.Context, by principal.Principal, user User) (Login, error) {
 	active, err := s.store.GetDefaultTeamForUser(ctx, user.ID)
 	if err != nil {
 		return Login{}, err
