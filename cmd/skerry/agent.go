@@ -71,7 +71,7 @@ type agentCmd struct {
 	Address           string        `name:"host-address" help:"The same as seen by the server, when it differs." env:"SKERRY_HOST_ADDRESS" placeholder:"ADDR"`
 	CIDR              string        `name:"cidr" help:"Range of the sandboxes' network (default: a free one is found)." env:"SKERRY_CIDR" placeholder:"CIDR"`
 	MaxSandboxes      int           `help:"How many sandboxes at most." env:"SKERRY_MAX_SANDBOXES" placeholder:"N"`
-	WarmSlots         int           `help:"How many network slots are made ahead of need." env:"SKERRY_WARM_SLOTS" default:"4" placeholder:"N"`
+	WarmSlots         int           `help:"How many network slots are made ahead of need." env:"SKERRY_WARM_SLOTS" default:"8" placeholder:"N"`
 	DNS               []string      `name:"dns" help:"Resolvers for sandboxes (default: this machine's)." env:"SKERRY_DNS" placeholder:"ADDR"`
 	Denied            []string      `help:"Networks no sandbox may reach, besides private ones." env:"SKERRY_DENIED" placeholder:"CIDR"`
 	ImageCacheMB      int64         `name:"image-cache-mb" help:"Bound of the template images kept on disk; 0 is none." env:"SKERRY_IMAGE_CACHE_MB" placeholder:"MB"`

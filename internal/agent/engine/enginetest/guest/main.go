@@ -119,6 +119,21 @@ func handler(stdin string) http.Handler {
 		}
 		return nil, open.listen(port)
 	})
+	answer("/echo", func(r *http.Request) (any, error) {
+		port, err := strconv.Atoi(r.FormValue("port"))
+		if err != nil {
+			return nil, err
+		}
+		return nil, open.echo(port)
+	})
+	answer("/churn", func(r *http.Request) (any, error) {
+		pause, err := time.ParseDuration(r.FormValue("pause"))
+		if err != nil {
+			return nil, err
+		}
+		open.churn(r.FormValue("addr"), pause)
+		return nil, nil
+	})
 	answer("/time", func(*http.Request) (any, error) { return time.Now().UnixNano(), nil })
 	answer("/random", func(*http.Request) (any, error) { return rand.Text(), nil })
 	answer("/spawn", func(r *http.Request) (any, error) {

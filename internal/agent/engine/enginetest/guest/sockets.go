@@ -5,6 +5,8 @@ import (
 	"net"
 	"strconv"
 	"sync"
+	"syscall"
+	"time"
 )
 
 // sockets are what the guest holds open, to see what becomes of it.
@@ -64,4 +66,46 @@ func (s *sockets) listen(port int) error {
 		}
 	}()
 	return nil
+}
+
+// echo sends back what comes, on any number of connections.
+func (s *sockets) echo(port int) error {
+	l, err := net.Listen("tcp", ":"+strconv.Itoa(port))
+	if err != nil {
+		return err
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				_, _ = io.Copy(c, c)
+				_ = c.Close()
+			}()
+		}
+	}()
+	return nil
+}
+
+// churn opens connections to addr for as long as the guest lives, each a little
+// after the last one, and ends each at once. Where the other end does not close
+// it as well, the kernel forgets it a second later.
+func (s *sockets) churn(addr string, pause time.Duration) {
+	const linger2 = 8 // TCP_LINGER2, in seconds
+	d := net.Dialer{Timeout: time.Second, Control: func(_, _ string, raw syscall.RawConn) error {
+		var err error
+		if fail := raw.Control(func(fd uintptr) { err = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, linger2, 1) }); fail != nil {
+			return fail
+		}
+		return err
+	}}
+	go func() {
+		for range time.Tick(pause) {
+			if c, err := d.Dial("tcp", addr); err == nil {
+				_ = c.Close()
+			}
+		}
+	}()
 }
