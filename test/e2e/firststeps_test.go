@@ -43,7 +43,7 @@ func TestS1_CreateExecDelete(t *testing.T) {
 	in.Must(t, "DELETE", "/v1/sandboxes/"+made.ID, nil, nil)
 	in.Must(t, "DELETE", "/v1/sandboxes/"+made.ID, nil, nil)
 	in.noTraces(t)
-	in.sameMachine(t, before, 2)
+	in.sameMachine(t, before, warm)
 
 	var after sandbox
 	in.Must(t, "GET", "/v1/sandboxes/"+made.ID, nil, &after)
@@ -245,5 +245,5 @@ func TestLL01_ManyCreatesAndDeletes(t *testing.T) {
 		t.Errorf("the median delete took %s, want at most 150ms or 10 commands of %s", median, command)
 	}
 	in.noTraces(t)
-	in.sameMachine(t, before, width+2)
+	in.sameMachine(t, before, width+warm)
 }

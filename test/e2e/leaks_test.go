@@ -111,6 +111,9 @@ func (in *machine) noTraces(t testing.TB) {
 	t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
 }
 
+// warm is how many network slots an agent makes ahead of need.
+const warm = 8
+
 // sameMachine fails the test when the instance keeps more than before, beyond
 // the slots it may make ahead.
 func (in *machine) sameMachine(t testing.TB, before map[string]int, ahead int) {

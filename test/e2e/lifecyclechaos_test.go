@@ -228,7 +228,7 @@ func TestS4_ST04_ST05_KilledAtAnyMoment(t *testing.T) {
 	_, _ = in.Try(t.Context(), "DELETE", "/v1/snapshots/chaos", nil, nil)
 	in.noTraces(t)
 	in.noStates(t)
-	in.sameMachine(t, before, 6)
+	in.sameMachine(t, before, 6+warm)
 }
 
 // alone removes every sandbox but one, and waits until all others are gone and
@@ -314,7 +314,7 @@ func TestLL01_ManyLivesLeaveNothing(t *testing.T) {
 	lives(2 * width) // pools are full from here on
 	before, open := in.keeps(t), in.descriptors(t)
 	start := time.Now()
-	count := scaled(300, 30)
+	count := scaled(1000, 300)
 	lives(count)
 	t.Logf("%d lives in %s", count, time.Since(start).Round(time.Second))
 	in.sameMachine(t, before, width)
