@@ -9,7 +9,10 @@ package observe
 
 import (
 	"context"
+	"errors"
 	"time"
+
+	"skerry.dev/skerry/internal/kernel/errs"
 )
 
 // Observer is told. Its methods are safe for concurrent use, never wait and
@@ -21,8 +24,8 @@ type Observer interface {
 	// Moved is told that a state machine reached a state, and how long after its
 	// beginning; negative where that is not known.
 	Moved(machine, state string, after time.Duration)
-	// Called is told of a call to a part of the program or the machine. result is
-	// "ok" or the reason of an error.
+	// Called is told of a call to a part of the program or the machine; result is
+	// Result's.
 	Called(part, call, result string, took time.Duration)
 	// Answered is told of a request to the API; operation is "" for one that
 	// names none.
@@ -43,7 +46,7 @@ type Span interface {
 	// Set adds what the work is about: an id, a status. Never a secret, nor what
 	// a user wrote.
 	Set(key, value string)
-	// End ends it. Of an error only its reason is kept.
+	// End ends it. Of an error only its Result is kept.
 	End(err error)
 }
 
@@ -84,6 +87,23 @@ func Round(ctx context.Context, loop string, turn func(context.Context) error) e
 		From(ctx).Round(loop, time.Since(began), err)
 	}
 	return err
+}
+
+// Result is one word for how a call ended: "ok", the reason of a typed error,
+// "canceled", "timeout" or "error".
+func Result(err error) string {
+	var typed *errs.Error
+	switch {
+	case err == nil:
+		return "ok"
+	case errors.As(err, &typed):
+		return typed.Reason
+	case errors.Is(err, context.Canceled):
+		return "canceled"
+	case errors.Is(err, context.DeadlineExceeded):
+		return "timeout"
+	}
+	return "error"
 }
 
 // Nobody listens to nothing.
