@@ -52,7 +52,7 @@ type Instance struct {
 // New starts a fresh instance on free ports and a data directory of its own,
 // with further settings as NAME=value.
 func New(ctx context.Context, settings ...string) (*Instance, error) {
-	root, err := checkout()
+	root, err := Checkout()
 	if err != nil {
 		return nil, err
 	}
@@ -301,7 +301,9 @@ func (in *Instance) Sh(t testing.TB, id, line string) ExecResult {
 	return result
 }
 
-func checkout() (string, error) {
+// Checkout is the root of the checkout that holds the working directory, once it
+// is built.
+func Checkout() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
 		return "", err

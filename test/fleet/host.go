@@ -1,0 +1,198 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// hostPort is where each agent listens, in its own network.
+const hostPort = "7072"
+
+// Host is a machine with an agent.
+type Host struct {
+	*Process
+	Name string
+	ID   string     // as the API knows it, once announced
+	Addr netip.Addr // on the bridge
+	Data string     // its data directory
+
+	fleet    *Fleet
+	index    int
+	machine  *machine
+	join     []string // settings for the first contact
+	settings []string
+}
+
+// AddHost makes a machine with an agent that is not announced and not started.
+func (f *Fleet) AddHost(settings ...string) (*Host, error) {
+	n := len(f.Hosts)
+	h := &Host{
+		Name: "host" + strconv.Itoa(n), Addr: f.bridge.host(n), Data: filepath.Join(f.dir, "h"+strconv.Itoa(n)), fleet: f, index: n, settings: settings,
+	}
+	if err := os.Mkdir(h.Data, 0o711); err != nil {
+		return nil, err
+	}
+	var err error
+	if h.machine, err = newMachine(func() error { return enterOwn(f.dir, h.Data) }); err != nil {
+		return nil, err
+	}
+	h.Process = &Process{
+		machine: h.machine, program: filepath.Join(f.root, "bin", "skerry"), args: []string{"agent"}, log: filepath.Join(h.Data, "log", "agent.log"),
+		env: func() []string { return append(append(h.environ(), h.join...), h.settings...) },
+	}
+	f.Hosts = append(f.Hosts, h)
+	return h, f.bridge.plug(h.machine, n)
+}
+
+func (h *Host) environ() []string {
+	address := net.JoinHostPort(h.Addr.String(), hostPort)
+	return append(os.Environ(),
+		"SKERRY_DATA="+h.Data, "SKERRY_SERVER=https://"+h.fleet.Front.listener.Addr().String(), "SKERRY_HOST_LISTEN="+address,
+		"SKERRY_WARM_SLOTS=2", "SKERRY_DNS=192.0.2.53") // nobody answers there, and nobody asks
+}
+
+// Set changes settings of the agent, as NAME=value, for its next start.
+func (h *Host) Set(settings ...string) { h.settings = append(h.settings, settings...) }
+
+// Announce gets a registration token for the host, a first or a new one.
+func (h *Host) Announce(ctx context.Context, request map[string]any) error {
+	var made struct {
+		Host  struct{ ID string }
+		Token string `json:"registration_token"`
+		CA    string `json:"ca_sha256"`
+	}
+	path := "/v1/hosts"
+	if h.ID != "" {
+		path += "/" + h.ID + "/token"
+		request = nil
+	} else if request == nil {
+		request = map[string]any{"type": "regular", "name": h.Name}
+	}
+	if _, err := h.fleet.Servers[0].Try(ctx, "POST", path, request, &made); err != nil {
+		return err
+	}
+	h.ID = made.Host.ID
+	h.join = []string{"SKERRY_REGISTRATION_TOKEN=" + made.Token, "SKERRY_CA_SHA256=" + made.CA}
+	return nil
+}
+
+// joinAll announces and starts every host, and waits until all are online.
+func (f *Fleet) joinAll(ctx context.Context) error {
+	var joining errgroup.Group
+	for _, h := range f.Hosts {
+		joining.Go(func() error {
+			if err := h.Announce(ctx, nil); err != nil {
+				return err
+			}
+			return h.Join(ctx)
+		})
+	}
+	return joining.Wait()
+}
+
+// Join starts the agent with its token, which it needs just this once, and waits
+// until the host is online.
+func (h *Host) Join(ctx context.Context) error {
+	if err := h.Start(); err != nil {
+		return err
+	}
+	if err := h.Wait(ctx, "online"); err != nil {
+		return err
+	}
+	h.join = nil
+	return nil
+}
+
+// Wait waits until the servers say that the host has a status.
+func (h *Host) Wait(ctx context.Context, status string) error {
+	ended, why := h.Ended()
+	var last string
+	err := until(ctx, 2*time.Minute, h.Name+" is "+status, func() (bool, error) {
+		select {
+		case <-ended:
+			if status == "online" {
+				return false, fmt.Errorf("the agent ended: %w\n%s", why(), h.Log())
+			}
+		default:
+		}
+		now, err := h.State(ctx)
+		if err != nil {
+			last = err.Error()
+			return false, nil //nolint:nilerr // a server may be away
+		}
+		last = now.Status + " " + now.Reason
+		return now.Status == status, nil
+	})
+	if err != nil {
+		return fmt.Errorf("%w; it is %s", err, last)
+	}
+	return nil
+}
+
+// HostState is the part of the API's answer that tests read.
+type HostState struct {
+	Status string
+	Reason string `json:"status_reason"`
+}
+
+// State asks the first server that answers about the host.
+func (h *Host) State(ctx context.Context) (HostState, error) {
+	var errs []error
+	for _, s := range h.fleet.Servers {
+		var now HostState
+		_, err := s.Try(ctx, "GET", "/v1/hosts/"+h.ID, nil, &now)
+		if err == nil {
+			return now, nil
+		}
+		errs = append(errs, err)
+	}
+	return HostState{}, errors.Join(errs...)
+}
+
+// Cut lets no packet through the host's link until Mend.
+func (h *Host) Cut() error { return h.fleet.bridge.set(h.index, false) }
+
+// Mend makes the link whole again.
+func (h *Host) Mend() error { return h.fleet.bridge.set(h.index, true) }
+
+// Run runs a command on the host, as an operator would.
+func (h *Host) Run(ctx context.Context, name string, args ...string) error {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = h.environ()
+	return h.machine.run(cmd)
+}
+
+// purge ends the agent, removes all it ever made there, and the machine.
+func (h *Host) purge(ctx context.Context) error {
+	if h.machine == nil {
+		return nil
+	}
+	err := h.Stop()
+	if tag, err := h.tag(); err == nil { // none: nothing was ever made
+		h.fleet.mu.Lock()
+		h.fleet.tags = append(h.fleet.tags, tag)
+		h.fleet.mu.Unlock()
+	}
+	// The link may be cut, and the agent's directory is the machine's own.
+	purged := h.Run(ctx, filepath.Join(h.fleet.root, "bin", "skerry"), "down", "--purge", "--yes")
+	left, lookErr := h.machine.holds(h.Data)
+	tables, tablesErr := h.machine.tables()
+	left = append(left, tables...)
+	err = errors.Join(err, purged, lookErr, tablesErr, h.machine.close())
+	h.machine = nil
+	if len(left) > 0 {
+		err = errors.Join(err, fmt.Errorf("left on %s: %s", h.Name, strings.Join(left, ", ")))
+	}
+	return err
+}
