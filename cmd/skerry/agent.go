@@ -77,6 +77,7 @@ type agentCmd struct {
 	ImageCacheMB      int64         `name:"image-cache-mb" help:"Bound of the template images kept on disk; 0 is none." env:"SKERRY_IMAGE_CACHE_MB" placeholder:"MB"`
 	PauseOnStop       bool          `help:"Pause all sandboxes before ending, for when the machine goes down; without it they go on." env:"SKERRY_PAUSE_ON_STOP"`
 	LostContactPause  time.Duration `help:"Pause all sandboxes after so long without contact to the server; negative is never." env:"SKERRY_LOST_CONTACT_PAUSE" default:"5m" placeholder:"DURATION"`
+	Heartbeat         time.Duration `help:"Time between two signs of life to the server." env:"SKERRY_HEARTBEAT" default:"30s" placeholder:"DURATION"`
 	programs
 	logging
 }
@@ -92,7 +93,7 @@ func (cmd *agentCmd) config(p *program, log *slog.Logger) (agentapp.Config, erro
 		RegistrationToken: cmd.RegistrationToken, CASHA256: cmd.CASHA256, Version: release(),
 		MaxSlots: cmd.MaxSandboxes, WarmSlots: cmd.WarmSlots, DNSUpstreams: cmd.DNS,
 		ImageCacheBytes: cmd.ImageCacheMB << 20, Logger: log,
-		PauseOnStop: cmd.PauseOnStop, LostContactPause: cmd.LostContactPause,
+		PauseOnStop: cmd.PauseOnStop, LostContactPause: cmd.LostContactPause, Heartbeat: cmd.Heartbeat,
 	}
 	faults := []error{cmd.resolve(&c)}
 	if cmd.Server == "" {

@@ -13,9 +13,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"skerry.dev/skerry/internal/control/account"
 	"skerry.dev/skerry/internal/control/audit"
+	"skerry.dev/skerry/internal/control/host"
 	"skerry.dev/skerry/internal/control/keyring"
 	"skerry.dev/skerry/internal/control/mail"
 	"skerry.dev/skerry/internal/control/oauth"
@@ -56,6 +58,8 @@ type Config struct {
 
 	CPUOvercommit float64 `name:"cpu-overcommit" help:"How many times a host's CPUs are promised." env:"SKERRY_CPU_OVERCOMMIT" default:"32" placeholder:"N"`
 	MemOvercommit float64 `name:"memory-overcommit" help:"How many times a host's memory is promised." env:"SKERRY_MEMORY_OVERCOMMIT" default:"4" placeholder:"N"`
+
+	HostSilence time.Duration `name:"host-silence" help:"After how long without a heartbeat a host counts as unreachable." env:"SKERRY_HOST_SILENCE" default:"90s" placeholder:"DURATION"`
 }
 
 // Defaults fills in what is left out. data is the data directory.
@@ -74,6 +78,9 @@ func (c Config) Defaults(data string) Config {
 	}
 	if c.MemOvercommit == 0 {
 		c.MemOvercommit = over.Memory
+	}
+	if c.HostSilence == 0 {
+		c.HostSilence = host.StaleAfter
 	}
 	scheme := "http://"
 	if c.TLSCert != "" {
@@ -186,6 +193,10 @@ func (c Config) parse() (settings, error) {
 	}
 	if !(c.MemOvercommit >= 1 && c.MemOvercommit <= 1000) {
 		fault("SKERRY_MEMORY_OVERCOMMIT", errors.New("must be between 1 and 1000"))
+	}
+	// One late heartbeat is no silence.
+	if c.HostSilence < 3*time.Second || c.HostSilence > time.Hour {
+		fault("SKERRY_HOST_SILENCE", errors.New("must be between 3s and 1h, and several heartbeats of the agents"))
 	}
 	return s, errors.Join(faults...)
 }

@@ -3,6 +3,7 @@ package app
 import (
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestA13_SignupIsOpenOnLoopbackAlone(t *testing.T) {
@@ -42,5 +43,14 @@ func TestA8_MailIsCheckedAtTheStart(t *testing.T) {
 	good := Config{SMTPURL: "smtp://u:p@host:25", MailFrom: "Skerry <skerry@example.com>"}
 	if err := good.Defaults("/data").Validate(); err == nil || strings.Contains(err.Error(), "SMTP") { // the rest is missing
 		t.Errorf("%v", err)
+	}
+}
+
+func TestH7_SilenceIsSeveralHeartbeatsLong(t *testing.T) {
+	for silence, fault := range map[time.Duration]bool{0: false, 90 * time.Second: false, 3 * time.Second: false, time.Second: true, 2 * time.Hour: true, -time.Second: true} {
+		err := Config{HostSilence: silence}.Defaults("/data").Validate()
+		if got := strings.Contains(err.Error(), "SKERRY_HOST_SILENCE"); got != fault { // the rest is missing
+			t.Errorf("%s: %v", silence, err)
+		}
 	}
 }

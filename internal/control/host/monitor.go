@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -13,7 +14,8 @@ import (
 
 // Rhythm of the monitor.
 const (
-	// StaleAfter is how old the last heartbeat of a host in service may be.
+	// StaleAfter is how old the last heartbeat of a host in service may be, unless
+	// it is set otherwise.
 	StaleAfter     = 90 * time.Second
 	reconcileEvery = 30 * time.Second
 	lookEvery      = 5 * time.Second
@@ -37,6 +39,7 @@ type HostMonitor struct {
 	log        *slog.Logger
 	hints      chan id.Host
 	now        func() time.Time
+	staleAfter time.Duration
 
 	// watchedSince is since when this monitor has seen the database without a
 	// gap; it judges nobody before a full window.
@@ -50,10 +53,13 @@ type HostMonitor struct {
 // NewHostMonitor makes a monitor.
 func NewHostMonitor(store Store, reconciler Reconciler, log *slog.Logger) *HostMonitor {
 	return &HostMonitor{
-		store: store, reconciler: reconciler, log: log, hints: make(chan id.Host, 64), now: time.Now,
+		store: store, reconciler: reconciler, log: log, hints: make(chan id.Host, 64), now: time.Now, staleAfter: StaleAfter,
 		last: map[id.Host]time.Time{}, active: map[id.Host]bool{},
 	}
 }
+
+// SetStaleAfter changes how old the last heartbeat may be. Call it before Run.
+func (m *HostMonitor) SetStaleAfter(d time.Duration) { m.staleAfter = d }
 
 // Hint asks for a look at a host soon. It may be lost.
 func (m *HostMonitor) Hint(h id.Host) {
@@ -95,12 +101,12 @@ func (m *HostMonitor) judge(ctx context.Context) error {
 		}
 		m.watchedSince = m.now()
 	}
-	if m.now().Sub(m.watchedSince) < StaleAfter {
+	if m.now().Sub(m.watchedSince) < m.staleAfter {
 		return nil
 	}
-	const reason = "No heartbeat for 90 s. See that the agent runs and reaches the control plane."
+	reason := fmt.Sprintf("No heartbeat for %g s. See that the agent runs and reaches the control plane.", m.staleAfter.Seconds())
 	by := audit.By(principal.System("host_monitor"))
-	down, err := m.store.MarkStale(ctx, StaleAfter, reason, func(h Host) audit.Entry { return by.HostMarkedDown(h.TeamID, h.ID, "no_heartbeat") })
+	down, err := m.store.MarkStale(ctx, m.staleAfter, reason, func(h Host) audit.Entry { return by.HostMarkedDown(h.TeamID, h.ID, "no_heartbeat") })
 	if err != nil {
 		m.watchedSince = time.Time{} // a gap: nobody could have reported either
 		return err
