@@ -166,6 +166,15 @@ type Invoker interface {
 	//
 	// DELETE /v1/api-keys/{id}
 	DeleteAPIKey(ctx context.Context, params DeleteAPIKeyParams) error
+	// DeleteHost invokes deleteHost operation.
+	//
+	// Refused with has_active_sandboxes while anything would be lost with it: sandboxes that run or are
+	// paused there, named snapshots that are kept there alone. With force they end with it, its
+	// credentials are void, and its agent removes everything once it hears of it, also when the host
+	// cannot be reached now.
+	//
+	// DELETE /v1/hosts/{id}
+	DeleteHost(ctx context.Context, params DeleteHostParams) error
 	// DeleteMe invokes deleteMe operation.
 	//
 	// Delete my account; refused while I am the sole owner of a team with other members.
@@ -190,6 +199,14 @@ type Invoker interface {
 	//
 	// DELETE /v1/teams/{id}
 	DeleteTeam(ctx context.Context, params DeleteTeamParams) error
+	// DrainHost invokes drainHost operation.
+	//
+	// The host gets no new sandboxes from now on. Those that run there are paused, several at once; a
+	// pause that fails is tried again. What still runs at the deadline runs on. Repeating it sets the
+	// deadline anew.
+	//
+	// POST /v1/hosts/{id}/drain
+	DrainHost(ctx context.Context, request OptDrainHostRequest, params DrainHostParams) (*Host, error)
 	// EndSession invokes endSession operation.
 	//
 	// End one of my sessions.
@@ -418,6 +435,12 @@ type Invoker interface {
 	//
 	// POST /v1/auth/device/token
 	PollDeviceLogin(ctx context.Context, request *DeviceTokenRequest) (*AuthResponse, error)
+	// PreviewHostDeletion invokes previewHostDeletion operation.
+	//
+	// What would be lost if the host were deleted.
+	//
+	// GET /v1/hosts/{id}/delete-preview
+	PreviewHostDeletion(ctx context.Context, params PreviewHostDeletionParams) (*HostDeletion, error)
 	// PreviewInvitation invokes previewInvitation operation.
 	//
 	// What an invitation is for, before it is accepted.
@@ -539,12 +562,24 @@ type Invoker interface {
 	//
 	// POST /v1/teams/{id}/transfer
 	TransferTeam(ctx context.Context, request *TransferTeamRequest, params TransferTeamParams) (*Team, error)
+	// UndrainHost invokes undrainHost operation.
+	//
+	// What was paused stays paused until it is resumed.
+	//
+	// POST /v1/hosts/{id}/undrain
+	UndrainHost(ctx context.Context, params UndrainHostParams) (*Host, error)
 	// UnlinkIdentity invokes unlinkIdentity operation.
 	//
 	// Unlink a provider; refused for the only way to log in.
 	//
 	// DELETE /v1/me/identities/{provider}
 	UnlinkIdentity(ctx context.Context, params UnlinkIdentityParams) error
+	// UpdateHost invokes updateHost operation.
+	//
+	// Rename a host, or say anew where it is and what it is for; what is left out stays.
+	//
+	// PATCH /v1/hosts/{id}
+	UpdateHost(ctx context.Context, request *UpdateHostRequest, params UpdateHostParams) (*Host, error)
 	// UpdateMe invokes updateMe operation.
 	//
 	// Change my name.
@@ -3033,6 +3068,123 @@ func (c *Client) sendDeleteAPIKey(ctx context.Context, params DeleteAPIKeyParams
 	return result, nil
 }
 
+// DeleteHost invokes deleteHost operation.
+//
+// Refused with has_active_sandboxes while anything would be lost with it: sandboxes that run or are
+// paused there, named snapshots that are kept there alone. With force they end with it, its
+// credentials are void, and its agent removes everything once it hears of it, also when the host
+// cannot be reached now.
+//
+// DELETE /v1/hosts/{id}
+func (c *Client) DeleteHost(ctx context.Context, params DeleteHostParams) error {
+	_, err := c.sendDeleteHost(ctx, params)
+	return err
+}
+
+func (c *Client) sendDeleteHost(ctx context.Context, params DeleteHostParams) (res *DeleteHostNoContent, err error) {
+
+	u := uri.Clone(c.requestURL(ctx))
+	var pathParts [2]string
+	pathParts[0] = "/v1/hosts/"
+	{
+		// Encode "id" parameter.
+		e := uri.NewPathEncoder(uri.PathEncoderConfig{
+			Param:   "id",
+			Style:   uri.PathStyleSimple,
+			Explode: false,
+		})
+		if err := func() error {
+			return e.EncodeValue(conv.StringToString(params.ID))
+		}(); err != nil {
+			return res, errors.Wrap(err, "encode path")
+		}
+		encoded, err := e.Result()
+		if err != nil {
+			return res, errors.Wrap(err, "encode path")
+		}
+		pathParts[1] = encoded
+	}
+	uri.AddPathParts(u, pathParts[:]...)
+
+	q := uri.NewQueryEncoder()
+	{
+		// Encode "force" parameter.
+		cfg := uri.QueryParameterEncodingConfig{
+			Name:    "force",
+			Style:   uri.QueryStyleForm,
+			Explode: true,
+		}
+
+		if err := q.EncodeParam(cfg, func(e uri.Encoder) error {
+			if val, ok := params.Force.Get(); ok {
+				return e.EncodeValue(conv.BoolToString(val))
+			}
+			return nil
+		}); err != nil {
+			return res, errors.Wrap(err, "encode query")
+		}
+	}
+	u.RawQuery = q.Values().Encode()
+
+	r, err := ht.NewRequest(ctx, "DELETE", u)
+	if err != nil {
+		return res, errors.Wrap(err, "create request")
+	}
+
+	{
+		type bitset = [1]uint8
+		var satisfied bitset
+		{
+
+			switch err := c.securityBearer(ctx, DeleteHostOperation, r); {
+			case err == nil: // if NO error
+				satisfied[0] |= 1 << 0
+			case errors.Is(err, ogenerrors.ErrSkipClientSecurity):
+				// Skip this security.
+			default:
+				return res, errors.Wrap(err, "security \"Bearer\"")
+			}
+		}
+
+		if ok := func() bool {
+		nextRequirement:
+			for _, requirement := range []bitset{
+				{0b00000001},
+			} {
+				for i, mask := range requirement {
+					if satisfied[i]&mask != mask {
+						continue nextRequirement
+					}
+				}
+				return true
+			}
+			return false
+		}(); !ok {
+			return res, ogenerrors.ErrSecurityRequirementIsNotSatisfied
+		}
+	}
+
+	resp, err := c.cfg.Client.Do(r)
+	if err != nil {
+		return res, errors.Wrap(err, "do request")
+	}
+	body := resp.Body
+	defer func() {
+		// Drain the body to EOF before closing, so the underlying
+		// connection can be reused by the Transport regardless of the
+		// response status code. See https://github.com/ogen-go/ogen/issues/1670.
+		_, _ = io.Copy(io.Discard, body)
+		_ = body.Close()
+	}()
+
+	result, err := decodeDeleteHostResponse(resp)
+	if err != nil {
+		return res, errors.Wrap(err, "decode response")
+	}
+
+	return result, nil
+}
+
 // DeleteMe invokes deleteMe operation.
 //
 // Delete my account; refused while I am the sole owner of a team with other members.
@@ -3411,6 +3563,106 @@ func (c *Client) sendDeleteTeam(ctx context.Context, params DeleteTeamParams) (r
 	}()
 
 	result, err := decodeDeleteTeamResponse(resp)
+	if err != nil {
+		return res, errors.Wrap(err, "decode response")
+	}
+
+	return result, nil
+}
+
+// DrainHost invokes drainHost operation.
+//
+// The host gets no new sandboxes from now on. Those that run there are paused, several at once; a
+// pause that fails is tried again. What still runs at the deadline runs on. Repeating it sets the
+// deadline anew.
+//
+// POST /v1/hosts/{id}/drain
+func (c *Client) DrainHost(ctx context.Context, request OptDrainHostRequest, params DrainHostParams) (*Host, error) {
+	res, err := c.sendDrainHost(ctx, request, params)
+	return res, err
+}
+
+func (c *Client) sendDrainHost(ctx context.Context, request OptDrainHostRequest, params DrainHostParams) (res *Host, err error) {
+
+	u := uri.Clone(c.requestURL(ctx))
+	var pathParts [3]string
+	pathParts[0] = "/v1/hosts/"
+	{
+		// Encode "id" parameter.
+		e := uri.NewPathEncoder(uri.PathEncoderConfig{
+			Param:   "id",
+			Style:   uri.PathStyleSimple,
+			Explode: false,
+		})
+		if err := func() error {
+			return e.EncodeValue(conv.StringToString(params.ID))
+		}(); err != nil {
+			return res, errors.Wrap(err, "encode path")
+		}
+		encoded, err := e.Result()
+		if err != nil {
+			return res, errors.Wrap(err, "encode path")
+		}
+		pathParts[1] = encoded
+	}
+	pathParts[2] = "/drain"
+	uri.AddPathParts(u, pathParts[:]...)
+
+	r, err := ht.NewRequest(ctx, "POST", u)
+	if err != nil {
+		return res, errors.Wrap(err, "create request")
+	}
+	if err := encodeDrainHostRequest(request, r); err != nil {
+		return res, errors.Wrap(err, "encode request")
+	}
+
+	{
+		type bitset = [1]uint8
+		var satisfied bitset
+		{
+
+			switch err := c.securityBearer(ctx, DrainHostOperation, r); {
+			case err == nil: // if NO error
+				satisfied[0] |= 1 << 0
+			case errors.Is(err, ogenerrors.ErrSkipClientSecurity):
+				// Skip this security.
+			default:
+				return res, errors.Wrap(err, "security \"Bearer\"")
+			}
+		}
+
+		if ok := func() bool {
+		nextRequirement:
+			for _, requirement := range []bitset{
+				{0b00000001},
+			} {
+				for i, mask := range requirement {
+					if satisfied[i]&mask != mask {
+						continue nextRequirement
+					}
+				}
+				return true
+			}
+			return false
+		}(); !ok {
+			return res, ogenerrors.ErrSecurityRequirementIsNotSatisfied
+		}
+	}
+
+	resp, err := c.cfg.Client.Do(r)
+	if err != nil {
+		return res, errors.Wrap(err, "do request")
+	}
+	body := resp.Body
+	defer func() {
+		// Drain the body to EOF before closing, so the underlying
+		// connection can be reused by the Transport regardless of the
+		// response status code. See https://github.com/ogen-go/ogen/issues/1670.
+		_, _ = io.Copy(io.Discard, body)
+		_ = body.Close()
+	}()
+
+	result, err := decodeDrainHostResponse(resp)
 	if err != nil {
 		return res, errors.Wrap(err, "decode response")
 	}
@@ -7472,6 +7724,138 @@ func (c *Client) sendPollDeviceLogin(ctx context.Context, request *DeviceTokenRe
 	return result, nil
 }
 
+// PreviewHostDeletion invokes previewHostDeletion operation.
+//
+// What would be lost if the host were deleted.
+//
+// GET /v1/hosts/{id}/delete-preview
+func (c *Client) PreviewHostDeletion(ctx context.Context, params PreviewHostDeletionParams) (*HostDeletion, error) {
+	res, err := c.sendPreviewHostDeletion(ctx, params)
+	return res, err
+}
+
+func (c *Client) sendPreviewHostDeletion(ctx context.Context, params PreviewHostDeletionParams) (res *HostDeletion, err error) {
+
+	u := uri.Clone(c.requestURL(ctx))
+	var pathParts [3]string
+	pathParts[0] = "/v1/hosts/"
+	{
+		// Encode "id" parameter.
+		e := uri.NewPathEncoder(uri.PathEncoderConfig{
+			Param:   "id",
+			Style:   uri.PathStyleSimple,
+			Explode: false,
+		})
+		if err := func() error {
+			return e.EncodeValue(conv.StringToString(params.ID))
+		}(); err != nil {
+			return res, errors.Wrap(err, "encode path")
+		}
+		encoded, err := e.Result()
+		if err != nil {
+			return res, errors.Wrap(err, "encode path")
+		}
+		pathParts[1] = encoded
+	}
+	pathParts[2] = "/delete-preview"
+	uri.AddPathParts(u, pathParts[:]...)
+
+	q := uri.NewQueryEncoder()
+	{
+		// Encode "limit" parameter.
+		cfg := uri.QueryParameterEncodingConfig{
+			Name:    "limit",
+			Style:   uri.QueryStyleForm,
+			Explode: true,
+		}
+
+		if err := q.EncodeParam(cfg, func(e uri.Encoder) error {
+			if val, ok := params.Limit.Get(); ok {
+				return e.EncodeValue(conv.IntToString(val))
+			}
+			return nil
+		}); err != nil {
+			return res, errors.Wrap(err, "encode query")
+		}
+	}
+	{
+		// Encode "cursor" parameter.
+		cfg := uri.QueryParameterEncodingConfig{
+			Name:    "cursor",
+			Style:   uri.QueryStyleForm,
+			Explode: true,
+		}
+
+		if err := q.EncodeParam(cfg, func(e uri.Encoder) error {
+			if val, ok := params.Cursor.Get(); ok {
+				return e.EncodeValue(conv.StringToString(val))
+			}
+			return nil
+		}); err != nil {
+			return res, errors.Wrap(err, "encode query")
+		}
+	}
+	u.RawQuery = q.Values().Encode()
+
+	r, err := ht.NewRequest(ctx, "GET", u)
+	if err != nil {
+		return res, errors.Wrap(err, "create request")
+	}
+
+	{
+		type bitset = [1]uint8
+		var satisfied bitset
+		{
+
+			switch err := c.securityBearer(ctx, PreviewHostDeletionOperation, r); {
+			case err == nil: // if NO error
+				satisfied[0] |= 1 << 0
+			case errors.Is(err, ogenerrors.ErrSkipClientSecurity):
+				// Skip this security.
+			default:
+				return res, errors.Wrap(err, "security \"Bearer\"")
+			}
+		}
+
+		if ok := func() bool {
+		nextRequirement:
+			for _, requirement := range []bitset{
+				{0b00000001},
+			} {
+				for i, mask := range requirement {
+					if satisfied[i]&mask != mask {
+						continue nextRequirement
+					}
+				}
+				return true
+			}
+			return false
+		}(); !ok {
+			return res, ogenerrors.ErrSecurityRequirementIsNotSatisfied
+		}
+	}
+
+	resp, err := c.cfg.Client.Do(r)
+	if err != nil {
+		return res, errors.Wrap(err, "do request")
+	}
+	body := resp.Body
+	defer func() {
+		// Drain the body to EOF before closing, so the underlying
+		// connection can be reused by the Transport regardless of the
+		// response status code. See https://github.com/ogen-go/ogen/issues/1670.
+		_, _ = io.Copy(io.Discard, body)
+		_ = body.Close()
+	}()
+
+	result, err := decodePreviewHostDeletionResponse(resp)
+	if err != nil {
+		return res, errors.Wrap(err, "decode response")
+	}
+
+	return result, nil
+}
+
 // PreviewInvitation invokes previewInvitation operation.
 //
 // What an invitation is for, before it is accepted.
@@ -9229,6 +9613,101 @@ func (c *Client) sendTransferTeam(ctx context.Context, request *TransferTeamRequ
 	return result, nil
 }
 
+// UndrainHost invokes undrainHost operation.
+//
+// What was paused stays paused until it is resumed.
+//
+// POST /v1/hosts/{id}/undrain
+func (c *Client) UndrainHost(ctx context.Context, params UndrainHostParams) (*Host, error) {
+	res, err := c.sendUndrainHost(ctx, params)
+	return res, err
+}
+
+func (c *Client) sendUndrainHost(ctx context.Context, params UndrainHostParams) (res *Host, err error) {
+
+	u := uri.Clone(c.requestURL(ctx))
+	var pathParts [3]string
+	pathParts[0] = "/v1/hosts/"
+	{
+		// Encode "id" parameter.
+		e := uri.NewPathEncoder(uri.PathEncoderConfig{
+			Param:   "id",
+			Style:   uri.PathStyleSimple,
+			Explode: false,
+		})
+		if err := func() error {
+			return e.EncodeValue(conv.StringToString(params.ID))
+		}(); err != nil {
+			return res, errors.Wrap(err, "encode path")
+		}
+		encoded, err := e.Result()
+		if err != nil {
+			return res, errors.Wrap(err, "encode path")
+		}
+		pathParts[1] = encoded
+	}
+	pathParts[2] = "/undrain"
+	uri.AddPathParts(u, pathParts[:]...)
+
+	r, err := ht.NewRequest(ctx, "POST", u)
+	if err != nil {
+		return res, errors.Wrap(err, "create request")
+	}
+
+	{
+		type bitset = [1]uint8
+		var satisfied bitset
+		{
+
+			switch err := c.securityBearer(ctx, UndrainHostOperation, r); {
+			case err == nil: // if NO error
+				satisfied[0] |= 1 << 0
+			case errors.Is(err, ogenerrors.ErrSkipClientSecurity):
+				// Skip this security.
+			default:
+				return res, errors.Wrap(err, "security \"Bearer\"")
+			}
+		}
+
+		if ok := func() bool {
+		nextRequirement:
+			for _, requirement := range []bitset{
+				{0b00000001},
+			} {
+				for i, mask := range requirement {
+					if satisfied[i]&mask != mask {
+						continue nextRequirement
+					}
+				}
+				return true
+			}
+			return false
+		}(); !ok {
+			return res, ogenerrors.ErrSecurityRequirementIsNotSatisfied
+		}
+	}
+
+	resp, err := c.cfg.Client.Do(r)
+	if err != nil {
+		return res, errors.Wrap(err, "do request")
+	}
+	body := resp.Body
+	defer func() {
+		// Drain the body to EOF before closing, so the underlying
+		// connection can be reused by the Transport regardless of the
+		// response status code. See https://github.com/ogen-go/ogen/issues/1670.
+		_, _ = io.Copy(io.Discard, body)
+		_ = body.Close()
+	}()
+
+	result, err := decodeUndrainHostResponse(resp)
+	if err != nil {
+		return res, errors.Wrap(err, "decode response")
+	}
+
+	return result, nil
+}
+
 // UnlinkIdentity invokes unlinkIdentity operation.
 //
 // Unlink a provider; refused for the only way to log in.
@@ -9316,6 +9795,103 @@ func (c *Client) sendUnlinkIdentity(ctx context.Context, params UnlinkIdentityPa
 	}()
 
 	result, err := decodeUnlinkIdentityResponse(resp)
+	if err != nil {
+		return res, errors.Wrap(err, "decode response")
+	}
+
+	return result, nil
+}
+
+// UpdateHost invokes updateHost operation.
+//
+// Rename a host, or say anew where it is and what it is for; what is left out stays.
+//
+// PATCH /v1/hosts/{id}
+func (c *Client) UpdateHost(ctx context.Context, request *UpdateHostRequest, params UpdateHostParams) (*Host, error) {
+	res, err := c.sendUpdateHost(ctx, request, params)
+	return res, err
+}
+
+func (c *Client) sendUpdateHost(ctx context.Context, request *UpdateHostRequest, params UpdateHostParams) (res *Host, err error) {
+
+	u := uri.Clone(c.requestURL(ctx))
+	var pathParts [2]string
+	pathParts[0] = "/v1/hosts/"
+	{
+		// Encode "id" parameter.
+		e := uri.NewPathEncoder(uri.PathEncoderConfig{
+			Param:   "id",
+			Style:   uri.PathStyleSimple,
+			Explode: false,
+		})
+		if err := func() error {
+			return e.EncodeValue(conv.StringToString(params.ID))
+		}(); err != nil {
+			return res, errors.Wrap(err, "encode path")
+		}
+		encoded, err := e.Result()
+		if err != nil {
+			return res, errors.Wrap(err, "encode path")
+		}
+		pathParts[1] = encoded
+	}
+	uri.AddPathParts(u, pathParts[:]...)
+
+	r, err := ht.NewRequest(ctx, "PATCH", u)
+	if err != nil {
+		return res, errors.Wrap(err, "create request")
+	}
+	if err := encodeUpdateHostRequest(request, r); err != nil {
+		return res, errors.Wrap(err, "encode request")
+	}
+
+	{
+		type bitset = [1]uint8
+		var satisfied bitset
+		{
+
+			switch err := c.securityBearer(ctx, UpdateHostOperation, r); {
+			case err == nil: // if NO error
+				satisfied[0] |= 1 << 0
+			case errors.Is(err, ogenerrors.ErrSkipClientSecurity):
+				// Skip this security.
+			default:
+				return res, errors.Wrap(err, "security \"Bearer\"")
+			}
+		}
+
+		if ok := func() bool {
+		nextRequirement:
+			for _, requirement := range []bitset{
+				{0b00000001},
+			} {
+				for i, mask := range requirement {
+					if satisfied[i]&mask != mask {
+						continue nextRequirement
+					}
+				}
+				return true
+			}
+			return false
+		}(); !ok {
+			return res, ogenerrors.ErrSecurityRequirementIsNotSatisfied
+		}
+	}
+
+	resp, err := c.cfg.Client.Do(r)
+	if err != nil {
+		return res, errors.Wrap(err, "do request")
+	}
+	body := resp.Body
+	defer func() {
+		// Drain the body to EOF before closing, so the underlying
+		// connection can be reused by the Transport regardless of the
+		// response status code. See https://github.com/ogen-go/ogen/issues/1670.
+		_, _ = io.Copy(io.Discard, body)
+		_ = body.Close()
+	}()
+
+	result, err := decodeUpdateHostResponse(resp)
 	if err != nil {
 		return res, errors.Wrap(err, "decode response")
 	}

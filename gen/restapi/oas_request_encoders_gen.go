@@ -248,6 +248,26 @@ func encodeDeleteMeRequest(
 	return nil
 }
 
+func encodeDrainHostRequest(
+	req OptDrainHostRequest,
+	r *http.Request,
+) error {
+	const contentType = "application/json"
+	if !req.Set {
+		// Keep request with empty body if value is not set.
+		return nil
+	}
+	e := new(jx.Encoder)
+	{
+		if req.Set {
+			req.Encode(e)
+		}
+	}
+	encoded := e.Bytes()
+	ht.SetBody(r, bytes.NewReader(encoded), contentType)
+	return nil
+}
+
 func encodeExecSandboxRequest(
 	req *ExecRequest,
 	r *http.Request,
@@ -542,6 +562,20 @@ func encodeSwitchTeamRequest(
 
 func encodeTransferTeamRequest(
 	req *TransferTeamRequest,
+	r *http.Request,
+) error {
+	const contentType = "application/json"
+	e := new(jx.Encoder)
+	{
+		req.Encode(e)
+	}
+	encoded := e.Bytes()
+	ht.SetBody(r, bytes.NewReader(encoded), contentType)
+	return nil
+}
+
+func encodeUpdateHostRequest(
+	req *UpdateHostRequest,
 	r *http.Request,
 ) error {
 	const contentType = "application/json"

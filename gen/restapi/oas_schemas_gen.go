@@ -1970,6 +1970,9 @@ func (s *DecideDeviceLoginRequest) SetApprove(val bool) {
 // DeleteAPIKeyNoContent is response for DeleteAPIKey operation.
 type DeleteAPIKeyNoContent struct{}
 
+// DeleteHostNoContent is response for DeleteHost operation.
+type DeleteHostNoContent struct{}
+
 // DeleteMeNoContent is response for DeleteMe operation.
 type DeleteMeNoContent struct{}
 
@@ -2145,6 +2148,22 @@ func (s *DeviceTokenRequest) GetDeviceCode() string {
 // SetDeviceCode sets the value of DeviceCode.
 func (s *DeviceTokenRequest) SetDeviceCode(val string) {
 	s.DeviceCode = val
+}
+
+// Ref: #/components/schemas/DrainHostRequest
+type DrainHostRequest struct {
+	// 1 to 2592000 seconds from now; left out: none.
+	DeadlineSec OptInt `json:"deadline_sec"`
+}
+
+// GetDeadlineSec returns the value of DeadlineSec.
+func (s *DrainHostRequest) GetDeadlineSec() OptInt {
+	return s.DeadlineSec
+}
+
+// SetDeadlineSec sets the value of DeadlineSec.
+func (s *DrainHostRequest) SetDeadlineSec(val OptInt) {
+	s.DeadlineSec = val
 }
 
 // Ref: #/components/schemas/EmailRequest
@@ -2932,7 +2951,19 @@ type Host struct {
 	AgentVersion     OptString    `json:"agent_version"`
 	Engines          []HostEngine `json:"engines"`
 	// How many live sandboxes it holds.
-	Sandboxes       OptInt      `json:"sandboxes"`
+	Sandboxes OptInt      `json:"sandboxes"`
+	Capacity  HostAmounts `json:"capacity"`
+	Reserved  HostAmounts `json:"reserved"`
+	Load      OptHostLoad `json:"load"`
+	// Its credentials are void: its agent has to join again, with a token from POST /v1/hosts/{id}/token.
+	NeedsRegistration bool        `json:"needs_registration"`
+	DrainRequestedAt  OptDateTime `json:"drain_requested_at"`
+	// What still runs then runs on; absent: none.
+	DrainDeadline OptDateTime `json:"drain_deadline"`
+	// It is to be drained and nothing runs there any more.
+	Drained bool `json:"drained"`
+	// Why the pause of a sandbox that still runs there failed last.
+	DrainError      OptString   `json:"drain_error"`
 	LastHeartbeatAt OptDateTime `json:"last_heartbeat_at"`
 	CreatedAt       time.Time   `json:"created_at"`
 }
@@ -3030,6 +3061,46 @@ func (s *Host) GetEngines() []HostEngine {
 // GetSandboxes returns the value of Sandboxes.
 func (s *Host) GetSandboxes() OptInt {
 	return s.Sandboxes
+}
+
+// GetCapacity returns the value of Capacity.
+func (s *Host) GetCapacity() HostAmounts {
+	return s.Capacity
+}
+
+// GetReserved returns the value of Reserved.
+func (s *Host) GetReserved() HostAmounts {
+	return s.Reserved
+}
+
+// GetLoad returns the value of Load.
+func (s *Host) GetLoad() OptHostLoad {
+	return s.Load
+}
+
+// GetNeedsRegistration returns the value of NeedsRegistration.
+func (s *Host) GetNeedsRegistration() bool {
+	return s.NeedsRegistration
+}
+
+// GetDrainRequestedAt returns the value of DrainRequestedAt.
+func (s *Host) GetDrainRequestedAt() OptDateTime {
+	return s.DrainRequestedAt
+}
+
+// GetDrainDeadline returns the value of DrainDeadline.
+func (s *Host) GetDrainDeadline() OptDateTime {
+	return s.DrainDeadline
+}
+
+// GetDrained returns the value of Drained.
+func (s *Host) GetDrained() bool {
+	return s.Drained
+}
+
+// GetDrainError returns the value of DrainError.
+func (s *Host) GetDrainError() OptString {
+	return s.DrainError
 }
 
 // GetLastHeartbeatAt returns the value of LastHeartbeatAt.
@@ -3137,6 +3208,46 @@ func (s *Host) SetSandboxes(val OptInt) {
 	s.Sandboxes = val
 }
 
+// SetCapacity sets the value of Capacity.
+func (s *Host) SetCapacity(val HostAmounts) {
+	s.Capacity = val
+}
+
+// SetReserved sets the value of Reserved.
+func (s *Host) SetReserved(val HostAmounts) {
+	s.Reserved = val
+}
+
+// SetLoad sets the value of Load.
+func (s *Host) SetLoad(val OptHostLoad) {
+	s.Load = val
+}
+
+// SetNeedsRegistration sets the value of NeedsRegistration.
+func (s *Host) SetNeedsRegistration(val bool) {
+	s.NeedsRegistration = val
+}
+
+// SetDrainRequestedAt sets the value of DrainRequestedAt.
+func (s *Host) SetDrainRequestedAt(val OptDateTime) {
+	s.DrainRequestedAt = val
+}
+
+// SetDrainDeadline sets the value of DrainDeadline.
+func (s *Host) SetDrainDeadline(val OptDateTime) {
+	s.DrainDeadline = val
+}
+
+// SetDrained sets the value of Drained.
+func (s *Host) SetDrained(val bool) {
+	s.Drained = val
+}
+
+// SetDrainError sets the value of DrainError.
+func (s *Host) SetDrainError(val OptString) {
+	s.DrainError = val
+}
+
 // SetLastHeartbeatAt sets the value of LastHeartbeatAt.
 func (s *Host) SetLastHeartbeatAt(val OptDateTime) {
 	s.LastHeartbeatAt = val
@@ -3145,6 +3256,43 @@ func (s *Host) SetLastHeartbeatAt(val OptDateTime) {
 // SetCreatedAt sets the value of CreatedAt.
 func (s *Host) SetCreatedAt(val time.Time) {
 	s.CreatedAt = val
+}
+
+// Ref: #/components/schemas/HostAmounts
+type HostAmounts struct {
+	CPUMillis int64 `json:"cpu_millis"`
+	MemoryMB  int64 `json:"memory_mb"`
+	DiskMB    int64 `json:"disk_mb"`
+}
+
+// GetCPUMillis returns the value of CPUMillis.
+func (s *HostAmounts) GetCPUMillis() int64 {
+	return s.CPUMillis
+}
+
+// GetMemoryMB returns the value of MemoryMB.
+func (s *HostAmounts) GetMemoryMB() int64 {
+	return s.MemoryMB
+}
+
+// GetDiskMB returns the value of DiskMB.
+func (s *HostAmounts) GetDiskMB() int64 {
+	return s.DiskMB
+}
+
+// SetCPUMillis sets the value of CPUMillis.
+func (s *HostAmounts) SetCPUMillis(val int64) {
+	s.CPUMillis = val
+}
+
+// SetMemoryMB sets the value of MemoryMB.
+func (s *HostAmounts) SetMemoryMB(val int64) {
+	s.MemoryMB = val
+}
+
+// SetDiskMB sets the value of DiskMB.
+func (s *HostAmounts) SetDiskMB(val int64) {
+	s.DiskMB = val
 }
 
 // Ref: #/components/schemas/HostCredentials
@@ -3228,6 +3376,56 @@ func (s *HostCredentials) SetCertificate(val string) {
 // SetCa sets the value of Ca.
 func (s *HostCredentials) SetCa(val string) {
 	s.Ca = val
+}
+
+// Ref: #/components/schemas/HostDeletion
+type HostDeletion struct {
+	Items      []HostLoss `json:"items"`
+	NextCursor OptString  `json:"next_cursor"`
+	// Live sandboxes there, the paused ones included.
+	Sandboxes int `json:"sandboxes"`
+	// Named snapshots that are kept there alone.
+	Snapshots int `json:"snapshots"`
+}
+
+// GetItems returns the value of Items.
+func (s *HostDeletion) GetItems() []HostLoss {
+	return s.Items
+}
+
+// GetNextCursor returns the value of NextCursor.
+func (s *HostDeletion) GetNextCursor() OptString {
+	return s.NextCursor
+}
+
+// GetSandboxes returns the value of Sandboxes.
+func (s *HostDeletion) GetSandboxes() int {
+	return s.Sandboxes
+}
+
+// GetSnapshots returns the value of Snapshots.
+func (s *HostDeletion) GetSnapshots() int {
+	return s.Snapshots
+}
+
+// SetItems sets the value of Items.
+func (s *HostDeletion) SetItems(val []HostLoss) {
+	s.Items = val
+}
+
+// SetNextCursor sets the value of NextCursor.
+func (s *HostDeletion) SetNextCursor(val OptString) {
+	s.NextCursor = val
+}
+
+// SetSandboxes sets the value of Sandboxes.
+func (s *HostDeletion) SetSandboxes(val int) {
+	s.Sandboxes = val
+}
+
+// SetSnapshots sets the value of Snapshots.
+func (s *HostDeletion) SetSnapshots(val int) {
+	s.Snapshots = val
 }
 
 // Ref: #/components/schemas/HostEngine
@@ -3537,6 +3735,178 @@ func (s *HostList) SetItems(val []Host) {
 // SetNextCursor sets the value of NextCursor.
 func (s *HostList) SetNextCursor(val OptString) {
 	s.NextCursor = val
+}
+
+// What the agent said with its last heartbeat.
+// Ref: #/components/schemas/HostLoad
+type HostLoad struct {
+	Sandboxes     int64 `json:"sandboxes"`
+	CPUMillis     int64 `json:"cpu_millis"`
+	MemoryBytes   int64 `json:"memory_bytes"`
+	DiskFreeBytes int64 `json:"disk_free_bytes"`
+}
+
+// GetSandboxes returns the value of Sandboxes.
+func (s *HostLoad) GetSandboxes() int64 {
+	return s.Sandboxes
+}
+
+// GetCPUMillis returns the value of CPUMillis.
+func (s *HostLoad) GetCPUMillis() int64 {
+	return s.CPUMillis
+}
+
+// GetMemoryBytes returns the value of MemoryBytes.
+func (s *HostLoad) GetMemoryBytes() int64 {
+	return s.MemoryBytes
+}
+
+// GetDiskFreeBytes returns the value of DiskFreeBytes.
+func (s *HostLoad) GetDiskFreeBytes() int64 {
+	return s.DiskFreeBytes
+}
+
+// SetSandboxes sets the value of Sandboxes.
+func (s *HostLoad) SetSandboxes(val int64) {
+	s.Sandboxes = val
+}
+
+// SetCPUMillis sets the value of CPUMillis.
+func (s *HostLoad) SetCPUMillis(val int64) {
+	s.CPUMillis = val
+}
+
+// SetMemoryBytes sets the value of MemoryBytes.
+func (s *HostLoad) SetMemoryBytes(val int64) {
+	s.MemoryBytes = val
+}
+
+// SetDiskFreeBytes sets the value of DiskFreeBytes.
+func (s *HostLoad) SetDiskFreeBytes(val int64) {
+	s.DiskFreeBytes = val
+}
+
+// Ref: #/components/schemas/HostLoss
+type HostLoss struct {
+	Kind     HostLossKind `json:"kind"`
+	ID       string       `json:"id"`
+	TeamID   string       `json:"team_id"`
+	TeamName OptString    `json:"team_name"`
+	// Of a sandbox its template's, of a snapshot its own.
+	Name      string    `json:"name"`
+	Status    string    `json:"status"`
+	CreatedAt time.Time `json:"created_at"`
+}
+
+// GetKind returns the value of Kind.
+func (s *HostLoss) GetKind() HostLossKind {
+	return s.Kind
+}
+
+// GetID returns the value of ID.
+func (s *HostLoss) GetID() string {
+	return s.ID
+}
+
+// GetTeamID returns the value of TeamID.
+func (s *HostLoss) GetTeamID() string {
+	return s.TeamID
+}
+
+// GetTeamName returns the value of TeamName.
+func (s *HostLoss) GetTeamName() OptString {
+	return s.TeamName
+}
+
+// GetName returns the value of Name.
+func (s *HostLoss) GetName() string {
+	return s.Name
+}
+
+// GetStatus returns the value of Status.
+func (s *HostLoss) GetStatus() string {
+	return s.Status
+}
+
+// GetCreatedAt returns the value of CreatedAt.
+func (s *HostLoss) GetCreatedAt() time.Time {
+	return s.CreatedAt
+}
+
+// SetKind sets the value of Kind.
+func (s *HostLoss) SetKind(val HostLossKind) {
+	s.Kind = val
+}
+
+// SetID sets the value of ID.
+func (s *HostLoss) SetID(val string) {
+	s.ID = val
+}
+
+// SetTeamID sets the value of TeamID.
+func (s *HostLoss) SetTeamID(val string) {
+	s.TeamID = val
+}
+
+// SetTeamName sets the value of TeamName.
+func (s *HostLoss) SetTeamName(val OptString) {
+	s.TeamName = val
+}
+
+// SetName sets the value of Name.
+func (s *HostLoss) SetName(val string) {
+	s.Name = val
+}
+
+// SetStatus sets the value of Status.
+func (s *HostLoss) SetStatus(val string) {
+	s.Status = val
+}
+
+// SetCreatedAt sets the value of CreatedAt.
+func (s *HostLoss) SetCreatedAt(val time.Time) {
+	s.CreatedAt = val
+}
+
+type HostLossKind string
+
+const (
+	HostLossKindSandbox  HostLossKind = "sandbox"
+	HostLossKindSnapshot HostLossKind = "snapshot"
+)
+
+// AllValues returns all HostLossKind values.
+func (HostLossKind) AllValues() []HostLossKind {
+	return []HostLossKind{
+		HostLossKindSandbox,
+		HostLossKindSnapshot,
+	}
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s HostLossKind) MarshalText() ([]byte, error) {
+	switch s {
+	case HostLossKindSandbox:
+		return []byte(s), nil
+	case HostLossKindSnapshot:
+		return []byte(s), nil
+	default:
+		return nil, errors.Errorf("invalid value: %q", s)
+	}
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *HostLossKind) UnmarshalText(data []byte) error {
+	switch HostLossKind(data) {
+	case HostLossKindSandbox:
+		*s = HostLossKindSandbox
+		return nil
+	case HostLossKindSnapshot:
+		*s = HostLossKindSnapshot
+		return nil
+	default:
+		return errors.Errorf("invalid value: %q", data)
+	}
 }
 
 // Ref: #/components/schemas/HostSample
@@ -5096,6 +5466,52 @@ func (o OptDateTime) Or(d time.Time) time.Time {
 	return d
 }
 
+// NewOptDrainHostRequest returns new OptDrainHostRequest with value set to v.
+func NewOptDrainHostRequest(v DrainHostRequest) OptDrainHostRequest {
+	return OptDrainHostRequest{
+		Value: v,
+		Set:   true,
+	}
+}
+
+// OptDrainHostRequest is optional DrainHostRequest.
+type OptDrainHostRequest struct {
+	Value DrainHostRequest
+	Set   bool
+}
+
+// IsSet returns true if OptDrainHostRequest was set.
+func (o OptDrainHostRequest) IsSet() bool { return o.Set }
+
+// Reset unsets value.
+func (o *OptDrainHostRequest) Reset() {
+	var v DrainHostRequest
+	o.Value = v
+	o.Set = false
+}
+
+// SetTo sets value to v.
+func (o *OptDrainHostRequest) SetTo(v DrainHostRequest) {
+	o.Set = true
+	o.Value = v
+}
+
+// Get returns value and boolean that denotes whether value was set.
+func (o OptDrainHostRequest) Get() (v DrainHostRequest, ok bool) {
+	if !o.Set {
+		return v, false
+	}
+	return o.Value, true
+}
+
+// Or returns value if set, or given parameter if does not.
+func (o OptDrainHostRequest) Or(d DrainHostRequest) DrainHostRequest {
+	if v, ok := o.Get(); ok {
+		return v
+	}
+	return d
+}
+
 // NewOptErrorErrorDetails returns new OptErrorErrorDetails with value set to v.
 func NewOptErrorErrorDetails(v ErrorErrorDetails) OptErrorErrorDetails {
 	return OptErrorErrorDetails{
@@ -5366,6 +5782,52 @@ func (o OptHostEventRequestData) Get() (v HostEventRequestData, ok bool) {
 
 // Or returns value if set, or given parameter if does not.
 func (o OptHostEventRequestData) Or(d HostEventRequestData) HostEventRequestData {
+	if v, ok := o.Get(); ok {
+		return v
+	}
+	return d
+}
+
+// NewOptHostLoad returns new OptHostLoad with value set to v.
+func NewOptHostLoad(v HostLoad) OptHostLoad {
+	return OptHostLoad{
+		Value: v,
+		Set:   true,
+	}
+}
+
+// OptHostLoad is optional HostLoad.
+type OptHostLoad struct {
+	Value HostLoad
+	Set   bool
+}
+
+// IsSet returns true if OptHostLoad was set.
+func (o OptHostLoad) IsSet() bool { return o.Set }
+
+// Reset unsets value.
+func (o *OptHostLoad) Reset() {
+	var v HostLoad
+	o.Value = v
+	o.Set = false
+}
+
+// SetTo sets value to v.
+func (o *OptHostLoad) SetTo(v HostLoad) {
+	o.Set = true
+	o.Value = v
+}
+
+// Get returns value and boolean that denotes whether value was set.
+func (o OptHostLoad) Get() (v HostLoad, ok bool) {
+	if !o.Set {
+		return v, false
+	}
+	return o.Value, true
+}
+
+// Or returns value if set, or given parameter if does not.
+func (o OptHostLoad) Or(d HostLoad) HostLoad {
 	if v, ok := o.Get(); ok {
 		return v
 	}
@@ -5872,6 +6334,52 @@ func (o OptString) Get() (v string, ok bool) {
 
 // Or returns value if set, or given parameter if does not.
 func (o OptString) Or(d string) string {
+	if v, ok := o.Get(); ok {
+		return v
+	}
+	return d
+}
+
+// NewOptUpdateHostRequestLabels returns new OptUpdateHostRequestLabels with value set to v.
+func NewOptUpdateHostRequestLabels(v UpdateHostRequestLabels) OptUpdateHostRequestLabels {
+	return OptUpdateHostRequestLabels{
+		Value: v,
+		Set:   true,
+	}
+}
+
+// OptUpdateHostRequestLabels is optional UpdateHostRequestLabels.
+type OptUpdateHostRequestLabels struct {
+	Value UpdateHostRequestLabels
+	Set   bool
+}
+
+// IsSet returns true if OptUpdateHostRequestLabels was set.
+func (o OptUpdateHostRequestLabels) IsSet() bool { return o.Set }
+
+// Reset unsets value.
+func (o *OptUpdateHostRequestLabels) Reset() {
+	var v UpdateHostRequestLabels
+	o.Value = v
+	o.Set = false
+}
+
+// SetTo sets value to v.
+func (o *OptUpdateHostRequestLabels) SetTo(v UpdateHostRequestLabels) {
+	o.Set = true
+	o.Value = v
+}
+
+// Get returns value and boolean that denotes whether value was set.
+func (o OptUpdateHostRequestLabels) Get() (v UpdateHostRequestLabels, ok bool) {
+	if !o.Set {
+		return v, false
+	}
+	return o.Value, true
+}
+
+// Or returns value if set, or given parameter if does not.
+func (o OptUpdateHostRequestLabels) Or(d UpdateHostRequestLabels) UpdateHostRequestLabels {
 	if v, ok := o.Get(); ok {
 		return v
 	}
@@ -8087,6 +8595,68 @@ func (s *TransferTeamRequest) SetUserID(val string) {
 
 // UnlinkIdentityNoContent is response for UnlinkIdentity operation.
 type UnlinkIdentityNoContent struct{}
+
+// Ref: #/components/schemas/UpdateHostRequest
+type UpdateHostRequest struct {
+	// 1 to 100 characters.
+	Name             OptString `json:"name"`
+	Provider         OptString `json:"provider"`
+	AvailabilityZone OptString `json:"availability_zone"`
+	// All of them; what is not named goes.
+	Labels OptUpdateHostRequestLabels `json:"labels"`
+}
+
+// GetName returns the value of Name.
+func (s *UpdateHostRequest) GetName() OptString {
+	return s.Name
+}
+
+// GetProvider returns the value of Provider.
+func (s *UpdateHostRequest) GetProvider() OptString {
+	return s.Provider
+}
+
+// GetAvailabilityZone returns the value of AvailabilityZone.
+func (s *UpdateHostRequest) GetAvailabilityZone() OptString {
+	return s.AvailabilityZone
+}
+
+// GetLabels returns the value of Labels.
+func (s *UpdateHostRequest) GetLabels() OptUpdateHostRequestLabels {
+	return s.Labels
+}
+
+// SetName sets the value of Name.
+func (s *UpdateHostRequest) SetName(val OptString) {
+	s.Name = val
+}
+
+// SetProvider sets the value of Provider.
+func (s *UpdateHostRequest) SetProvider(val OptString) {
+	s.Provider = val
+}
+
+// SetAvailabilityZone sets the value of AvailabilityZone.
+func (s *UpdateHostRequest) SetAvailabilityZone(val OptString) {
+	s.AvailabilityZone = val
+}
+
+// SetLabels sets the value of Labels.
+func (s *UpdateHostRequest) SetLabels(val OptUpdateHostRequestLabels) {
+	s.Labels = val
+}
+
+// All of them; what is not named goes.
+type UpdateHostRequestLabels map[string]string
+
+func (s *UpdateHostRequestLabels) init() UpdateHostRequestLabels {
+	m := *s
+	if m == nil {
+		m = map[string]string{}
+		*s = m
+	}
+	return m
+}
 
 // Ref: #/components/schemas/UpdateMeRequest
 type UpdateMeRequest struct {

@@ -152,6 +152,15 @@ type Handler interface {
 	//
 	// DELETE /v1/api-keys/{id}
 	DeleteAPIKey(ctx context.Context, params DeleteAPIKeyParams) error
+	// DeleteHost implements deleteHost operation.
+	//
+	// Refused with has_active_sandboxes while anything would be lost with it: sandboxes that run or are
+	// paused there, named snapshots that are kept there alone. With force they end with it, its
+	// credentials are void, and its agent removes everything once it hears of it, also when the host
+	// cannot be reached now.
+	//
+	// DELETE /v1/hosts/{id}
+	DeleteHost(ctx context.Context, params DeleteHostParams) error
 	// DeleteMe implements deleteMe operation.
 	//
 	// Delete my account; refused while I am the sole owner of a team with other members.
@@ -176,6 +185,14 @@ type Handler interface {
 	//
 	// DELETE /v1/teams/{id}
 	DeleteTeam(ctx context.Context, params DeleteTeamParams) error
+	// DrainHost implements drainHost operation.
+	//
+	// The host gets no new sandboxes from now on. Those that run there are paused, several at once; a
+	// pause that fails is tried again. What still runs at the deadline runs on. Repeating it sets the
+	// deadline anew.
+	//
+	// POST /v1/hosts/{id}/drain
+	DrainHost(ctx context.Context, req OptDrainHostRequest, params DrainHostParams) (*Host, error)
 	// EndSession implements endSession operation.
 	//
 	// End one of my sessions.
@@ -404,6 +421,12 @@ type Handler interface {
 	//
 	// POST /v1/auth/device/token
 	PollDeviceLogin(ctx context.Context, req *DeviceTokenRequest) (*AuthResponse, error)
+	// PreviewHostDeletion implements previewHostDeletion operation.
+	//
+	// What would be lost if the host were deleted.
+	//
+	// GET /v1/hosts/{id}/delete-preview
+	PreviewHostDeletion(ctx context.Context, params PreviewHostDeletionParams) (*HostDeletion, error)
 	// PreviewInvitation implements previewInvitation operation.
 	//
 	// What an invitation is for, before it is accepted.
@@ -525,12 +548,24 @@ type Handler interface {
 	//
 	// POST /v1/teams/{id}/transfer
 	TransferTeam(ctx context.Context, req *TransferTeamRequest, params TransferTeamParams) (*Team, error)
+	// UndrainHost implements undrainHost operation.
+	//
+	// What was paused stays paused until it is resumed.
+	//
+	// POST /v1/hosts/{id}/undrain
+	UndrainHost(ctx context.Context, params UndrainHostParams) (*Host, error)
 	// UnlinkIdentity implements unlinkIdentity operation.
 	//
 	// Unlink a provider; refused for the only way to log in.
 	//
 	// DELETE /v1/me/identities/{provider}
 	UnlinkIdentity(ctx context.Context, params UnlinkIdentityParams) error
+	// UpdateHost implements updateHost operation.
+	//
+	// Rename a host, or say anew where it is and what it is for; what is left out stays.
+	//
+	// PATCH /v1/hosts/{id}
+	UpdateHost(ctx context.Context, req *UpdateHostRequest, params UpdateHostParams) (*Host, error)
 	// UpdateMe implements updateMe operation.
 	//
 	// Change my name.

@@ -211,6 +211,7 @@ func (c *control) openRooms(ctx context.Context) (err error) {
 	c.monitor = host.NewHostMonitor(hosts, sandbox.NewReconciler(c.sandboxes, 0, c.log), c.log)
 	c.monitor.SetStaleAfter(c.cfg.HostSilence)
 	c.hosts.OnContact(c.monitor.Hint)
+	c.hosts.OnDeleted(c.links.Evict)
 	return nil
 }
 

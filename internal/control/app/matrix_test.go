@@ -120,15 +120,20 @@ var matrix = map[string]line{
 	"createAPIKey": {users, "POST /v1/api-keys", `{"name":"k"}`},
 	"deleteAPIKey": {manage, "DELETE /v1/api-keys/{key}", ""}, // the owner made it
 
-	"listHosts":         {users, "GET /v1/hosts", ""},
-	"createHost":        {admins, "POST /v1/hosts", `{"type":"regular"}`},
-	"getHost":           {"14444+333331", "GET /v1/hosts/{host}", ""},
-	"createHostToken":   {"14444+333331", "POST /v1/hosts/{host}/token", ""},
-	"registerHost":      {anybodys, "POST /v1/hosts/register", `{"registration_token":"x","csr":"x","facts":{"hostname":"h","arch":"amd64","cpus":1,"memory_bytes":1,"disk_bytes":1,"kernel":"k","version":"v","address":"h:1","engines":[]}}`},
-	"refreshHost":       {ownSecret, "POST /v1/hosts/auth/refresh", `{"refresh_token":"x","csr":"x"}`},
-	"heartbeat":         {hostOnly, "POST /v1/hosts/{host}/heartbeat", `{"generation":1,"address":"{address}","version":"1","load":{"sandboxes":0,"cpu_millis":0,"memory_bytes":0,"disk_free_bytes":1}}`},
-	"reportHostEvents":  {hostOnly, "POST /v1/hosts/{host}/events", `{"generation":1,"events":[]}`},
-	"reportHostSamples": {hostOnly, "POST /v1/hosts/{host}/samples", `{"samples":[]}`},
+	"listHosts":           {users, "GET /v1/hosts", ""},
+	"createHost":          {admins, "POST /v1/hosts", `{"type":"regular"}`},
+	"getHost":             {"14444+333331", "GET /v1/hosts/{host}", ""},
+	"createHostToken":     {"14444+333331", "POST /v1/hosts/{host}/token", ""},
+	"updateHost":          {"14444+333331", "PATCH /v1/hosts/{host}", `{"name":"n"}`},
+	"previewHostDeletion": {"14444+333331", "GET /v1/hosts/{host}/delete-preview", ""},
+	"deleteHost":          {"14444+333331", "DELETE /v1/hosts/{sparehost}", ""},
+	"drainHost":           {"14444+333331", "POST /v1/hosts/{sparehost}/drain", `{}`},
+	"undrainHost":         {"14444+333331", "POST /v1/hosts/{sparehost}/undrain", ""},
+	"registerHost":        {anybodys, "POST /v1/hosts/register", `{"registration_token":"x","csr":"x","facts":{"hostname":"h","arch":"amd64","cpus":1,"memory_bytes":1,"disk_bytes":1,"kernel":"k","version":"v","address":"h:1","engines":[]}}`},
+	"refreshHost":         {ownSecret, "POST /v1/hosts/auth/refresh", `{"refresh_token":"x","csr":"x"}`},
+	"heartbeat":           {hostOnly, "POST /v1/hosts/{host}/heartbeat", `{"generation":1,"address":"{address}","version":"1","load":{"sandboxes":0,"cpu_millis":0,"memory_bytes":0,"disk_free_bytes":1}}`},
+	"reportHostEvents":    {hostOnly, "POST /v1/hosts/{host}/events", `{"generation":1,"events":[]}`},
+	"reportHostSamples":   {hostOnly, "POST /v1/hosts/{host}/samples", `{"samples":[]}`},
 
 	"listTemplates":     {"1+++++++3++1", "GET /v1/templates", ""},
 	"getTemplate":       {"1+++++++3++1", "GET /v1/templates/base", ""},
@@ -172,7 +177,7 @@ var matrix = map[string]line{
 
 // consumed are the operations after which what they were called on is gone.
 var consumed = map[string]bool{
-	"acceptInvitation": true, "decideDeviceLogin": true, "deleteAPIKey": true, "deleteSnapshot": true, "deleteTeam": true, "leaveTeam": true,
+	"acceptInvitation": true, "decideDeviceLogin": true, "deleteAPIKey": true, "deleteHost": true, "deleteSnapshot": true, "deleteTeam": true, "leaveTeam": true,
 	"removeMember": true, "revokeInvitation": true, "transferTeam": true,
 }
 
@@ -282,6 +287,15 @@ func (c *cast) stage(t *testing.T, l line) (words map[string]string, credentials
 			FROM sandboxes WHERE id = $1`, strings.TrimPrefix(words["sandbox"], "sb-")); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if wants("sparehost") {
+		var made struct {
+			Host struct {
+				ID string `json:"id"`
+			} `json:"host"`
+		}
+		c.do(t, http.MethodPost, "/v1/hosts", c.tokens['R'], map[string]string{"type": "regular"}, http.StatusCreated, &made)
+		words["sparehost"] = made.Host.ID
 	}
 	if wants("invitation") || wants("token") {
 		words["invitation"], words["token"] = c.invite(t, team, credentials['O'])

@@ -1,6 +1,8 @@
 package audit
 
 import (
+	"time"
+
 	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/kernel/id"
 )
@@ -131,6 +133,32 @@ func (l AuditLogger) HostDeleted(team id.Team, host id.Host, sandboxes int) Entr
 	e := entry(l.by, team, "host", host.String(), "delete")
 	e.Scope = ScopeAdmin
 	e.Metadata = map[string]any{"sandboxes": sandboxes}
+	return e
+}
+
+// HostUpdated records what was changed of a host, by the names of the fields.
+func (l AuditLogger) HostUpdated(team id.Team, host id.Host, fields ...string) Entry {
+	e := entry(l.by, team, "host", host.String(), "update")
+	e.Scope = ScopeAdmin
+	e.Metadata = map[string]any{"fields": fields}
+	return e
+}
+
+// HostDraining records that a host is to be emptied, within a time if that is
+// not zero.
+func (l AuditLogger) HostDraining(team id.Team, host id.Host, within time.Duration) Entry {
+	e := entry(l.by, team, "host", host.String(), "drain")
+	e.Scope = ScopeAdmin
+	if within > 0 {
+		e.Metadata = map[string]any{"deadline_sec": int64(within.Seconds())}
+	}
+	return e
+}
+
+// HostUndrained records that a host takes sandboxes again.
+func (l AuditLogger) HostUndrained(team id.Team, host id.Host) Entry {
+	e := entry(l.by, team, "host", host.String(), "undrain")
+	e.Scope = ScopeAdmin
 	return e
 }
 

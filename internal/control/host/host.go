@@ -22,7 +22,10 @@ type Ref struct {
 	ID id.Host
 	// Address is host:port of its agent.
 	Address string
-	Online  bool
+	// Generation is which start of its agent was heard last; 0 says nothing.
+	Generation int64
+	// Online: it can be reached.
+	Online bool
 }
 
 // Type says who owns a host.
@@ -46,6 +49,17 @@ const (
 	StatusDeleted     Status = "deleted"
 )
 
+// Reachable: its agent is heard and can be called. A host that is draining is;
+// only nothing new is placed there.
+func (s Status) Reachable() bool { return s == StatusOnline || s == StatusDraining }
+
+// Amounts are what a host has, or what is reserved of it.
+type Amounts struct {
+	CPUMillis int64
+	MemoryMB  int64
+	DiskMB    int64
+}
+
 // Host is one row.
 type Host struct {
 	ID               id.Host
@@ -60,9 +74,37 @@ type Host struct {
 	StatusReason     string
 	Facts            Facts
 	Generation       int64
-	Sandboxes        int64
-	LastHeartbeatAt  *time.Time
-	CreatedAt        time.Time
+	Load             Load
+	// Sandboxes are those that live there, Active those of them that are not
+	// paused, Reserved what all of them hold.
+	Sandboxes int64
+	Active    int64
+	Reserved  Amounts
+	// NeedsRegistration: it has joined before and its credentials are void.
+	NeedsRegistration bool
+	DrainRequestedAt  *time.Time
+	DrainDeadlineAt   *time.Time
+	// DrainError is why the pause of a sandbox that still runs failed last.
+	DrainError      string
+	LastHeartbeatAt *time.Time
+	CreatedAt       time.Time
+}
+
+// Drained: it is to be emptied, and nothing runs there any more.
+func (h Host) Drained() bool { return h.DrainRequestedAt != nil && h.Active == 0 }
+
+// Why is what people are told of the status, with the remedy.
+func (h Host) Why() string {
+	if h.NeedsRegistration && h.StatusReason != reusedReason {
+		return voidReason
+	}
+	return h.StatusReason
+}
+
+// Capacity is what the machine has; how much more than that is placed on it is
+// the scheduler's affair.
+func (h Host) Capacity() Amounts {
+	return Amounts{CPUMillis: h.Facts.CPUs * 1000, MemoryMB: h.Facts.MemoryBytes >> 20, DiskMB: h.Facts.DiskBytes >> 20}
 }
 
 // Facts are what a host says of itself.

@@ -34,6 +34,8 @@ type Agents interface {
 	// Hello asks who answers at the host's address; the link itself proves that
 	// it is this host.
 	Hello(ctx context.Context, h Ref) (generation int64, err error)
+	// DestroySandbox ends a sandbox and refuses what is older than incarnation.
+	DestroySandbox(ctx context.Context, h Ref, sandbox id.Sandbox, incarnation int64, reason string) error
 }
 
 // NewToken is a registration token about to be stored.
@@ -63,6 +65,16 @@ type Joined struct {
 	Expires time.Time
 }
 
+// Deletion is the request to take a host away.
+type Deletion struct {
+	Host id.Host
+	// Force: whatever is lost with it.
+	Force bool
+	// By records the end of each sandbox and snapshot, Audit that of the host.
+	By    audit.AuditLogger
+	Audit func(ended int) audit.Entry
+}
+
 // Rotation is what a refresh changes.
 type Rotation struct {
 	Family    id.HostRefreshToken
@@ -72,6 +84,8 @@ type Rotation struct {
 	// Next is the hash of the successor of the token presented.
 	Next  []byte
 	Audit func(team id.Team, host id.Host, revoked bool) audit.Entry
+	// Reason is what people are told of a host whose family was revoked.
+	Reason string
 }
 
 // Beat is what a heartbeat says.
@@ -92,11 +106,13 @@ type Store interface {
 	Create(ctx context.Context, h Host, by *id.User, token NewToken, entry audit.Entry, receipt func(Host, time.Time) Created) (Created, error)
 	// NewToken voids the former tokens.
 	NewToken(ctx context.Context, host id.Host, token NewToken, entry audit.Entry, receipt func(Host, time.Time) Created) (Created, error)
-	// Register spends the token, or answers ErrToken.
+	// Register spends the token, or answers ErrToken. Register, Rotate, Alive and
+	// Heartbeat answer a *DeletedError to a host that was deleted.
 	Register(ctx context.Context, r Registration) (Joined, error)
 	// Rotate issues the successor of a refresh token. The predecessor stays
 	// valid until the successor is used. ErrRefreshToken for all else; reuse of
-	// an older token revokes the family when the key is the host's.
+	// an older token revokes the family when the key is the host's, and takes the
+	// host out of service.
 	Rotate(ctx context.Context, r Rotation) (Joined, error)
 	// Alive says whose a family of credentials is, while it lives.
 	Alive(ctx context.Context, family id.HostRefreshToken) (id.Host, error)
@@ -110,7 +126,17 @@ type Store interface {
 	// MarkStale takes hosts out of service whose last heartbeat is older, and
 	// returns them.
 	MarkStale(ctx context.Context, after time.Duration, reason string, entry func(Host) audit.Entry) ([]Host, error)
+	// ListActiveHosts are those in reach.
 	ListActiveHosts(ctx context.Context) ([]Ref, error)
+	Update(ctx context.Context, host id.Host, u Update, entry audit.Entry) (Host, error)
+	// Drain has the host emptied, within a time if that is not nil; repeating it
+	// sets the deadline anew.
+	Drain(ctx context.Context, host id.Host, within *time.Duration, entry audit.Entry) (Host, error)
+	Undrain(ctx context.Context, host id.Host, entry audit.Entry) (Host, error)
+	Losses(ctx context.Context, host id.Host, p page.Request) (Losses, error)
+	// Delete ends all that lives on the host, voids its credentials and deletes
+	// it; has_active_sandboxes when anything would be lost and it is not by force.
+	Delete(ctx context.Context, d Deletion) (Departure, error)
 	Get(ctx context.Context, host id.Host) (Host, error)
 	// List pages through all hosts, or those of a team.
 	List(ctx context.Context, team *id.Team, p page.Request) (page.Page[Host], error)
@@ -125,17 +151,21 @@ type Service struct {
 	agentURL string
 	log      *slog.Logger
 	woken    func(id.Host)
+	gone     func(id.Host)
 }
 
 // NewService makes the room. agentURL is where hosts reach the control plane.
 func NewService(store Store, keys *keyring.Keyring, secret keyring.Secret, agents Agents, agentURL string, log *slog.Logger) *Service {
 	return &Service{
-		store: store, keys: keys, secret: secret, agents: agents, agentURL: strings.TrimRight(agentURL, "/"), log: log, woken: func(id.Host) {},
+		store: store, keys: keys, secret: secret, agents: agents, agentURL: strings.TrimRight(agentURL, "/"), log: log, woken: func(id.Host) {}, gone: func(id.Host) {},
 	}
 }
 
 // OnContact has fn called, as a hint, whenever a host came online.
 func (s *Service) OnContact(fn func(id.Host)) { s.woken = fn }
+
+// OnDeleted has fn called once a host was deleted.
+func (s *Service) OnDeleted(fn func(id.Host)) { s.gone = fn }
 
 // Create announces a host.
 func (s *Service) Create(ctx context.Context, by principal.Principal, req CreateRequest) (Created, error) {
@@ -168,11 +198,8 @@ func (s *Service) Create(ctx context.Context, by principal.Principal, req Create
 // IssueToken makes a new registration token; the old one is void. A host that
 // lost its credentials joins again with it.
 func (s *Service) IssueToken(ctx context.Context, by principal.Principal, host id.Host) (Created, error) {
-	h, err := s.Get(ctx, by, host)
+	h, err := s.managed(ctx, by, host)
 	if err != nil {
-		return Created{}, err
-	}
-	if err := mayManage(by, h.Type, h.TeamID); err != nil {
 		return Created{}, err
 	}
 	secret, token := newToken()
@@ -188,7 +215,7 @@ func mayManage(by principal.Principal, t Type, team id.Team) error {
 	case by.Kind != principal.KindUser:
 		return errs.Forbidden("session_required", "Hosts are managed by people: log in instead of using a key.")
 	case t == TypeRegular && !by.IsAdmin:
-		return errs.Forbidden("admin_required", "Only a platform admin may add a regular host.")
+		return errs.Forbidden("admin_required", "Only a platform admin may manage regular hosts.")
 	case t == TypeBYOC && !by.IsAdmin && (!by.HasTeam || by.TeamID != team || (by.Role != principal.RoleOwner && by.Role != principal.RoleAdmin)):
 		return errs.Forbidden("role_required", "Only the owner and admins of the team may manage its hosts.")
 	}
@@ -237,6 +264,13 @@ func request(csrPEM string) (der, publicKey []byte, err error) {
 	return block.Bytes, publicKey, nil
 }
 
+// What people are told of a host whose credentials are void.
+const (
+	reusedReason = "A refresh token of this host was used twice, so its credentials were made void. " + remedy
+	remedy       = "Make a registration token with POST /v1/hosts/{id}/token and have its agent join again with it."
+	voidReason   = "The credentials of this host are void or have expired. " + remedy
+)
+
 // Register lets a machine join with its one-time token. The same key may repeat
 // it for five minutes and gets the same credentials.
 func (s *Service) Register(ctx context.Context, by principal.Principal, token, csrPEM string, facts Facts) (Credentials, error) {
@@ -259,7 +293,7 @@ func (s *Service) Register(ctx context.Context, by principal.Principal, token, c
 		},
 	})
 	if err != nil {
-		return Credentials{}, err
+		return Credentials{}, s.told(err)
 	}
 	return s.credentials(joined, der)
 }
@@ -282,9 +316,10 @@ func (s *Service) Refresh(ctx context.Context, by principal.Principal, token, cs
 			as.Kind, as.HostID = principal.KindHost, host
 			return audit.By(as).HostTokenReused(team, host, revoked)
 		},
+		Reason: reusedReason,
 	})
 	if err != nil {
-		return Credentials{}, err
+		return Credentials{}, s.told(err)
 	}
 	return s.credentials(joined, der)
 }
@@ -310,7 +345,7 @@ func (s *Service) credentials(j Joined, csrDER []byte) (Credentials, error) {
 func (s *Service) AuthenticateHost(ctx context.Context, claims keyring.HostClaims) (principal.Principal, error) {
 	owner, err := s.store.Alive(ctx, claims.Family)
 	if err != nil {
-		return principal.Principal{}, err
+		return principal.Principal{}, s.told(err)
 	}
 	if owner != claims.Host {
 		return principal.Principal{}, ErrHostToken
@@ -332,7 +367,7 @@ func (s *Service) Heartbeat(ctx context.Context, by principal.Principal, b Beat)
 	}
 	h, err := s.store.Heartbeat(ctx, b)
 	if err != nil || (h.Status != StatusPending && h.Status != StatusUnreachable) {
-		return err
+		return s.told(err)
 	}
 	return s.contact(ctx, h)
 }
@@ -343,7 +378,7 @@ const contactLimit = 5 * time.Second
 func (s *Service) contact(ctx context.Context, h Host) error {
 	cctx, cancel := context.WithTimeout(ctx, contactLimit)
 	defer cancel()
-	generation, err := s.agents.Hello(cctx, Ref{ID: h.ID, Address: h.Facts.Address})
+	generation, err := s.agents.Hello(cctx, Ref{ID: h.ID, Address: h.Facts.Address, Generation: h.Generation})
 	if err == nil && generation != h.Generation {
 		err = fmt.Errorf("generation %d answers, %d reported", generation, h.Generation)
 	}

@@ -80,13 +80,14 @@ func Machine() []State {
 	return []State{
 		{
 			Status: StatusPending, Live: true, HoldsCompute: true, HoldsDisk: true,
-			To:      []Status{StatusStarting, StatusStopping, StatusError},
+			// stopped: here and below, its host was deleted.
+			To:      []Status{StatusStarting, StatusStopping, StatusStopped, StatusError},
 			Actions: []Action{ActionExec, ActionFiles, ActionDelete}, // they wait for running
 			Exit:    Exit{To: StatusError, After: CreateLimit, How: "the create operation reaches its deadline"},
 		},
 		{
 			Status: StatusStarting, Live: true, HoldsCompute: true, HoldsDisk: true,
-			To:      []Status{StatusRunning, StatusStopping, StatusError},
+			To:      []Status{StatusRunning, StatusStopping, StatusStopped, StatusError},
 			Actions: []Action{ActionExec, ActionFiles, ActionDelete},
 			Exit:    Exit{To: StatusError, After: CreateLimit, How: "the create operation reaches its deadline"},
 		},
@@ -105,7 +106,7 @@ func Machine() []State {
 		},
 		{
 			Status: StatusPaused, Live: true, HoldsDisk: true,
-			To:      []Status{StatusResuming, StatusStopping, StatusMissing},
+			To:      []Status{StatusResuming, StatusStopping, StatusStopped, StatusMissing},
 			Actions: []Action{ActionResume, ActionFork, ActionDelete},
 			Exit:    Exit{To: StatusStopping, After: PausedLimit, How: "the paused state outlives its time"},
 		},

@@ -18,6 +18,7 @@ const (
 	PausedRequested = "requested"
 	PausedDeadline  = "deadline"
 	PausedIdle      = "idle"
+	PausedDrain     = "drain" // its host is being emptied
 )
 
 // pending is an accepted operation, opened by this request or joined by it.

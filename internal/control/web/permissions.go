@@ -107,10 +107,15 @@ var permissions = map[string]Permission{
 	"createAPIKey": user,
 	"deleteAPIKey": user,
 
-	"listHosts":       user,
-	"createHost":      user, // regular hosts: the room wants a platform admin
-	"getHost":         user,
-	"createHostToken": user,
+	"listHosts":           user,
+	"createHost":          user, // regular hosts: the room wants a platform admin
+	"getHost":             user,
+	"createHostToken":     user,
+	"updateHost":          user,
+	"previewHostDeletion": user,
+	"deleteHost":          user,
+	"drainHost":           user,
+	"undrainHost":         user,
 
 	"registerHost":      anybody, // carries a one-time token
 	"refreshHost":       anybody, // carries a refresh token and a signature

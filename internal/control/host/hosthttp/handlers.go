@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"strings"
+	"time"
 
 	"skerry.dev/skerry/gen/restapi"
 	"skerry.dev/skerry/internal/control/host"
@@ -238,7 +239,7 @@ func toCredentials(c host.Credentials) *restapi.HostCredentials {
 func toHost(h host.Host) restapi.Host {
 	f := h.Facts
 	out := restapi.Host{
-		ID: h.ID.String(), Name: h.Name, Type: restapi.HostType(h.Type), Status: restapi.HostStatus(h.Status), StatusReason: optString(h.StatusReason),
+		ID: h.ID.String(), Name: h.Name, Type: restapi.HostType(h.Type), Status: restapi.HostStatus(h.Status), StatusReason: optString(h.Why()),
 		TeamID: h.TeamID.String(), TeamName: optString(h.TeamName), Provider: h.Provider, AvailabilityZone: h.AvailabilityZone,
 		Labels: h.Labels, Address: optString(f.Address), Arch: f.Arch, CPUCount: int(f.CPUs), MemoryBytes: f.MemoryBytes, DiskBytes: f.DiskBytes,
 		Kernel: optString(f.Kernel), AgentVersion: optString(f.Version), Engines: make([]restapi.HostEngine, len(f.Engines)), CreatedAt: h.CreatedAt.UTC(),
@@ -250,10 +251,20 @@ func toHost(h host.Host) restapi.Host {
 		out.Engines[i] = restapi.HostEngine(e)
 	}
 	out.Sandboxes.SetTo(int(h.Sandboxes))
-	if h.LastHeartbeatAt != nil {
-		out.LastHeartbeatAt.SetTo(h.LastHeartbeatAt.UTC())
+	out.Capacity, out.Reserved = restapi.HostAmounts(h.Capacity()), restapi.HostAmounts(h.Reserved)
+	out.NeedsRegistration, out.Drained, out.DrainError = h.NeedsRegistration, h.Drained(), optString(h.DrainError)
+	setTime(&out.DrainRequestedAt, h.DrainRequestedAt)
+	setTime(&out.DrainDeadline, h.DrainDeadlineAt)
+	if setTime(&out.LastHeartbeatAt, h.LastHeartbeatAt); h.LastHeartbeatAt != nil {
+		out.Load.SetTo(restapi.HostLoad(h.Load))
 	}
 	return out
+}
+
+func setTime(to *restapi.OptDateTime, at *time.Time) {
+	if at != nil {
+		to.SetTo(at.UTC())
+	}
 }
 
 func optString(s string) (out restapi.OptString) {

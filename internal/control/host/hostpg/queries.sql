@@ -8,9 +8,11 @@ RETURNING *;
 -- The switch is not turned off while a host is being made.
 SELECT id FROM teams WHERE id = sqlc.arg(id) AND is_byoc AND deleted_at IS NULL FOR NO KEY UPDATE;
 
--- name: LockHost :exec
--- Of two who issue a token at once one comes second, and voids the other's.
-SELECT id FROM hosts WHERE id = sqlc.arg(id) FOR NO KEY UPDATE;
+-- name: LockHost :one
+-- A host is locked before its tokens and credentials, and before what is placed
+-- on it. Of two who issue a token at once one comes second, and voids the
+-- other's.
+SELECT id, team_id, status, address, generation, (deleted_at IS NOT NULL)::bool AS deleted FROM hosts WHERE id = sqlc.arg(id) FOR NO KEY UPDATE;
 
 -- name: RevokeTokens :exec
 UPDATE host_registration_tokens SET revoked_at = now() WHERE host_id = sqlc.arg(host_id) AND revoked_at IS NULL;
@@ -23,9 +25,15 @@ RETURNING expires_at;
 -- name: LockToken :one
 SELECT sqlc.embed(t), (t.expires_at > now() AND t.revoked_at IS NULL)::bool AS valid,
     coalesce(t.used_at > now() - make_interval(secs => sqlc.arg(repeat_secs)::float8), false)::bool AS repeatable
-FROM host_registration_tokens t JOIN hosts h ON h.id = t.host_id AND h.deleted_at IS NULL
+FROM host_registration_tokens t
 WHERE t.token_hash = sqlc.arg(token_hash)
 FOR UPDATE OF t;
+
+-- name: HostOfToken :one
+SELECT host_id FROM host_registration_tokens WHERE token_hash = sqlc.arg(token_hash);
+
+-- name: HostOfFamily :one
+SELECT host_id FROM host_refresh_tokens WHERE id = sqlc.arg(id);
 
 -- name: UseToken :exec
 UPDATE host_registration_tokens SET used_at = now(), used_by = sqlc.arg(used_by) WHERE id = sqlc.arg(id);
@@ -35,7 +43,8 @@ UPDATE hosts SET
     name = CASE WHEN name = '' OR name = sqlc.arg(placeholder)::text THEN sqlc.arg(name) ELSE name END,
     arch = sqlc.arg(arch), cpu_count = sqlc.arg(cpu_count), memory_bytes = sqlc.arg(memory_bytes), disk_bytes = sqlc.arg(disk_bytes),
     kernel = sqlc.arg(kernel), agent_version = sqlc.arg(agent_version), engines = sqlc.arg(engines), address = sqlc.arg(address),
-    registered_at = now(), generation = 0, status = CASE WHEN status = 'online' THEN 'unreachable' ELSE status END
+    registered_at = now(), generation = 0, status_reason = '',
+    status = CASE WHEN status IN ('online', 'draining') THEN 'unreachable' ELSE status END
 WHERE id = sqlc.arg(id) AND deleted_at IS NULL
 RETURNING *;
 
@@ -53,8 +62,8 @@ WHERE host_id = sqlc.arg(host_id) AND public_key = sqlc.arg(public_key) AND revo
 ORDER BY created_at DESC LIMIT 1;
 
 -- name: LockFamily :one
-SELECT sqlc.embed(f), (f.expires_at > now() AND f.revoked_at IS NULL AND h.deleted_at IS NULL)::bool AS valid, h.team_id
-FROM host_refresh_tokens f JOIN hosts h ON h.id = f.host_id
+SELECT sqlc.embed(f), (f.expires_at > now() AND f.revoked_at IS NULL)::bool AS valid
+FROM host_refresh_tokens f
 WHERE f.id = sqlc.arg(id)
 FOR UPDATE OF f;
 
@@ -68,8 +77,14 @@ RETURNING expires_at;
 UPDATE host_refresh_tokens SET revoked_at = now() WHERE id = sqlc.arg(id) AND revoked_at IS NULL;
 
 -- name: FamilyAlive :one
-SELECT f.host_id, h.team_id FROM host_refresh_tokens f JOIN hosts h ON h.id = f.host_id AND h.deleted_at IS NULL
-WHERE f.id = sqlc.arg(id) AND f.revoked_at IS NULL;
+SELECT f.host_id, (f.revoked_at IS NULL)::bool AS alive, (h.deleted_at IS NOT NULL)::bool AS deleted
+FROM host_refresh_tokens f JOIN hosts h ON h.id = f.host_id
+WHERE f.id = sqlc.arg(id);
+
+-- name: TakeOut :exec
+-- Its credentials are void: what is said over them is believed no longer.
+UPDATE hosts SET status = CASE WHEN status IN ('online', 'draining') THEN 'unreachable' ELSE status END, status_reason = sqlc.arg(reason)
+WHERE id = sqlc.arg(id) AND deleted_at IS NULL;
 
 -- name: Heartbeat :one
 -- A new start of the agent or a new address takes the host out of service until
@@ -79,48 +94,101 @@ WITH before AS (
 )
 UPDATE hosts SET last_heartbeat_at = now(), agent_version = sqlc.arg(agent_version), load = sqlc.arg(load), address = sqlc.arg(address),
     generation = sqlc.arg(generation), engines = coalesce(sqlc.narg(engines)::jsonb, hosts.engines),
-    status = CASE WHEN hosts.status = 'online' AND (hosts.generation <> sqlc.arg(generation) OR hosts.address <> sqlc.arg(address))
+    status = CASE WHEN hosts.status IN ('online', 'draining') AND (hosts.generation <> sqlc.arg(generation) OR hosts.address <> sqlc.arg(address))
         THEN 'unreachable' ELSE hosts.status END
 FROM before
 WHERE hosts.id = before.id AND before.generation <= sqlc.arg(generation)
 RETURNING hosts.id, hosts.team_id, hosts.name, hosts.status, hosts.address, hosts.generation, before.status AS was;
 
 -- name: MarkOnline :one
-UPDATE hosts SET status = 'online', status_reason = ''
+-- One that is to be emptied goes on being emptied.
+UPDATE hosts SET status = CASE WHEN drain_requested_at IS NULL THEN 'online' ELSE 'draining' END, status_reason = ''
 WHERE id = sqlc.arg(id) AND generation = sqlc.arg(generation) AND address = sqlc.arg(address) AND status IN ('pending', 'unreachable')
   AND deleted_at IS NULL
 RETURNING team_id;
 
 -- name: SetReason :exec
-UPDATE hosts SET status_reason = sqlc.arg(reason) WHERE id = sqlc.arg(id) AND status <> 'online';
+UPDATE hosts SET status_reason = sqlc.arg(reason) WHERE id = sqlc.arg(id) AND status IN ('pending', 'unreachable');
 
 -- name: MarkStale :many
 UPDATE hosts SET status = 'unreachable', status_reason = sqlc.arg(reason)
 WHERE id IN (
     SELECT h.id FROM hosts h
-    WHERE h.status = 'online' AND h.deleted_at IS NULL
+    WHERE h.status IN ('online', 'draining') AND h.deleted_at IS NULL
       AND coalesce(h.last_heartbeat_at, h.registered_at, h.created_at) < now() - make_interval(secs => sqlc.arg(after_secs)::float8)
     ORDER BY h.id LIMIT 100 FOR NO KEY UPDATE SKIP LOCKED)
 RETURNING id, team_id, name;
 
 -- name: ListActiveHosts :many
-SELECT id, address FROM hosts WHERE status = 'online' AND deleted_at IS NULL ORDER BY id LIMIT sqlc.arg(max_rows);
+-- Those in reach.
+SELECT id, address, generation, status FROM hosts WHERE status IN ('online', 'draining') AND deleted_at IS NULL ORDER BY id LIMIT sqlc.arg(max_rows);
 
 -- name: SetReconciled :exec
 UPDATE hosts SET reconciled_at = now() WHERE id = sqlc.arg(id);
 
 -- name: GetHost :one
-SELECT sqlc.embed(h), t.name AS team_name,
-    (SELECT count(*) FROM sandboxes s WHERE s.host_id = h.id AND s.ended_at IS NULL)::bigint AS sandboxes
+SELECT sqlc.embed(h), t.name AS team_name, r.sandboxes, r.active, r.cpu_millis, r.memory_mb, r.disk_mb,
+    (h.registered_at IS NOT NULL AND NOT EXISTS (
+        SELECT FROM host_refresh_tokens f WHERE f.host_id = h.id AND f.revoked_at IS NULL AND f.expires_at > now()))::bool AS needs_registration,
+    coalesce(CASE WHEN h.drain_requested_at IS NOT NULL THEN (
+        SELECT o.message FROM sandboxes x JOIN operations o ON o.sandbox_id = x.id
+        WHERE x.host_id = h.id AND x.status = 'running' AND o.kind = 'pause' AND o.status = 'failed'
+          AND o.params->>'reason' = sqlc.arg(drain_reason)::text AND o.created_at >= h.drain_requested_at
+        ORDER BY o.finished_at DESC LIMIT 1) END, '')::text AS drain_error
 FROM hosts h JOIN teams t ON t.id = h.team_id
+CROSS JOIN LATERAL (
+    SELECT count(*)::bigint AS sandboxes, count(*) FILTER (WHERE s.status <> 'paused')::bigint AS active,
+        coalesce(sum(s.cpu_millis) FILTER (WHERE s.status = ANY(sqlc.arg(compute)::text[])), 0)::bigint AS cpu_millis,
+        coalesce(sum(s.memory_mb) FILTER (WHERE s.status = ANY(sqlc.arg(compute)::text[])), 0)::bigint AS memory_mb,
+        coalesce(sum(s.disk_mb), 0)::bigint AS disk_mb
+    FROM sandboxes s WHERE s.host_id = h.id AND s.ended_at IS NULL
+) r
 WHERE h.id = sqlc.arg(id) AND h.deleted_at IS NULL;
 
 -- name: ListHosts :many
-SELECT sqlc.embed(h), t.name AS team_name,
-    (SELECT count(*) FROM sandboxes s WHERE s.host_id = h.id AND s.ended_at IS NULL)::bigint AS sandboxes
+SELECT sqlc.embed(h), t.name AS team_name, r.sandboxes, r.active, r.cpu_millis, r.memory_mb, r.disk_mb,
+    (h.registered_at IS NOT NULL AND NOT EXISTS (
+        SELECT FROM host_refresh_tokens f WHERE f.host_id = h.id AND f.revoked_at IS NULL AND f.expires_at > now()))::bool AS needs_registration,
+    coalesce(CASE WHEN h.drain_requested_at IS NOT NULL THEN (
+        SELECT o.message FROM sandboxes x JOIN operations o ON o.sandbox_id = x.id
+        WHERE x.host_id = h.id AND x.status = 'running' AND o.kind = 'pause' AND o.status = 'failed'
+          AND o.params->>'reason' = sqlc.arg(drain_reason)::text AND o.created_at >= h.drain_requested_at
+        ORDER BY o.finished_at DESC LIMIT 1) END, '')::text AS drain_error
 FROM hosts h JOIN teams t ON t.id = h.team_id
+CROSS JOIN LATERAL (
+    SELECT count(*)::bigint AS sandboxes, count(*) FILTER (WHERE s.status <> 'paused')::bigint AS active,
+        coalesce(sum(s.cpu_millis) FILTER (WHERE s.status = ANY(sqlc.arg(compute)::text[])), 0)::bigint AS cpu_millis,
+        coalesce(sum(s.memory_mb) FILTER (WHERE s.status = ANY(sqlc.arg(compute)::text[])), 0)::bigint AS memory_mb,
+        coalesce(sum(s.disk_mb), 0)::bigint AS disk_mb
+    FROM sandboxes s WHERE s.host_id = h.id AND s.ended_at IS NULL
+) r
 WHERE h.deleted_at IS NULL
   AND (sqlc.narg(team_id)::uuid IS NULL OR h.team_id = sqlc.narg(team_id)::uuid)
   AND (sqlc.narg(after_at)::timestamptz IS NULL OR (h.created_at, h.id) < (sqlc.narg(after_at)::timestamptz, sqlc.narg(after_id)::uuid))
 ORDER BY h.created_at DESC, h.id DESC
 LIMIT sqlc.arg(max_rows);
+
+-- name: UpdateHost :exec
+UPDATE hosts SET name = coalesce(sqlc.narg(name)::text, name), provider = coalesce(sqlc.narg(provider)::text, provider),
+    availability_zone = coalesce(sqlc.narg(availability_zone)::text, availability_zone), labels = coalesce(sqlc.narg(labels)::jsonb, labels)
+WHERE id = sqlc.arg(id);
+
+-- name: DrainHost :exec
+-- One out of reach is emptied when it is back.
+UPDATE hosts SET status = CASE WHEN status = 'online' THEN 'draining' ELSE status END, drain_requested_at = coalesce(drain_requested_at, now()),
+    drain_deadline_at = now() + make_interval(secs => sqlc.narg(deadline_secs)::float8)
+WHERE id = sqlc.arg(id);
+
+-- name: UndrainHost :exec
+UPDATE hosts SET status = CASE WHEN status = 'draining' THEN 'online' ELSE status END, drain_requested_at = NULL, drain_deadline_at = NULL
+WHERE id = sqlc.arg(id);
+
+-- name: DeleteHost :exec
+UPDATE hosts SET status = 'deleted', deleted_at = now(), status_reason = '', drain_requested_at = NULL, drain_deadline_at = NULL
+WHERE id = sqlc.arg(id);
+
+-- name: HostsAsOf :many
+-- How the given hosts are to be called now.
+SELECT h.id, h.address, h.generation, h.registered_at, (h.deleted_at IS NOT NULL)::bool AS deleted,
+    NOT EXISTS (SELECT FROM host_refresh_tokens f WHERE f.host_id = h.id AND f.revoked_at IS NULL) AS revoked
+FROM hosts h WHERE h.id = ANY(sqlc.arg(ids)::uuid[]);

@@ -36,6 +36,19 @@ type agents struct {
 	generation int64
 	err        error
 	called     []host.Ref
+	destroyed  map[id.Sandbox]int64
+}
+
+func (a *agents) DestroySandbox(_ context.Context, _ host.Ref, x id.Sandbox, incarnation int64, _ string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.err == nil {
+		if a.destroyed == nil {
+			a.destroyed = map[id.Sandbox]int64{}
+		}
+		a.destroyed[x] = incarnation
+	}
+	return a.err
 }
 
 func (a *agents) Hello(_ context.Context, h host.Ref) (int64, error) {

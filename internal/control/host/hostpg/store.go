@@ -20,6 +20,7 @@ import (
 	"skerry.dev/skerry/internal/control/idempotency/idempotencypg"
 	"skerry.dev/skerry/internal/control/quota"
 	"skerry.dev/skerry/internal/control/quota/quotapg"
+	"skerry.dev/skerry/internal/control/sandbox"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
 	"skerry.dev/skerry/internal/kernel/page"
@@ -83,7 +84,7 @@ func (s *Store) NewToken(ctx context.Context, h id.Host, token host.NewToken, en
 	var out host.Created
 	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
 		return idempotencypg.Once(ctx, tx, func() (any, error) {
-			if err := s.q.LockHost(ctx, tx, h); err != nil {
+			if _, err := s.lock(ctx, tx, h); err != nil {
 				return nil, err
 			}
 			known, err := s.get(ctx, tx, h)
@@ -114,6 +115,16 @@ func (s *Store) issue(ctx context.Context, tx pgx.Tx, h host.Host, token host.Ne
 func (s *Store) Register(ctx context.Context, r host.Registration) (host.Joined, error) {
 	var out host.Joined
 	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
+		owner, err := s.q.HostOfToken(ctx, tx, r.TokenHash)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return host.ErrToken
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := s.lockOwn(ctx, tx, owner); err != nil {
+			return err
+		}
 		t, err := s.q.LockToken(ctx, tx, sqlcgen.LockTokenParams{TokenHash: r.TokenHash, RepeatSecs: host.RepeatWindow.Seconds()})
 		if errors.Is(err, pgx.ErrNoRows) || err == nil && !t.Valid {
 			return host.ErrToken
@@ -178,6 +189,17 @@ func (s *Store) Rotate(ctx context.Context, r host.Rotation) (host.Joined, error
 	var out host.Joined
 	refused := false
 	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
+		owner, err := s.q.HostOfFamily(ctx, tx, r.Family)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return host.ErrRefreshToken
+		}
+		if err != nil {
+			return err
+		}
+		h, err := s.lockOwn(ctx, tx, owner)
+		if err != nil {
+			return err
+		}
 		row, err := s.q.LockFamily(ctx, tx, r.Family)
 		if errors.Is(err, pgx.ErrNoRows) || err == nil && !row.Valid {
 			return host.ErrRefreshToken
@@ -206,8 +228,11 @@ func (s *Store) Rotate(ctx context.Context, r host.Rotation) (host.Joined, error
 			if err := s.q.RevokeFamily(ctx, tx, f.ID); err != nil {
 				return err
 			}
+			if err := s.q.TakeOut(ctx, tx, sqlcgen.TakeOutParams{ID: f.HostID, Reason: r.Reason}); err != nil {
+				return err
+			}
 		}
-		return auditpg.Append(ctx, tx, r.Audit(row.TeamID, f.HostID, ours))
+		return auditpg.Append(ctx, tx, r.Audit(h.TeamID, f.HostID, ours))
 	})
 	if err == nil && refused {
 		err = host.ErrRefreshToken
@@ -221,7 +246,33 @@ func (s *Store) Alive(ctx context.Context, family id.HostRefreshToken) (id.Host,
 	if errors.Is(err, pgx.ErrNoRows) {
 		return id.Host{}, host.ErrHostToken
 	}
-	return row.HostID, pg.Map(err)
+	switch {
+	case err != nil:
+		return id.Host{}, pg.Map(err)
+	case row.Deleted:
+		return id.Host{}, &host.DeletedError{Host: row.HostID}
+	case !row.Alive:
+		return id.Host{}, host.ErrHostToken
+	}
+	return row.HostID, nil
+}
+
+// lock locks a host that is there for whoever wants to change it.
+func (s *Store) lock(ctx context.Context, tx pgx.Tx, h id.Host) (sqlcgen.LockHostRow, error) {
+	row, err := s.q.LockHost(ctx, tx, h)
+	if errors.Is(err, pgx.ErrNoRows) || err == nil && row.Deleted {
+		return row, host.ErrNotFound
+	}
+	return row, err
+}
+
+// lockOwn is lock for the host's own calls.
+func (s *Store) lockOwn(ctx context.Context, tx pgx.Tx, h id.Host) (sqlcgen.LockHostRow, error) {
+	row, err := s.q.LockHost(ctx, tx, h)
+	if err == nil && row.Deleted {
+		return row, &host.DeletedError{Host: h}
+	}
+	return row, err
 }
 
 // Heartbeat implements host.Store.
@@ -238,6 +289,9 @@ func (s *Store) Heartbeat(ctx context.Context, b host.Beat) (host.Host, error) {
 		ID: b.Host, AgentVersion: b.Version, Load: load, Address: b.Address, Generation: b.Generation, Engines: engines,
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
+		if now, err := s.q.HostsAsOf(ctx, s.pool, []uuid.UUID{b.Host.UUID()}); err == nil && len(now) == 1 && now[0].Deleted {
+			return host.Host{}, &host.DeletedError{Host: b.Host} // since it was let in
+		}
 		return host.Host{}, errs.Conflict("stale_generation", "A later start of this agent has reported already. Two agents must not share a host's credentials.")
 	}
 	if err != nil {
@@ -296,7 +350,7 @@ func (s *Store) ListActiveHosts(ctx context.Context) ([]host.Ref, error) {
 	}
 	out := make([]host.Ref, len(rows))
 	for i, r := range rows {
-		out[i] = host.Ref{ID: r.ID, Address: r.Address, Online: true}
+		out[i] = host.Ref{ID: r.ID, Address: r.Address, Generation: r.Generation, Online: true}
 	}
 	return out, nil
 }
@@ -305,16 +359,23 @@ func (s *Store) ListActiveHosts(ctx context.Context) ([]host.Ref, error) {
 func (s *Store) Get(ctx context.Context, h id.Host) (host.Host, error) { return s.get(ctx, s.pool, h) }
 
 func (s *Store) get(ctx context.Context, db sqlcgen.DBTX, h id.Host) (host.Host, error) {
-	row, err := s.q.GetHost(ctx, db, h)
+	row, err := s.q.GetHost(ctx, db, sqlcgen.GetHostParams{ID: h, DrainReason: sandbox.PausedDrain, Compute: computeStatuses()})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return host.Host{}, host.ErrNotFound
 	}
 	if err != nil {
 		return host.Host{}, pg.Map(err)
 	}
-	out, err := fromRow(row.Host)
-	out.TeamName, out.Sandboxes = row.TeamName, row.Sandboxes
-	return out, err
+	return seen(row)
+}
+
+func computeStatuses() []string {
+	statuses := sandbox.ComputeStatuses()
+	out := make([]string, len(statuses))
+	for i, st := range statuses {
+		out[i] = string(st)
+	}
+	return out
 }
 
 // errJunkCursor is a cursor that decodes and names no position.
@@ -327,7 +388,7 @@ type position struct {
 
 // List implements host.Store.
 func (s *Store) List(ctx context.Context, team *id.Team, p page.Request) (page.Page[host.Host], error) {
-	params := sqlcgen.ListHostsParams{MaxRows: int32(p.Limit + 1)}
+	params := sqlcgen.ListHostsParams{MaxRows: int32(p.Limit + 1), DrainReason: sandbox.PausedDrain, Compute: computeStatuses()}
 	if team != nil {
 		u := team.UUID()
 		params.TeamID = &u
@@ -348,12 +409,20 @@ func (s *Store) List(ctx context.Context, team *id.Team, p page.Request) (page.P
 	}
 	out := make([]host.Host, len(rows))
 	for i, r := range rows {
-		if out[i], err = fromRow(r.Host); err != nil {
+		if out[i], err = seen(sqlcgen.GetHostRow(r)); err != nil {
 			return page.Page[host.Host]{}, err
 		}
-		out[i].TeamName, out[i].Sandboxes = r.TeamName, r.Sandboxes
 	}
 	return page.Of(out, p.Limit, func(h host.Host) any { return position{h.CreatedAt, h.ID.UUID()} })
+}
+
+// seen adds what a read finds beside the row.
+func seen(r sqlcgen.GetHostRow) (host.Host, error) {
+	out, err := fromRow(r.Host)
+	out.TeamName, out.Sandboxes, out.Active = r.TeamName, r.Sandboxes, r.Active
+	out.Reserved = host.Amounts{CPUMillis: r.CpuMillis, MemoryMB: r.MemoryMb, DiskMB: r.DiskMb}
+	out.NeedsRegistration, out.DrainError = r.NeedsRegistration, r.DrainError
+	return out, err
 }
 
 func fromRow(r sqlcgen.Host) (host.Host, error) {
@@ -364,6 +433,7 @@ func fromRow(r sqlcgen.Host) (host.Host, error) {
 	out := host.Host{
 		ID: r.ID, TeamID: r.TeamID, Type: host.Type(r.Type), Name: r.Name, Provider: r.Provider, AvailabilityZone: r.AvailabilityZone,
 		Status: host.Status(r.Status), StatusReason: r.StatusReason, Generation: r.Generation, LastHeartbeatAt: r.LastHeartbeatAt, CreatedAt: r.CreatedAt,
+		DrainRequestedAt: r.DrainRequestedAt, DrainDeadlineAt: r.DrainDeadlineAt,
 		Facts: host.Facts{
 			Hostname: r.Name, Arch: r.Arch, CPUs: int64(r.CpuCount), MemoryBytes: r.MemoryBytes, DiskBytes: r.DiskBytes, Kernel: r.Kernel,
 			Version: r.AgentVersion, Address: r.Address, Engines: engines,
@@ -371,6 +441,9 @@ func fromRow(r sqlcgen.Host) (host.Host, error) {
 	}
 	if err := json.Unmarshal(r.Labels, &out.Labels); err != nil {
 		return host.Host{}, fmt.Errorf("labels of %s: %w", r.ID, err)
+	}
+	if err := json.Unmarshal(r.Load, &out.Load); err != nil {
+		return host.Host{}, fmt.Errorf("load of %s: %w", r.ID, err)
 	}
 	return out, nil
 }

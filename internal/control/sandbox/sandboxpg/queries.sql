@@ -96,6 +96,7 @@ SELECT * FROM moved;
 -- name: LockSandbox :one
 SELECT sqlc.embed(s), h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
     (coalesce(s.deadline_at < now(), false) AND coalesce(s.retry_at < now(), true))::bool AS expired,
+    (h.status = 'draining' AND coalesce(h.drain_deadline_at > now(), true))::bool AS draining,
     coalesce(s.checkpoint_due_at < now(), false)::bool AS checkpoint_due
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE s.id = sqlc.arg(id)
@@ -186,7 +187,7 @@ WHERE id = sqlc.arg(id) AND status = 'open' AND lease_owner = sqlc.arg(owner)::u
 -- by itself keeps its deadline, for the case that it was to be killed.
 SELECT s.id, s.on_timeout FROM sandboxes s JOIN hosts h ON h.id = s.host_id
 WHERE s.ended_at IS NULL AND s.deadline_at < now() AND coalesce(s.retry_at < now(), true)
-  AND ((s.status = 'running' AND (s.on_timeout = 'kill' OR h.status = 'online')) OR (s.status = 'paused' AND s.on_timeout = 'kill'))
+  AND ((s.status = 'running' AND (s.on_timeout = 'kill' OR h.status IN ('online', 'draining'))) OR (s.status = 'paused' AND s.on_timeout = 'kill'))
 ORDER BY s.deadline_at
 LIMIT sqlc.arg(max_rows);
 
@@ -195,7 +196,7 @@ LIMIT sqlc.arg(max_rows);
 UPDATE sandboxes SET idle_check_at = now() + make_interval(secs => sqlc.arg(lease_secs)::float8)
 WHERE sandboxes.id IN (
     SELECT s.id FROM sandboxes s JOIN hosts h ON h.id = s.host_id
-    WHERE s.status = 'running' AND s.idle_check_at < now() AND h.status = 'online'
+    WHERE s.status = 'running' AND s.idle_check_at < now() AND h.status IN ('online', 'draining')
     ORDER BY s.idle_check_at
     LIMIT sqlc.arg(max_rows)
     FOR NO KEY UPDATE OF s SKIP LOCKED)
@@ -208,7 +209,7 @@ WHERE id = sqlc.arg(id) AND status = 'running' AND idle_check_at = sqlc.arg(leas
 
 -- name: CheckpointsDue :many
 SELECT s.id FROM sandboxes s JOIN hosts h ON h.id = s.host_id
-WHERE s.status = 'running' AND s.checkpoint_due_at < now() AND h.status = 'online'
+WHERE s.status = 'running' AND s.checkpoint_due_at < now() AND h.status IN ('online', 'draining')
 ORDER BY s.checkpoint_due_at
 LIMIT sqlc.arg(max_rows);
 
@@ -411,7 +412,7 @@ LIMIT sqlc.arg(max_rows);
 UPDATE snapshots SET drop_at = now() + make_interval(secs => sqlc.arg(lease_secs)::float8)
 WHERE snapshots.id IN (
     SELECT p.id FROM snapshots p JOIN hosts h ON h.id = p.host_id
-    WHERE p.status IN ('failed', 'deleting') AND (p.drop_at IS NULL OR p.drop_at < now()) AND h.status = 'online'
+    WHERE p.status IN ('failed', 'deleting') AND (p.drop_at IS NULL OR p.drop_at < now()) AND h.status IN ('online', 'draining')
       AND NOT EXISTS (SELECT FROM sandboxes c WHERE c.from_snapshot_id = p.id AND c.status IN ('pending', 'starting'))
     ORDER BY p.drop_at NULLS FIRST
     LIMIT sqlc.arg(max_rows)
@@ -424,7 +425,8 @@ UPDATE snapshots SET status = 'deleted', deleted_at = now() WHERE id = sqlc.arg(
 -- name: Redrop :exec
 -- A host still has what was removed.
 UPDATE snapshots SET status = 'deleting', deleted_at = NULL, drop_at = NULL
-WHERE id = ANY(sqlc.arg(ids)::uuid[]) AND host_id = sqlc.arg(host_id) AND status = 'deleted';
+WHERE id = ANY(sqlc.arg(ids)::uuid[]) AND host_id = sqlc.arg(host_id) AND status = 'deleted'
+  AND EXISTS (SELECT FROM hosts h WHERE h.id = sqlc.arg(host_id) AND h.deleted_at IS NULL);
 
 -- name: PruneStates :execrows
 DELETE FROM snapshots WHERE id IN (
@@ -470,3 +472,71 @@ FOR NO KEY UPDATE OF h;
 SELECT u.state::uuid AS state FROM (SELECT unnest(sqlc.arg(states)::uuid[]) AS state, unnest(sqlc.arg(sandboxes)::uuid[]) AS sandbox) u
 JOIN sandboxes s ON s.id = u.sandbox AND s.host_id = sqlc.arg(host_id) AND s.ended_at IS NOT NULL
 WHERE NOT EXISTS (SELECT FROM snapshots p WHERE p.id = u.state);
+
+-- name: LockOnHost :many
+-- What lives on a host, locked in the order of ids. The host was locked before.
+SELECT id FROM sandboxes WHERE host_id = sqlc.arg(host_id) AND ended_at IS NULL ORDER BY id FOR NO KEY UPDATE;
+
+-- name: EndOnHost :many
+-- The rows were locked by LockOnHost in this transaction. A new incarnation: no
+-- command that is under way counts any more.
+WITH moved AS (
+    UPDATE sandboxes SET status = 'stopped', incarnation = incarnation + 1, ended_at = now(), updated_at = now(),
+        end_reason = CASE WHEN end_reason = '' THEN sqlc.arg(reason)::text ELSE end_reason END,
+        deadline_at = NULL, idle_check_at = NULL, checkpoint_due_at = NULL, retry_at = NULL
+    WHERE sandboxes.host_id = sqlc.arg(host_id) AND sandboxes.ended_at IS NULL
+    RETURNING *
+), closed AS (
+    UPDATE operations o SET status = 'superseded', reason = sqlc.arg(reason), message = sqlc.arg(message), finished_at = now(),
+        lease_owner = NULL, lease_until = NULL
+    FROM moved WHERE o.sandbox_id = moved.id AND o.status = 'open'
+), noted AS (
+    INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
+    SELECT moved.id, moved.team_id, 'stopped', jsonb_build_object('reason', sqlc.arg(reason)::text, 'message', sqlc.arg(message)::text) FROM moved
+)
+SELECT id, team_id, incarnation, end_reason FROM moved ORDER BY id;
+
+-- name: DropStatesOnHost :many
+-- Nothing that a deleted host kept is left.
+UPDATE snapshots SET status = 'deleted', deleted_at = now(), drop_at = NULL,
+    error = CASE WHEN status = 'creating' THEN sqlc.arg(message)::text ELSE error END
+WHERE host_id = sqlc.arg(host_id) AND deleted_at IS NULL
+RETURNING id, team_id, kind, name;
+
+-- name: LostWithHost :many
+SELECT l.kind, l.id, l.team_id, t.name AS team_name, l.name, l.status, l.created_at
+FROM (
+    SELECT 'sandbox'::text AS kind, s.id::uuid AS id, s.team_id, s.template_name AS name, s.status, s.created_at
+    FROM sandboxes s WHERE s.host_id = sqlc.arg(host_id) AND s.ended_at IS NULL
+    UNION ALL
+    SELECT 'snapshot'::text, p.id::uuid, p.team_id, coalesce(p.name, ''), p.status, p.created_at
+    FROM snapshots p WHERE p.host_id = sqlc.arg(host_id) AND p.kind = 'snapshot' AND p.status = 'ready' AND p.deleted_at IS NULL
+) l JOIN teams t ON t.id = l.team_id
+WHERE sqlc.narg(after)::uuid IS NULL OR l.id > sqlc.narg(after)::uuid
+ORDER BY l.id
+LIMIT sqlc.arg(max_rows);
+
+-- name: CountLostWithHost :one
+SELECT (SELECT count(*) FROM sandboxes s WHERE s.host_id = sqlc.arg(host_id) AND s.ended_at IS NULL)::bigint AS sandboxes,
+    (SELECT count(*) FROM snapshots p
+     WHERE p.host_id = sqlc.arg(host_id) AND p.kind = 'snapshot' AND p.status = 'ready' AND p.deleted_at IS NULL)::bigint AS snapshots;
+
+-- name: TakeDraining :many
+-- Some that run on hosts to be emptied, leased by the time of the next try; as
+-- many a host as are not being paused there already.
+UPDATE sandboxes SET retry_at = now() + make_interval(secs => sqlc.arg(lease_secs)::float8)
+WHERE sandboxes.id IN (
+    SELECT s.id FROM sandboxes s
+    WHERE s.status = 'running' AND s.id IN (
+        SELECT due.id FROM (
+            SELECT r.id, r.host_id, row_number() OVER (PARTITION BY r.host_id ORDER BY r.id) AS turn
+            FROM hosts h JOIN sandboxes r ON r.host_id = h.id
+            WHERE h.status = 'draining' AND coalesce(h.drain_deadline_at > now(), true)
+              AND r.status = 'running' AND coalesce(r.retry_at < now(), true)
+        ) due
+        WHERE due.turn <= sqlc.arg(at_once)::bigint - (SELECT count(*) FROM sandboxes b WHERE b.host_id = due.host_id AND b.status = 'pausing'))
+    ORDER BY s.id
+    LIMIT sqlc.arg(max_rows)
+    FOR NO KEY UPDATE OF s SKIP LOCKED)
+  AND sandboxes.status = 'running'
+RETURNING sandboxes.id;

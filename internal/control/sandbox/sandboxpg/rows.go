@@ -14,7 +14,7 @@ import (
 
 func fromRow(r sqlcgen.Sandbox, address, hostStatus string) (sandbox.Sandbox, error) {
 	out := sandbox.Sandbox{
-		ID: r.ID, TeamID: r.TeamID, Host: host.Ref{ID: r.HostID, Address: address, Online: hostStatus == string(host.StatusOnline)},
+		ID: r.ID, TeamID: r.TeamID, Host: host.Ref{ID: r.HostID, Address: address, Online: host.Status(hostStatus).Reachable()},
 		TemplateID: r.TemplateID, TemplateName: r.TemplateName, ImageDigest: r.ImageDigest,
 		Status: sandbox.Status(r.Status), Incarnation: r.Incarnation, Engine: r.Engine, EngineVersion: r.EngineVersion,
 		CPUMillis: int64(r.CpuMillis), MemoryMB: int64(r.MemoryMb), DiskMB: int64(r.DiskMb), Internet: r.Internet, EnvSealed: r.EnvSealed,
@@ -100,7 +100,7 @@ func stateOf(r sqlcgen.Snapshot, address, hostStatus string) sandbox.Snapshot {
 	out := sandbox.Snapshot{
 		ID: r.ID, TeamID: r.TeamID, Kind: sandbox.StateKind(r.Kind), Status: sandbox.StateStatus(r.Status), Error: r.Error,
 		SandboxID: r.SandboxID, Incarnation: r.Incarnation,
-		Host:       host.Ref{ID: r.HostID, Address: address, Online: hostStatus == string(host.StatusOnline)},
+		Host:       host.Ref{ID: r.HostID, Address: address, Online: host.Status(hostStatus).Reachable()},
 		TemplateID: r.TemplateID, TemplateName: r.TemplateName, ImageDigest: r.ImageDigest, Engine: r.Engine, EngineVersion: r.EngineVersion,
 		CPUFeatures: r.CpuFeatures, Memory: r.Memory, CPUMillis: int64(r.CpuMillis), MemoryMB: int64(r.MemoryMb), DiskMB: int64(r.DiskMb),
 		Internet: r.Internet, EnvSealed: r.EnvSealed, SizeBytes: r.SizeBytes, Digest: r.Digest,

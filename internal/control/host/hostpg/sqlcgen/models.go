@@ -38,6 +38,8 @@ type Host struct {
 	CreatedBy        *id.User
 	CreatedAt        time.Time
 	DeletedAt        *time.Time
+	DrainRequestedAt *time.Time
+	DrainDeadlineAt  *time.Time
 }
 
 type HostRefreshToken struct {

@@ -26,20 +26,49 @@ func (q *Queries) ByocTeam(ctx context.Context, db DBTX, argID id.Team) (id.Team
 	return id_2, err
 }
 
+const deleteHost = `-- name: DeleteHost :exec
+UPDATE hosts SET status = 'deleted', deleted_at = now(), status_reason = '', drain_requested_at = NULL, drain_deadline_at = NULL
+WHERE id = $1
+`
+
+func (q *Queries) DeleteHost(ctx context.Context, db DBTX, argID id.Host) error {
+	_, err := db.Exec(ctx, deleteHost, argID)
+	return err
+}
+
+const drainHost = `-- name: DrainHost :exec
+UPDATE hosts SET status = CASE WHEN status = 'online' THEN 'draining' ELSE status END, drain_requested_at = coalesce(drain_requested_at, now()),
+    drain_deadline_at = now() + make_interval(secs => $1::float8)
+WHERE id = $2
+`
+
+type DrainHostParams struct {
+	DeadlineSecs *float64
+	ID           id.Host
+}
+
+// One out of reach is emptied when it is back.
+func (q *Queries) DrainHost(ctx context.Context, db DBTX, arg DrainHostParams) error {
+	_, err := db.Exec(ctx, drainHost, arg.DeadlineSecs, arg.ID)
+	return err
+}
+
 const familyAlive = `-- name: FamilyAlive :one
-SELECT f.host_id, h.team_id FROM host_refresh_tokens f JOIN hosts h ON h.id = f.host_id AND h.deleted_at IS NULL
-WHERE f.id = $1 AND f.revoked_at IS NULL
+SELECT f.host_id, (f.revoked_at IS NULL)::bool AS alive, (h.deleted_at IS NOT NULL)::bool AS deleted
+FROM host_refresh_tokens f JOIN hosts h ON h.id = f.host_id
+WHERE f.id = $1
 `
 
 type FamilyAliveRow struct {
-	HostID id.Host
-	TeamID id.Team
+	HostID  id.Host
+	Alive   bool
+	Deleted bool
 }
 
 func (q *Queries) FamilyAlive(ctx context.Context, db DBTX, argID id.HostRefreshToken) (FamilyAliveRow, error) {
 	row := db.QueryRow(ctx, familyAlive, argID)
 	var i FamilyAliveRow
-	err := row.Scan(&i.HostID, &i.TeamID)
+	err := row.Scan(&i.HostID, &i.Alive, &i.Deleted)
 	return i, err
 }
 
@@ -73,20 +102,45 @@ func (q *Queries) FamilyOfKey(ctx context.Context, db DBTX, arg FamilyOfKeyParam
 }
 
 const getHost = `-- name: GetHost :one
-SELECT h.id, h.team_id, h.type, h.name, h.provider, h.availability_zone, h.labels, h.status, h.address, h.arch, h.cpu_count, h.memory_bytes, h.disk_bytes, h.kernel, h.agent_version, h.engines, h.load, h.generation, h.status_reason, h.last_placed_at, h.last_heartbeat_at, h.reconciled_at, h.registered_at, h.created_by, h.created_at, h.deleted_at, t.name AS team_name,
-    (SELECT count(*) FROM sandboxes s WHERE s.host_id = h.id AND s.ended_at IS NULL)::bigint AS sandboxes
+SELECT h.id, h.team_id, h.type, h.name, h.provider, h.availability_zone, h.labels, h.status, h.address, h.arch, h.cpu_count, h.memory_bytes, h.disk_bytes, h.kernel, h.agent_version, h.engines, h.load, h.generation, h.status_reason, h.last_placed_at, h.last_heartbeat_at, h.reconciled_at, h.registered_at, h.created_by, h.created_at, h.deleted_at, h.drain_requested_at, h.drain_deadline_at, t.name AS team_name, r.sandboxes, r.active, r.cpu_millis, r.memory_mb, r.disk_mb,
+    (h.registered_at IS NOT NULL AND NOT EXISTS (
+        SELECT FROM host_refresh_tokens f WHERE f.host_id = h.id AND f.revoked_at IS NULL AND f.expires_at > now()))::bool AS needs_registration,
+    coalesce(CASE WHEN h.drain_requested_at IS NOT NULL THEN (
+        SELECT o.message FROM sandboxes x JOIN operations o ON o.sandbox_id = x.id
+        WHERE x.host_id = h.id AND x.status = 'running' AND o.kind = 'pause' AND o.status = 'failed'
+          AND o.params->>'reason' = $1::text AND o.created_at >= h.drain_requested_at
+        ORDER BY o.finished_at DESC LIMIT 1) END, '')::text AS drain_error
 FROM hosts h JOIN teams t ON t.id = h.team_id
-WHERE h.id = $1 AND h.deleted_at IS NULL
+CROSS JOIN LATERAL (
+    SELECT count(*)::bigint AS sandboxes, count(*) FILTER (WHERE s.status <> 'paused')::bigint AS active,
+        coalesce(sum(s.cpu_millis) FILTER (WHERE s.status = ANY($2::text[])), 0)::bigint AS cpu_millis,
+        coalesce(sum(s.memory_mb) FILTER (WHERE s.status = ANY($2::text[])), 0)::bigint AS memory_mb,
+        coalesce(sum(s.disk_mb), 0)::bigint AS disk_mb
+    FROM sandboxes s WHERE s.host_id = h.id AND s.ended_at IS NULL
+) r
+WHERE h.id = $3 AND h.deleted_at IS NULL
 `
 
-type GetHostRow struct {
-	Host      Host
-	TeamName  string
-	Sandboxes int64
+type GetHostParams struct {
+	DrainReason string
+	Compute     []string
+	ID          id.Host
 }
 
-func (q *Queries) GetHost(ctx context.Context, db DBTX, argID id.Host) (GetHostRow, error) {
-	row := db.QueryRow(ctx, getHost, argID)
+type GetHostRow struct {
+	Host              Host
+	TeamName          string
+	Sandboxes         int64
+	Active            int64
+	CpuMillis         int64
+	MemoryMb          int64
+	DiskMb            int64
+	NeedsRegistration bool
+	DrainError        string
+}
+
+func (q *Queries) GetHost(ctx context.Context, db DBTX, arg GetHostParams) (GetHostRow, error) {
+	row := db.QueryRow(ctx, getHost, arg.DrainReason, arg.Compute, arg.ID)
 	var i GetHostRow
 	err := row.Scan(
 		&i.Host.ID,
@@ -115,8 +169,16 @@ func (q *Queries) GetHost(ctx context.Context, db DBTX, argID id.Host) (GetHostR
 		&i.Host.CreatedBy,
 		&i.Host.CreatedAt,
 		&i.Host.DeletedAt,
+		&i.Host.DrainRequestedAt,
+		&i.Host.DrainDeadlineAt,
 		&i.TeamName,
 		&i.Sandboxes,
+		&i.Active,
+		&i.CpuMillis,
+		&i.MemoryMb,
+		&i.DiskMb,
+		&i.NeedsRegistration,
+		&i.DrainError,
 	)
 	return i, err
 }
@@ -127,7 +189,7 @@ WITH before AS (
 )
 UPDATE hosts SET last_heartbeat_at = now(), agent_version = $1, load = $2, address = $3,
     generation = $4, engines = coalesce($5::jsonb, hosts.engines),
-    status = CASE WHEN hosts.status = 'online' AND (hosts.generation <> $4 OR hosts.address <> $3)
+    status = CASE WHEN hosts.status IN ('online', 'draining') AND (hosts.generation <> $4 OR hosts.address <> $3)
         THEN 'unreachable' ELSE hosts.status END
 FROM before
 WHERE hosts.id = before.id AND before.generation <= $4
@@ -177,6 +239,71 @@ func (q *Queries) Heartbeat(ctx context.Context, db DBTX, arg HeartbeatParams) (
 	return i, err
 }
 
+const hostOfFamily = `-- name: HostOfFamily :one
+SELECT host_id FROM host_refresh_tokens WHERE id = $1
+`
+
+func (q *Queries) HostOfFamily(ctx context.Context, db DBTX, argID id.HostRefreshToken) (id.Host, error) {
+	row := db.QueryRow(ctx, hostOfFamily, argID)
+	var host_id id.Host
+	err := row.Scan(&host_id)
+	return host_id, err
+}
+
+const hostOfToken = `-- name: HostOfToken :one
+SELECT host_id FROM host_registration_tokens WHERE token_hash = $1
+`
+
+func (q *Queries) HostOfToken(ctx context.Context, db DBTX, tokenHash []byte) (id.Host, error) {
+	row := db.QueryRow(ctx, hostOfToken, tokenHash)
+	var host_id id.Host
+	err := row.Scan(&host_id)
+	return host_id, err
+}
+
+const hostsAsOf = `-- name: HostsAsOf :many
+SELECT h.id, h.address, h.generation, h.registered_at, (h.deleted_at IS NOT NULL)::bool AS deleted,
+    NOT EXISTS (SELECT FROM host_refresh_tokens f WHERE f.host_id = h.id AND f.revoked_at IS NULL) AS revoked
+FROM hosts h WHERE h.id = ANY($1::uuid[])
+`
+
+type HostsAsOfRow struct {
+	ID           id.Host
+	Address      string
+	Generation   int64
+	RegisteredAt *time.Time
+	Deleted      bool
+	Revoked      bool
+}
+
+// How the given hosts are to be called now.
+func (q *Queries) HostsAsOf(ctx context.Context, db DBTX, ids []uuid.UUID) ([]HostsAsOfRow, error) {
+	rows, err := db.Query(ctx, hostsAsOf, ids)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []HostsAsOfRow
+	for rows.Next() {
+		var i HostsAsOfRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.Address,
+			&i.Generation,
+			&i.RegisteredAt,
+			&i.Deleted,
+			&i.Revoked,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const insertFamily = `-- name: InsertFamily :one
 INSERT INTO host_refresh_tokens (id, host_id, public_key, token_hash, expires_at)
 VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5::float8))
@@ -208,7 +335,7 @@ const insertHost = `-- name: InsertHost :one
 INSERT INTO hosts (id, team_id, type, name, provider, availability_zone, labels, status, created_by)
 VALUES ($1, $2, $3, $4, $5, $6, $7,
     'pending', $8)
-RETURNING id, team_id, type, name, provider, availability_zone, labels, status, address, arch, cpu_count, memory_bytes, disk_bytes, kernel, agent_version, engines, load, generation, status_reason, last_placed_at, last_heartbeat_at, reconciled_at, registered_at, created_by, created_at, deleted_at
+RETURNING id, team_id, type, name, provider, availability_zone, labels, status, address, arch, cpu_count, memory_bytes, disk_bytes, kernel, agent_version, engines, load, generation, status_reason, last_placed_at, last_heartbeat_at, reconciled_at, registered_at, created_by, created_at, deleted_at, drain_requested_at, drain_deadline_at
 `
 
 type InsertHostParams struct {
@@ -261,6 +388,8 @@ func (q *Queries) InsertHost(ctx context.Context, db DBTX, arg InsertHostParams)
 		&i.CreatedBy,
 		&i.CreatedAt,
 		&i.DeletedAt,
+		&i.DrainRequestedAt,
+		&i.DrainDeadlineAt,
 	)
 	return i, err
 }
@@ -291,14 +420,17 @@ func (q *Queries) InsertToken(ctx context.Context, db DBTX, arg InsertTokenParam
 }
 
 const listActiveHosts = `-- name: ListActiveHosts :many
-SELECT id, address FROM hosts WHERE status = 'online' AND deleted_at IS NULL ORDER BY id LIMIT $1
+SELECT id, address, generation, status FROM hosts WHERE status IN ('online', 'draining') AND deleted_at IS NULL ORDER BY id LIMIT $1
 `
 
 type ListActiveHostsRow struct {
-	ID      id.Host
-	Address string
+	ID         id.Host
+	Address    string
+	Generation int64
+	Status     string
 }
 
+// Those in reach.
 func (q *Queries) ListActiveHosts(ctx context.Context, db DBTX, maxRows int32) ([]ListActiveHostsRow, error) {
 	rows, err := db.Query(ctx, listActiveHosts, maxRows)
 	if err != nil {
@@ -308,7 +440,12 @@ func (q *Queries) ListActiveHosts(ctx context.Context, db DBTX, maxRows int32) (
 	var items []ListActiveHostsRow
 	for rows.Next() {
 		var i ListActiveHostsRow
-		if err := rows.Scan(&i.ID, &i.Address); err != nil {
+		if err := rows.Scan(
+			&i.ID,
+			&i.Address,
+			&i.Generation,
+			&i.Status,
+		); err != nil {
 			return nil, err
 		}
 		items = append(items, i)
@@ -320,31 +457,54 @@ func (q *Queries) ListActiveHosts(ctx context.Context, db DBTX, maxRows int32) (
 }
 
 const listHosts = `-- name: ListHosts :many
-SELECT h.id, h.team_id, h.type, h.name, h.provider, h.availability_zone, h.labels, h.status, h.address, h.arch, h.cpu_count, h.memory_bytes, h.disk_bytes, h.kernel, h.agent_version, h.engines, h.load, h.generation, h.status_reason, h.last_placed_at, h.last_heartbeat_at, h.reconciled_at, h.registered_at, h.created_by, h.created_at, h.deleted_at, t.name AS team_name,
-    (SELECT count(*) FROM sandboxes s WHERE s.host_id = h.id AND s.ended_at IS NULL)::bigint AS sandboxes
+SELECT h.id, h.team_id, h.type, h.name, h.provider, h.availability_zone, h.labels, h.status, h.address, h.arch, h.cpu_count, h.memory_bytes, h.disk_bytes, h.kernel, h.agent_version, h.engines, h.load, h.generation, h.status_reason, h.last_placed_at, h.last_heartbeat_at, h.reconciled_at, h.registered_at, h.created_by, h.created_at, h.deleted_at, h.drain_requested_at, h.drain_deadline_at, t.name AS team_name, r.sandboxes, r.active, r.cpu_millis, r.memory_mb, r.disk_mb,
+    (h.registered_at IS NOT NULL AND NOT EXISTS (
+        SELECT FROM host_refresh_tokens f WHERE f.host_id = h.id AND f.revoked_at IS NULL AND f.expires_at > now()))::bool AS needs_registration,
+    coalesce(CASE WHEN h.drain_requested_at IS NOT NULL THEN (
+        SELECT o.message FROM sandboxes x JOIN operations o ON o.sandbox_id = x.id
+        WHERE x.host_id = h.id AND x.status = 'running' AND o.kind = 'pause' AND o.status = 'failed'
+          AND o.params->>'reason' = $1::text AND o.created_at >= h.drain_requested_at
+        ORDER BY o.finished_at DESC LIMIT 1) END, '')::text AS drain_error
 FROM hosts h JOIN teams t ON t.id = h.team_id
+CROSS JOIN LATERAL (
+    SELECT count(*)::bigint AS sandboxes, count(*) FILTER (WHERE s.status <> 'paused')::bigint AS active,
+        coalesce(sum(s.cpu_millis) FILTER (WHERE s.status = ANY($2::text[])), 0)::bigint AS cpu_millis,
+        coalesce(sum(s.memory_mb) FILTER (WHERE s.status = ANY($2::text[])), 0)::bigint AS memory_mb,
+        coalesce(sum(s.disk_mb), 0)::bigint AS disk_mb
+    FROM sandboxes s WHERE s.host_id = h.id AND s.ended_at IS NULL
+) r
 WHERE h.deleted_at IS NULL
-  AND ($1::uuid IS NULL OR h.team_id = $1::uuid)
-  AND ($2::timestamptz IS NULL OR (h.created_at, h.id) < ($2::timestamptz, $3::uuid))
+  AND ($3::uuid IS NULL OR h.team_id = $3::uuid)
+  AND ($4::timestamptz IS NULL OR (h.created_at, h.id) < ($4::timestamptz, $5::uuid))
 ORDER BY h.created_at DESC, h.id DESC
-LIMIT $4
+LIMIT $6
 `
 
 type ListHostsParams struct {
-	TeamID  *uuid.UUID
-	AfterAt *time.Time
-	AfterID *uuid.UUID
-	MaxRows int32
+	DrainReason string
+	Compute     []string
+	TeamID      *uuid.UUID
+	AfterAt     *time.Time
+	AfterID     *uuid.UUID
+	MaxRows     int32
 }
 
 type ListHostsRow struct {
-	Host      Host
-	TeamName  string
-	Sandboxes int64
+	Host              Host
+	TeamName          string
+	Sandboxes         int64
+	Active            int64
+	CpuMillis         int64
+	MemoryMb          int64
+	DiskMb            int64
+	NeedsRegistration bool
+	DrainError        string
 }
 
 func (q *Queries) ListHosts(ctx context.Context, db DBTX, arg ListHostsParams) ([]ListHostsRow, error) {
 	rows, err := db.Query(ctx, listHosts,
+		arg.DrainReason,
+		arg.Compute,
 		arg.TeamID,
 		arg.AfterAt,
 		arg.AfterID,
@@ -384,8 +544,16 @@ func (q *Queries) ListHosts(ctx context.Context, db DBTX, arg ListHostsParams) (
 			&i.Host.CreatedBy,
 			&i.Host.CreatedAt,
 			&i.Host.DeletedAt,
+			&i.Host.DrainRequestedAt,
+			&i.Host.DrainDeadlineAt,
 			&i.TeamName,
 			&i.Sandboxes,
+			&i.Active,
+			&i.CpuMillis,
+			&i.MemoryMb,
+			&i.DiskMb,
+			&i.NeedsRegistration,
+			&i.DrainError,
 		); err != nil {
 			return nil, err
 		}
@@ -398,8 +566,8 @@ func (q *Queries) ListHosts(ctx context.Context, db DBTX, arg ListHostsParams) (
 }
 
 const lockFamily = `-- name: LockFamily :one
-SELECT f.id, f.host_id, f.public_key, f.counter, f.token_hash, f.previous_hash, f.created_at, f.rotated_at, f.expires_at, f.revoked_at, (f.expires_at > now() AND f.revoked_at IS NULL AND h.deleted_at IS NULL)::bool AS valid, h.team_id
-FROM host_refresh_tokens f JOIN hosts h ON h.id = f.host_id
+SELECT f.id, f.host_id, f.public_key, f.counter, f.token_hash, f.previous_hash, f.created_at, f.rotated_at, f.expires_at, f.revoked_at, (f.expires_at > now() AND f.revoked_at IS NULL)::bool AS valid
+FROM host_refresh_tokens f
 WHERE f.id = $1
 FOR UPDATE OF f
 `
@@ -407,7 +575,6 @@ FOR UPDATE OF f
 type LockFamilyRow struct {
 	HostRefreshToken HostRefreshToken
 	Valid            bool
-	TeamID           id.Team
 }
 
 func (q *Queries) LockFamily(ctx context.Context, db DBTX, argID id.HostRefreshToken) (LockFamilyRow, error) {
@@ -425,25 +592,44 @@ func (q *Queries) LockFamily(ctx context.Context, db DBTX, argID id.HostRefreshT
 		&i.HostRefreshToken.ExpiresAt,
 		&i.HostRefreshToken.RevokedAt,
 		&i.Valid,
-		&i.TeamID,
 	)
 	return i, err
 }
 
-const lockHost = `-- name: LockHost :exec
-SELECT id FROM hosts WHERE id = $1 FOR NO KEY UPDATE
+const lockHost = `-- name: LockHost :one
+SELECT id, team_id, status, address, generation, (deleted_at IS NOT NULL)::bool AS deleted FROM hosts WHERE id = $1 FOR NO KEY UPDATE
 `
 
-// Of two who issue a token at once one comes second, and voids the other's.
-func (q *Queries) LockHost(ctx context.Context, db DBTX, argID id.Host) error {
-	_, err := db.Exec(ctx, lockHost, argID)
-	return err
+type LockHostRow struct {
+	ID         id.Host
+	TeamID     id.Team
+	Status     string
+	Address    string
+	Generation int64
+	Deleted    bool
+}
+
+// A host is locked before its tokens and credentials, and before what is placed
+// on it. Of two who issue a token at once one comes second, and voids the
+// other's.
+func (q *Queries) LockHost(ctx context.Context, db DBTX, argID id.Host) (LockHostRow, error) {
+	row := db.QueryRow(ctx, lockHost, argID)
+	var i LockHostRow
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.Status,
+		&i.Address,
+		&i.Generation,
+		&i.Deleted,
+	)
+	return i, err
 }
 
 const lockToken = `-- name: LockToken :one
 SELECT t.id, t.host_id, t.token_hash, t.created_at, t.expires_at, t.used_at, t.used_by, t.revoked_at, (t.expires_at > now() AND t.revoked_at IS NULL)::bool AS valid,
     coalesce(t.used_at > now() - make_interval(secs => $1::float8), false)::bool AS repeatable
-FROM host_registration_tokens t JOIN hosts h ON h.id = t.host_id AND h.deleted_at IS NULL
+FROM host_registration_tokens t
 WHERE t.token_hash = $2
 FOR UPDATE OF t
 `
@@ -478,7 +664,7 @@ func (q *Queries) LockToken(ctx context.Context, db DBTX, arg LockTokenParams) (
 }
 
 const markOnline = `-- name: MarkOnline :one
-UPDATE hosts SET status = 'online', status_reason = ''
+UPDATE hosts SET status = CASE WHEN drain_requested_at IS NULL THEN 'online' ELSE 'draining' END, status_reason = ''
 WHERE id = $1 AND generation = $2 AND address = $3 AND status IN ('pending', 'unreachable')
   AND deleted_at IS NULL
 RETURNING team_id
@@ -490,6 +676,7 @@ type MarkOnlineParams struct {
 	Address    string
 }
 
+// One that is to be emptied goes on being emptied.
 func (q *Queries) MarkOnline(ctx context.Context, db DBTX, arg MarkOnlineParams) (id.Team, error) {
 	row := db.QueryRow(ctx, markOnline, arg.ID, arg.Generation, arg.Address)
 	var team_id id.Team
@@ -501,7 +688,7 @@ const markStale = `-- name: MarkStale :many
 UPDATE hosts SET status = 'unreachable', status_reason = $1
 WHERE id IN (
     SELECT h.id FROM hosts h
-    WHERE h.status = 'online' AND h.deleted_at IS NULL
+    WHERE h.status IN ('online', 'draining') AND h.deleted_at IS NULL
       AND coalesce(h.last_heartbeat_at, h.registered_at, h.created_at) < now() - make_interval(secs => $2::float8)
     ORDER BY h.id LIMIT 100 FOR NO KEY UPDATE SKIP LOCKED)
 RETURNING id, team_id, name
@@ -543,9 +730,10 @@ UPDATE hosts SET
     name = CASE WHEN name = '' OR name = $1::text THEN $2 ELSE name END,
     arch = $3, cpu_count = $4, memory_bytes = $5, disk_bytes = $6,
     kernel = $7, agent_version = $8, engines = $9, address = $10,
-    registered_at = now(), generation = 0, status = CASE WHEN status = 'online' THEN 'unreachable' ELSE status END
+    registered_at = now(), generation = 0, status_reason = '',
+    status = CASE WHEN status IN ('online', 'draining') THEN 'unreachable' ELSE status END
 WHERE id = $11 AND deleted_at IS NULL
-RETURNING id, team_id, type, name, provider, availability_zone, labels, status, address, arch, cpu_count, memory_bytes, disk_bytes, kernel, agent_version, engines, load, generation, status_reason, last_placed_at, last_heartbeat_at, reconciled_at, registered_at, created_by, created_at, deleted_at
+RETURNING id, team_id, type, name, provider, availability_zone, labels, status, address, arch, cpu_count, memory_bytes, disk_bytes, kernel, agent_version, engines, load, generation, status_reason, last_placed_at, last_heartbeat_at, reconciled_at, registered_at, created_by, created_at, deleted_at, drain_requested_at, drain_deadline_at
 `
 
 type RegisterHostParams struct {
@@ -604,6 +792,8 @@ func (q *Queries) RegisterHost(ctx context.Context, db DBTX, arg RegisterHostPar
 		&i.CreatedBy,
 		&i.CreatedAt,
 		&i.DeletedAt,
+		&i.DrainRequestedAt,
+		&i.DrainDeadlineAt,
 	)
 	return i, err
 }
@@ -656,7 +846,7 @@ func (q *Queries) RotateFamily(ctx context.Context, db DBTX, arg RotateFamilyPar
 }
 
 const setReason = `-- name: SetReason :exec
-UPDATE hosts SET status_reason = $1 WHERE id = $2 AND status <> 'online'
+UPDATE hosts SET status_reason = $1 WHERE id = $2 AND status IN ('pending', 'unreachable')
 `
 
 type SetReasonParams struct {
@@ -675,6 +865,57 @@ UPDATE hosts SET reconciled_at = now() WHERE id = $1
 
 func (q *Queries) SetReconciled(ctx context.Context, db DBTX, argID id.Host) error {
 	_, err := db.Exec(ctx, setReconciled, argID)
+	return err
+}
+
+const takeOut = `-- name: TakeOut :exec
+UPDATE hosts SET status = CASE WHEN status IN ('online', 'draining') THEN 'unreachable' ELSE status END, status_reason = $1
+WHERE id = $2 AND deleted_at IS NULL
+`
+
+type TakeOutParams struct {
+	Reason string
+	ID     id.Host
+}
+
+// Its credentials are void: what is said over them is believed no longer.
+func (q *Queries) TakeOut(ctx context.Context, db DBTX, arg TakeOutParams) error {
+	_, err := db.Exec(ctx, takeOut, arg.Reason, arg.ID)
+	return err
+}
+
+const undrainHost = `-- name: UndrainHost :exec
+UPDATE hosts SET status = CASE WHEN status = 'draining' THEN 'online' ELSE status END, drain_requested_at = NULL, drain_deadline_at = NULL
+WHERE id = $1
+`
+
+func (q *Queries) UndrainHost(ctx context.Context, db DBTX, argID id.Host) error {
+	_, err := db.Exec(ctx, undrainHost, argID)
+	return err
+}
+
+const updateHost = `-- name: UpdateHost :exec
+UPDATE hosts SET name = coalesce($1::text, name), provider = coalesce($2::text, provider),
+    availability_zone = coalesce($3::text, availability_zone), labels = coalesce($4::jsonb, labels)
+WHERE id = $5
+`
+
+type UpdateHostParams struct {
+	Name             *string
+	Provider         *string
+	AvailabilityZone *string
+	Labels           []byte
+	ID               id.Host
+}
+
+func (q *Queries) UpdateHost(ctx context.Context, db DBTX, arg UpdateHostParams) error {
+	_, err := db.Exec(ctx, updateHost,
+		arg.Name,
+		arg.Provider,
+		arg.AvailabilityZone,
+		arg.Labels,
+		arg.ID,
+	)
 	return err
 }
 

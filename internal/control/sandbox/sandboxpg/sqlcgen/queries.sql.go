@@ -325,7 +325,7 @@ func (q *Queries) BeginOperation(ctx context.Context, db DBTX, arg BeginOperatio
 
 const checkpointsDue = `-- name: CheckpointsDue :many
 SELECT s.id FROM sandboxes s JOIN hosts h ON h.id = s.host_id
-WHERE s.status = 'running' AND s.checkpoint_due_at < now() AND h.status = 'online'
+WHERE s.status = 'running' AND s.checkpoint_due_at < now() AND h.status IN ('online', 'draining')
 ORDER BY s.checkpoint_due_at
 LIMIT $1
 `
@@ -380,6 +380,24 @@ func (q *Queries) CompleteState(ctx context.Context, db DBTX, arg CompleteStateP
 	return id, err
 }
 
+const countLostWithHost = `-- name: CountLostWithHost :one
+SELECT (SELECT count(*) FROM sandboxes s WHERE s.host_id = $1 AND s.ended_at IS NULL)::bigint AS sandboxes,
+    (SELECT count(*) FROM snapshots p
+     WHERE p.host_id = $1 AND p.kind = 'snapshot' AND p.status = 'ready' AND p.deleted_at IS NULL)::bigint AS snapshots
+`
+
+type CountLostWithHostRow struct {
+	Sandboxes int64
+	Snapshots int64
+}
+
+func (q *Queries) CountLostWithHost(ctx context.Context, db DBTX, hostID id.Host) (CountLostWithHostRow, error) {
+	row := db.QueryRow(ctx, countLostWithHost, hostID)
+	var i CountLostWithHostRow
+	err := row.Scan(&i.Sandboxes, &i.Snapshots)
+	return i, err
+}
+
 const deleteEvents = `-- name: DeleteEvents :exec
 DELETE FROM sandbox_events WHERE sandbox_id = ANY($1::uuid[])
 `
@@ -429,6 +447,51 @@ func (q *Queries) DropStatesOf(ctx context.Context, db DBTX, ids []uuid.UUID) er
 	return err
 }
 
+const dropStatesOnHost = `-- name: DropStatesOnHost :many
+UPDATE snapshots SET status = 'deleted', deleted_at = now(), drop_at = NULL,
+    error = CASE WHEN status = 'creating' THEN $1::text ELSE error END
+WHERE host_id = $2 AND deleted_at IS NULL
+RETURNING id, team_id, kind, name
+`
+
+type DropStatesOnHostParams struct {
+	Message string
+	HostID  id.Host
+}
+
+type DropStatesOnHostRow struct {
+	ID     id.Snapshot
+	TeamID id.Team
+	Kind   string
+	Name   *string
+}
+
+// Nothing that a deleted host kept is left.
+func (q *Queries) DropStatesOnHost(ctx context.Context, db DBTX, arg DropStatesOnHostParams) ([]DropStatesOnHostRow, error) {
+	rows, err := db.Query(ctx, dropStatesOnHost, arg.Message, arg.HostID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []DropStatesOnHostRow
+	for rows.Next() {
+		var i DropStatesOnHostRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.TeamID,
+			&i.Kind,
+			&i.Name,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const dropped = `-- name: Dropped :exec
 UPDATE snapshots SET status = 'deleted', deleted_at = now() WHERE id = $1 AND status IN ('failed', 'deleting')
 `
@@ -438,10 +501,68 @@ func (q *Queries) Dropped(ctx context.Context, db DBTX, argID id.Snapshot) error
 	return err
 }
 
+const endOnHost = `-- name: EndOnHost :many
+WITH moved AS (
+    UPDATE sandboxes SET status = 'stopped', incarnation = incarnation + 1, ended_at = now(), updated_at = now(),
+        end_reason = CASE WHEN end_reason = '' THEN $1::text ELSE end_reason END,
+        deadline_at = NULL, idle_check_at = NULL, checkpoint_due_at = NULL, retry_at = NULL
+    WHERE sandboxes.host_id = $2 AND sandboxes.ended_at IS NULL
+    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at
+), closed AS (
+    UPDATE operations o SET status = 'superseded', reason = $1, message = $3, finished_at = now(),
+        lease_owner = NULL, lease_until = NULL
+    FROM moved WHERE o.sandbox_id = moved.id AND o.status = 'open'
+), noted AS (
+    INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
+    SELECT moved.id, moved.team_id, 'stopped', jsonb_build_object('reason', $1::text, 'message', $3::text) FROM moved
+)
+SELECT id, team_id, incarnation, end_reason FROM moved ORDER BY id
+`
+
+type EndOnHostParams struct {
+	Reason  string
+	HostID  id.Host
+	Message string
+}
+
+type EndOnHostRow struct {
+	ID          uuid.UUID
+	TeamID      id.Team
+	Incarnation int64
+	EndReason   string
+}
+
+// The rows were locked by LockOnHost in this transaction. A new incarnation: no
+// command that is under way counts any more.
+func (q *Queries) EndOnHost(ctx context.Context, db DBTX, arg EndOnHostParams) ([]EndOnHostRow, error) {
+	rows, err := db.Query(ctx, endOnHost, arg.Reason, arg.HostID, arg.Message)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []EndOnHostRow
+	for rows.Next() {
+		var i EndOnHostRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.TeamID,
+			&i.Incarnation,
+			&i.EndReason,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const expiredSandboxes = `-- name: ExpiredSandboxes :many
 SELECT s.id, s.on_timeout FROM sandboxes s JOIN hosts h ON h.id = s.host_id
 WHERE s.ended_at IS NULL AND s.deadline_at < now() AND coalesce(s.retry_at < now(), true)
-  AND ((s.status = 'running' AND (s.on_timeout = 'kill' OR h.status = 'online')) OR (s.status = 'paused' AND s.on_timeout = 'kill'))
+  AND ((s.status = 'running' AND (s.on_timeout = 'kill' OR h.status IN ('online', 'draining'))) OR (s.status = 'paused' AND s.on_timeout = 'kill'))
 ORDER BY s.deadline_at
 LIMIT $1
 `
@@ -1499,9 +1620,35 @@ func (q *Queries) LockCandidateHosts(ctx context.Context, db DBTX, teamID id.Tea
 	return items, nil
 }
 
+const lockOnHost = `-- name: LockOnHost :many
+SELECT id FROM sandboxes WHERE host_id = $1 AND ended_at IS NULL ORDER BY id FOR NO KEY UPDATE
+`
+
+// What lives on a host, locked in the order of ids. The host was locked before.
+func (q *Queries) LockOnHost(ctx context.Context, db DBTX, hostID id.Host) ([]id.Sandbox, error) {
+	rows, err := db.Query(ctx, lockOnHost, hostID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []id.Sandbox
+	for rows.Next() {
+		var id id.Sandbox
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const lockSandbox = `-- name: LockSandbox :one
 SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
     (coalesce(s.deadline_at < now(), false) AND coalesce(s.retry_at < now(), true))::bool AS expired,
+    (h.status = 'draining' AND coalesce(h.drain_deadline_at > now(), true))::bool AS draining,
     coalesce(s.checkpoint_due_at < now(), false)::bool AS checkpoint_due
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE s.id = $1
@@ -1515,6 +1662,7 @@ type LockSandboxRow struct {
 	StateBytes    *int64
 	StateStatus   *string
 	Expired       bool
+	Draining      bool
 	CheckpointDue bool
 }
 
@@ -1565,6 +1713,7 @@ func (q *Queries) LockSandbox(ctx context.Context, db DBTX, argID id.Sandbox) (L
 		&i.StateBytes,
 		&i.StateStatus,
 		&i.Expired,
+		&i.Draining,
 		&i.CheckpointDue,
 	)
 	return i, err
@@ -1610,6 +1759,64 @@ func (q *Queries) LockState(ctx context.Context, db DBTX, argID id.Snapshot) (Sn
 		&i.DeletedAt,
 	)
 	return i, err
+}
+
+const lostWithHost = `-- name: LostWithHost :many
+SELECT l.kind, l.id, l.team_id, t.name AS team_name, l.name, l.status, l.created_at
+FROM (
+    SELECT 'sandbox'::text AS kind, s.id::uuid AS id, s.team_id, s.template_name AS name, s.status, s.created_at
+    FROM sandboxes s WHERE s.host_id = $1 AND s.ended_at IS NULL
+    UNION ALL
+    SELECT 'snapshot'::text, p.id::uuid, p.team_id, coalesce(p.name, ''), p.status, p.created_at
+    FROM snapshots p WHERE p.host_id = $1 AND p.kind = 'snapshot' AND p.status = 'ready' AND p.deleted_at IS NULL
+) l JOIN teams t ON t.id = l.team_id
+WHERE $2::uuid IS NULL OR l.id > $2::uuid
+ORDER BY l.id
+LIMIT $3
+`
+
+type LostWithHostParams struct {
+	HostID  id.Host
+	After   *uuid.UUID
+	MaxRows int32
+}
+
+type LostWithHostRow struct {
+	Kind      string
+	ID        uuid.UUID
+	TeamID    id.Team
+	TeamName  string
+	Name      string
+	Status    string
+	CreatedAt time.Time
+}
+
+func (q *Queries) LostWithHost(ctx context.Context, db DBTX, arg LostWithHostParams) ([]LostWithHostRow, error) {
+	rows, err := db.Query(ctx, lostWithHost, arg.HostID, arg.After, arg.MaxRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []LostWithHostRow
+	for rows.Next() {
+		var i LostWithHostRow
+		if err := rows.Scan(
+			&i.Kind,
+			&i.ID,
+			&i.TeamID,
+			&i.TeamName,
+			&i.Name,
+			&i.Status,
+			&i.CreatedAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const markDeleting = `-- name: MarkDeleting :exec
@@ -1968,6 +2175,7 @@ func (q *Queries) PruneStates(ctx context.Context, db DBTX, arg PruneStatesParam
 const redrop = `-- name: Redrop :exec
 UPDATE snapshots SET status = 'deleting', deleted_at = NULL, drop_at = NULL
 WHERE id = ANY($1::uuid[]) AND host_id = $2 AND status = 'deleted'
+  AND EXISTS (SELECT FROM hosts h WHERE h.id = $2 AND h.deleted_at IS NULL)
 `
 
 type RedropParams struct {
@@ -2258,11 +2466,58 @@ func (q *Queries) Supplant(ctx context.Context, db DBTX, argID id.Snapshot) erro
 	return err
 }
 
+const takeDraining = `-- name: TakeDraining :many
+UPDATE sandboxes SET retry_at = now() + make_interval(secs => $1::float8)
+WHERE sandboxes.id IN (
+    SELECT s.id FROM sandboxes s
+    WHERE s.status = 'running' AND s.id IN (
+        SELECT due.id FROM (
+            SELECT r.id, r.host_id, row_number() OVER (PARTITION BY r.host_id ORDER BY r.id) AS turn
+            FROM hosts h JOIN sandboxes r ON r.host_id = h.id
+            WHERE h.status = 'draining' AND coalesce(h.drain_deadline_at > now(), true)
+              AND r.status = 'running' AND coalesce(r.retry_at < now(), true)
+        ) due
+        WHERE due.turn <= $2::bigint - (SELECT count(*) FROM sandboxes b WHERE b.host_id = due.host_id AND b.status = 'pausing'))
+    ORDER BY s.id
+    LIMIT $3
+    FOR NO KEY UPDATE OF s SKIP LOCKED)
+  AND sandboxes.status = 'running'
+RETURNING sandboxes.id
+`
+
+type TakeDrainingParams struct {
+	LeaseSecs float64
+	AtOnce    int64
+	MaxRows   int32
+}
+
+// Some that run on hosts to be emptied, leased by the time of the next try; as
+// many a host as are not being paused there already.
+func (q *Queries) TakeDraining(ctx context.Context, db DBTX, arg TakeDrainingParams) ([]id.Sandbox, error) {
+	rows, err := db.Query(ctx, takeDraining, arg.LeaseSecs, arg.AtOnce, arg.MaxRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []id.Sandbox
+	for rows.Next() {
+		var id id.Sandbox
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const takeDropping = `-- name: TakeDropping :many
 UPDATE snapshots SET drop_at = now() + make_interval(secs => $1::float8)
 WHERE snapshots.id IN (
     SELECT p.id FROM snapshots p JOIN hosts h ON h.id = p.host_id
-    WHERE p.status IN ('failed', 'deleting') AND (p.drop_at IS NULL OR p.drop_at < now()) AND h.status = 'online'
+    WHERE p.status IN ('failed', 'deleting') AND (p.drop_at IS NULL OR p.drop_at < now()) AND h.status IN ('online', 'draining')
       AND NOT EXISTS (SELECT FROM sandboxes c WHERE c.from_snapshot_id = p.id AND c.status IN ('pending', 'starting'))
     ORDER BY p.drop_at NULLS FIRST
     LIMIT $2
@@ -2361,7 +2616,7 @@ const takeIdle = `-- name: TakeIdle :many
 UPDATE sandboxes SET idle_check_at = now() + make_interval(secs => $1::float8)
 WHERE sandboxes.id IN (
     SELECT s.id FROM sandboxes s JOIN hosts h ON h.id = s.host_id
-    WHERE s.status = 'running' AND s.idle_check_at < now() AND h.status = 'online'
+    WHERE s.status = 'running' AND s.idle_check_at < now() AND h.status IN ('online', 'draining')
     ORDER BY s.idle_check_at
     LIMIT $2
     FOR NO KEY UPDATE OF s SKIP LOCKED)

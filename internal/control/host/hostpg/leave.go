@@ -1,0 +1,130 @@
+package hostpg
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"skerry.dev/skerry/internal/control/audit"
+	"skerry.dev/skerry/internal/control/audit/auditpg"
+	"skerry.dev/skerry/internal/control/host"
+	"skerry.dev/skerry/internal/control/host/hostpg/sqlcgen"
+	"skerry.dev/skerry/internal/control/sandbox/sandboxpg"
+	"skerry.dev/skerry/internal/kernel/errs"
+	"skerry.dev/skerry/internal/kernel/id"
+	"skerry.dev/skerry/internal/kernel/page"
+	"skerry.dev/skerry/internal/pg"
+)
+
+// maxLosses is how much of what would be lost a refusal names.
+const maxLosses = 100
+
+// Update implements host.Store.
+func (s *Store) Update(ctx context.Context, h id.Host, u host.Update, entry audit.Entry) (host.Host, error) {
+	params := sqlcgen.UpdateHostParams{ID: h, Name: u.Name, Provider: u.Provider, AvailabilityZone: u.AvailabilityZone}
+	if u.Labels != nil {
+		labels, err := json.Marshal(u.Labels)
+		if err != nil {
+			return host.Host{}, err
+		}
+		params.Labels = labels
+	}
+	return s.change(ctx, h, entry, func(ctx context.Context, tx pgx.Tx) error { return s.q.UpdateHost(ctx, tx, params) })
+}
+
+// Drain implements host.Store.
+func (s *Store) Drain(ctx context.Context, h id.Host, within *time.Duration, entry audit.Entry) (host.Host, error) {
+	params := sqlcgen.DrainHostParams{ID: h}
+	if within != nil {
+		secs := within.Seconds()
+		params.DeadlineSecs = &secs
+	}
+	return s.change(ctx, h, entry, func(ctx context.Context, tx pgx.Tx) error { return s.q.DrainHost(ctx, tx, params) })
+}
+
+// Undrain implements host.Store.
+func (s *Store) Undrain(ctx context.Context, h id.Host, entry audit.Entry) (host.Host, error) {
+	return s.change(ctx, h, entry, func(ctx context.Context, tx pgx.Tx) error { return s.q.UndrainHost(ctx, tx, h) })
+}
+
+// change does one thing to a host that is there, records it, and reads the host
+// as it then is.
+func (s *Store) change(ctx context.Context, h id.Host, entry audit.Entry, do func(context.Context, pgx.Tx) error) (host.Host, error) {
+	var out host.Host
+	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
+		if _, err := s.lock(ctx, tx, h); err != nil {
+			return err
+		}
+		if err := do(ctx, tx); err != nil {
+			return err
+		}
+		var err error
+		if out, err = s.get(ctx, tx, h); err != nil {
+			return err
+		}
+		return auditpg.Append(ctx, tx, entry)
+	})
+	return out, err
+}
+
+// Losses implements host.Store.
+func (s *Store) Losses(ctx context.Context, h id.Host, p page.Request) (host.Losses, error) {
+	out, err := sandboxpg.LostWithHost(ctx, s.pool, h, p)
+	return out, pg.Map(err)
+}
+
+// Delete implements host.Store. Whoever places something on the host has locked
+// it before: it is either here to be found, or finds no host.
+func (s *Store) Delete(ctx context.Context, d host.Deletion) (host.Departure, error) {
+	var out host.Departure
+	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
+		h, err := s.lock(ctx, tx, d.Host)
+		if err != nil {
+			return err
+		}
+		out = host.Departure{Host: host.Ref{
+			ID: h.ID, Address: h.Address, Generation: h.Generation, Online: host.Status(h.Status).Reachable(),
+		}}
+		if !d.Force {
+			lost, err := sandboxpg.LostWithHost(ctx, tx, d.Host, page.Request{Limit: maxLosses})
+			if err != nil {
+				return err
+			}
+			if lost.Sandboxes+lost.Snapshots > 0 {
+				return refused(lost)
+			}
+		}
+		var entries []audit.Entry
+		if out.Ended, entries, err = sandboxpg.EndOnHost(ctx, tx, d.Host, d.By); err != nil {
+			return err
+		}
+		for _, revoke := range []func(context.Context, sqlcgen.DBTX, id.Host) error{s.q.RevokeTokens, s.q.RevokeFamilies, s.q.DeleteHost} {
+			if err := revoke(ctx, tx, d.Host); err != nil {
+				return err
+			}
+		}
+		return auditpg.Append(ctx, tx, append(entries, d.Audit(len(out.Ended)))...)
+	})
+	return out, err
+}
+
+// loss is how a refusal names what would be lost.
+type loss struct {
+	Kind   string `json:"kind"`
+	ID     string `json:"id"`
+	TeamID string `json:"team_id"`
+	Name   string `json:"name"`
+	Status string `json:"status"`
+}
+
+func refused(lost host.Losses) error {
+	items := make([]loss, len(lost.Items))
+	for i, l := range lost.Items {
+		items[i] = loss{Kind: l.Kind, ID: l.WireID(), TeamID: l.Team.String(), Name: l.Name, Status: l.Status}
+	}
+	return errs.Conflict("has_active_sandboxes", "Sandboxes or snapshots would be lost with this host. End them, or delete it with force=true; "+
+		"GET /v1/hosts/{id}/delete-preview lists all of them.").
+		With("items", items).With("sandboxes", lost.Sandboxes).With("snapshots", lost.Snapshots)
+}
