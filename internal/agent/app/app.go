@@ -32,17 +32,34 @@ const (
 )
 
 // Run is the agent. It returns when ctx ends, or with what keeps it from
-// working; sandboxes go on in either case.
+// working; sandboxes go on in either case. Only for a host that was deleted it
+// ends them: then it returns nil when nothing of the host is left, also at the
+// next start.
 func Run(ctx context.Context, cfg Config) error { return RunWith(ctx, cfg, Options{}) }
 
 // RunWith is Run with parts replaced.
-func RunWith(ctx context.Context, cfg Config, opts Options) (err error) {
+func RunWith(ctx context.Context, cfg Config, opts Options) error {
 	if err := errors.Join(cfg.faults(opts.Engines != nil)...); err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	err := run(ctx, cfg, opts)
+	if !errors.Is(err, identity.ErrLeft) {
+		return err
+	}
+	if opts.Engines == nil {
+		if err := clearHost(ctx, cfg); err != nil {
+			return err
+		}
+	}
+	cfg.Logger.Info("this host was deleted from its installation: its sandboxes are destroyed, its credentials are dropped, the agent ends; " +
+		"`skerry join` makes this machine a new host")
+	return nil
+}
+
+func run(ctx context.Context, cfg Config, opts Options) (err error) {
 	down := &teardown{}
 	defer func() { err = errors.Join(err, down.run()) }()
 
@@ -51,6 +68,14 @@ func RunWith(ctx context.Context, cfg Config, opts Options) (err error) {
 		return err
 	}
 	down.add(j.Close)
+	me, err := identity.Open(identity.Config{
+		Dir: IdentityDir(cfg.DataDir), ControlURL: cfg.ControlURL,
+		Pin: cfg.CASHA256, Token: cfg.RegistrationToken, Logger: cfg.Logger, Step: opts.IdentityStep,
+	})
+	if err != nil {
+		return err
+	}
+	down.add(func() error { me.Close(); return nil })
 	tag, err := loadTag(cfg.DataDir)
 	if err != nil {
 		return err
@@ -67,14 +92,6 @@ func RunWith(ctx context.Context, cfg Config, opts Options) (err error) {
 	for _, f := range engineFacts {
 		cfg.Logger.Info("engine", "name", f.Name, "version", f.Version, "healthy", f.Healthy, "reasons", f.Reasons)
 	}
-	me, err := identity.Open(identity.Config{
-		Dir: filepath.Join(cfg.DataDir, "identity"), ControlURL: cfg.ControlURL,
-		Pin: cfg.CASHA256, Token: cfg.RegistrationToken, Logger: cfg.Logger,
-	})
-	if err != nil {
-		return err
-	}
-	down.add(func() error { me.Close(); return nil })
 	transfers := &http.Client{Transport: me}
 	nets, err := openNetworks(ctx, cfg, opts, tag, down)
 	if err != nil {
@@ -92,7 +109,7 @@ func RunWith(ctx context.Context, cfg Config, opts Options) (err error) {
 	if err := os.MkdirAll(instances, 0o700); err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
-	states, err := state.Open(filepath.Join(cfg.DataDir, "states"), opts.StatesFS, cfg.Logger)
+	states, err := state.Open(statesDir(cfg), opts.StatesFS, cfg.Logger)
 	if err != nil {
 		return err
 	}
@@ -111,10 +128,16 @@ func RunWith(ctx context.Context, cfg Config, opts Options) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := register(ctx, cfg, me, facts); err != nil {
+	if !deleted(me) {
+		err = register(ctx, cfg, me, facts)
+	}
+	if deleted(me) {
+		return leave(ctx, cfg, me, m)
+	}
+	if err != nil {
 		return err
 	}
-	return serve(ctx, cfg, opts, j, me, m, engineFacts, buildBase(cfg.DataDir, transfers))
+	return serve(ctx, cfg, opts, j, me, m, facts, buildBase(cfg.DataDir, transfers))
 }
 
 // openEngines makes sure of the shim and returns what this host offers. An
@@ -195,7 +218,7 @@ func register(ctx context.Context, cfg Config, me *identity.Identity, facts iden
 }
 
 // serve listens and keeps in touch until ctx ends.
-func serve(ctx context.Context, cfg Config, opts Options, j *journal.Journal, me *identity.Identity, m *manager.Manager, engines []identity.EngineFact, build rpcserver.BuildBase) error {
+func serve(ctx context.Context, cfg Config, opts Options, j *journal.Journal, me *identity.Identity, m *manager.Manager, facts identity.Facts, build rpcserver.BuildBase) error {
 	tlsConfig, err := me.ServerConfig()
 	if err != nil {
 		return err
@@ -214,7 +237,7 @@ func serve(ctx context.Context, cfg Config, opts Options, j *journal.Journal, me
 	}
 	contact := identity.Contact{
 		Identity: me, Generation: j.Generation(), Version: cfg.Version, Address: advertised(cfg, ln.Addr()),
-		Engines: engines, Heartbeat: cfg.Heartbeat, Outbox: j, Load: load(cfg, m), Samples: samples(m), SampleEvery: cfg.SampleEvery,
+		Engines: facts.Engines, Heartbeat: cfg.Heartbeat, Outbox: j, Load: load(cfg, m), Samples: samples(m), SampleEvery: cfg.SampleEvery,
 	}
 	cfg.Logger.Info("the agent is up", "host_id", me.HostID().String(), "address", contact.Address, "generation", j.Generation())
 	if opts.Ready != nil {
@@ -225,8 +248,22 @@ func serve(ctx context.Context, cfg Config, opts Options, j *journal.Journal, me
 	parts.Go(func(ctx context.Context) error { contact.Beat(ctx); return nil })
 	parts.Go(func(ctx context.Context) error { contact.Deliver(ctx); return nil })
 	parts.Go(func(ctx context.Context) error { contact.Measure(ctx); return nil })
+	parts.Go(func(ctx context.Context) error { return contact.Rejoin(ctx, facts) })
+	parts.Go(func(ctx context.Context) error {
+		select {
+		case <-me.Deleted():
+			return identity.ErrDeleted
+		case <-ctx.Done():
+			return nil
+		}
+	})
 	// Calls in flight wait for the manager: end both together.
 	<-inner.Done()
+	if deleted(me) && ctx.Err() == nil {
+		err := leave(ctx, cfg, me, m)
+		_ = parts.Wait() // that it was deleted
+		return err
+	}
 	if cfg.PauseOnStop && ctx.Err() != nil {
 		pauseOnStop(ctx, cfg, m)
 	}

@@ -47,6 +47,8 @@ type running struct {
 	agentv1connect.AgentServiceClient
 	addr string
 	stop func()
+	// ended waits for the agent to end by itself.
+	ended func() error
 }
 
 func (p *platform) start(t *testing.T, cfg app.Config, opts app.Options) *running {
@@ -81,6 +83,18 @@ func (p *platform) start(t *testing.T, cfg app.Config, opts app.Options) *runnin
 		cancel()
 		if err := <-done; err != nil {
 			t.Errorf("the agent ended with %v", err)
+		}
+	}
+	r.ended = func() error {
+		stopped = true
+		tr.CloseIdleConnections()
+		defer cancel()
+		select {
+		case err := <-done:
+			return err
+		case <-time.After(60 * time.Second):
+			t.Fatal("the agent goes on")
+			return nil
 		}
 	}
 	t.Cleanup(r.stop)

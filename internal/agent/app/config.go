@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"skerry.dev/skerry/internal/agent/engine"
+	"skerry.dev/skerry/internal/agent/identity"
 	"skerry.dev/skerry/internal/agent/manager"
 	"skerry.dev/skerry/internal/agent/state"
 )
@@ -79,8 +80,9 @@ type Options struct {
 	// StatesFS is what saved states are written with; nil is the machine's own
 	// file system.
 	StatesFS state.FS
-	// Step is the manager's crash seam.
-	Step func(manager.Step)
+	// Step is the manager's crash seam, IdentityStep that of the credentials.
+	Step         func(manager.Step)
+	IdentityStep func(identity.Step)
 	// Ready is called once with the address that is served.
 	Ready func(addr net.Addr)
 }

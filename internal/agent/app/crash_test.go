@@ -38,14 +38,16 @@ func runAgent(raw string) error {
 	if err := json.Unmarshal([]byte(raw), &p); err != nil {
 		return err
 	}
+	dieAt := func(step string) {
+		if at, err := os.ReadFile(p.DieAt); err == nil && string(at) == step {
+			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {}
+		}
+	}
 	return app.RunWith(context.Background(), p.Config, app.Options{
-		Images: tree{p.Tree},
-		Step: func(s manager.Step) {
-			if at, err := os.ReadFile(p.DieAt); err == nil && string(at) == string(s) {
-				_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-				select {}
-			}
-		},
+		Images:       tree{p.Tree},
+		Step:         func(s manager.Step) { dieAt(string(s)) },
+		IdentityStep: func(s identity.Step) { dieAt(string(s)) },
 		Ready: func(a net.Addr) {
 			next := p.Ready + ".new"
 			if os.WriteFile(next, []byte(a.String()), 0o600) == nil {
@@ -55,18 +57,10 @@ func runAgent(raw string) error {
 	})
 }
 
-// spawn starts an agent that can be killed, and a client of it.
-func (p *platform) spawn(t *testing.T, cfg app.Config, root tree) (*running, *exec.Cmd) {
+// launch starts an agent in a process of its own and waits for nothing.
+func launch(t *testing.T, p process) *exec.Cmd {
 	t.Helper()
-	return p.spawnDying(t, cfg, root, "")
-}
-
-// spawnDying is spawn of an agent that kills itself after the step a file
-// names.
-func (p *platform) spawnDying(t *testing.T, cfg app.Config, root tree, dieAt string) (*running, *exec.Cmd) {
-	t.Helper()
-	ready := filepath.Join(t.TempDir(), "addr")
-	raw, err := json.Marshal(process{Config: cfg, Tree: root.dir, Ready: ready, DieAt: dieAt})
+	raw, err := json.Marshal(p)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +74,23 @@ func (p *platform) spawnDying(t *testing.T, cfg app.Config, root tree, dieAt str
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
+	return cmd
+}
+
+// spawn starts an agent that can be killed, and a client of it.
+func (p *platform) spawn(t *testing.T, cfg app.Config, root tree) (*running, *exec.Cmd) {
+	t.Helper()
+	return p.spawnDying(t, cfg, root, "")
+}
+
+// spawnDying is spawn of an agent that kills itself after the step a file
+// names.
+func (p *platform) spawnDying(t *testing.T, cfg app.Config, root tree, dieAt string) (*running, *exec.Cmd) {
+	t.Helper()
+	ready := filepath.Join(t.TempDir(), "addr")
+	cmd := launch(t, process{Config: cfg, Tree: root.dir, Ready: ready, DieAt: dieAt})
 	var addr []byte
+	var err error
 	testkit.Eventually(t, 30*time.Second, "the agent", func() bool {
 		addr, err = os.ReadFile(ready)
 		return err == nil

@@ -21,11 +21,22 @@ import (
 	"skerry.dev/skerry/internal/agent/identity"
 )
 
+// Names below the data directory.
+const (
+	tagFile     = "tag"
+	identityDir = "identity"
+)
+
+func statesDir(cfg Config) string { return filepath.Join(cfg.DataDir, "states") }
+
+// IdentityDir is where the identity of an agent on dataDir lives.
+func IdentityDir(dataDir string) string { return filepath.Join(dataDir, identityDir) }
+
 // loadTag returns the six hex digits that mark everything this agent makes on
 // the machine, and makes them on the first start. Called under the journal's
 // lock.
 func loadTag(dataDir string) (string, error) {
-	path := filepath.Join(dataDir, "tag")
+	path := filepath.Join(dataDir, tagFile)
 	raw, err := os.ReadFile(path)
 	if err == nil {
 		tag := strings.TrimSpace(string(raw))

@@ -22,15 +22,11 @@ const purgeWidth = 4
 // HostID is what the agent on dataDir is registered as, or "". It changes
 // nothing.
 func HostID(dataDir string) (string, error) {
-	me, err := identityOf(dataDir)
-	if err != nil || me == nil {
+	host, err := identity.Registered(IdentityDir(dataDir))
+	if err != nil || host.IsZero() {
 		return "", err
 	}
-	defer me.Close()
-	if me.HostID().IsZero() {
-		return "", nil
-	}
-	return me.HostID().String(), nil
+	return host.String(), nil
 }
 
 // Purge ends every sandbox of the agent on cfg.DataDir, which must not be
@@ -42,8 +38,16 @@ func Purge(ctx context.Context, cfg Config, say func(string)) error {
 	if !filepath.IsAbs(cfg.DataDir) {
 		return fmt.Errorf("agent: an absolute path is needed, not %q", cfg.DataDir)
 	}
-	if _, err := os.Stat(filepath.Join(cfg.DataDir, "tag")); errors.Is(err, os.ErrNotExist) {
-		return os.RemoveAll(cfg.DataDir) // nothing was made before the tag
+	if err := clearMachine(ctx, cfg, say); err != nil {
+		return err
+	}
+	return os.RemoveAll(cfg.DataDir)
+}
+
+// clearMachine is Purge but for the directory.
+func clearMachine(ctx context.Context, cfg Config, say func(string)) error {
+	if _, err := os.Stat(filepath.Join(cfg.DataDir, tagFile)); errors.Is(err, os.ErrNotExist) {
+		return nil // nothing was made before the tag
 	}
 	j, err := journal.Open(filepath.Join(cfg.DataDir, "journal.db"), 0)
 	if err != nil {
@@ -72,7 +76,7 @@ func Purge(ctx context.Context, cfg Config, say func(string)) error {
 	if mounts, err := mountsBelow(cfg.DataDir); err != nil || len(mounts) > 0 {
 		return errors.Join(err, fmt.Errorf("agent: still mounted below %s: %s", cfg.DataDir, strings.Join(mounts, ", ")))
 	}
-	return os.RemoveAll(cfg.DataDir)
+	return nil
 }
 
 // purgeEngines ends all instances, then what is shared by them, then the shim.
@@ -131,14 +135,4 @@ func mountsBelow(dir string) ([]string, error) {
 		}
 	}
 	return below, nil
-}
-
-// identityOf reads the agent's standing, nil when it never had any.
-func identityOf(dataDir string) (*identity.Identity, error) {
-	dir := filepath.Join(dataDir, "identity")
-	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	// Open reads files alone; the URL is for calls that are not made.
-	return identity.Open(identity.Config{Dir: dir, ControlURL: "https://127.0.0.1"})
 }

@@ -1,16 +1,13 @@
 package identity
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -21,11 +18,6 @@ import (
 
 	"skerry.dev/skerry/internal/kernel/clock"
 	"skerry.dev/skerry/internal/kernel/id"
-)
-
-const (
-	maxAnswer   = 1 << 20
-	callTimeout = 30 * time.Second
 )
 
 // EngineFact is one engine as this host offers it.
@@ -62,6 +54,9 @@ type Config struct {
 	Token  string
 	Clock  clock.Clock
 	Logger *slog.Logger
+	// Step, when not nil, is called after each step named in Steps. Crash tests
+	// end the process there.
+	Step func(Step)
 }
 
 // Identity is this host's standing with the control plane. Safe for concurrent
@@ -81,33 +76,15 @@ type Identity struct {
 	current atomic.Pointer[material] // nil until registered
 	heard   atomic.Pointer[time.Time]
 	refused atomic.Bool
-	renewal sync.Mutex // one renewal at a time
-}
-
-// Refused is an answer of the control plane that is not a success.
-type Refused struct {
-	Status int
-	Code   string // stable reason word, where there was one
-	// RetryAfter is how long the control plane asks us to wait.
-	RetryAfter time.Duration
-}
-
-// Error implements error.
-func (r *Refused) Error() string {
-	if r.Code == "" {
-		return fmt.Sprintf("identity: the control plane answered %d", r.Status)
-	}
-	return fmt.Sprintf("identity: the control plane answered %d (%s)", r.Status, r.Code)
-}
-
-// Unauthorized reports whether err is a refusal of our credentials.
-func Unauthorized(err error) bool {
-	var r *Refused
-	return errors.As(err, &r) && (r.Status == http.StatusUnauthorized || r.Status == http.StatusForbidden)
+	skewed  atomic.Bool   // the machine's clock was found wrong
+	renewal sync.Mutex    // one change of the credentials at a time
+	deleted chan struct{} // closed once the statement of our deletion is on disk
+	believe sync.Mutex    // guards the closing
 }
 
 // Open reads what is on disk and makes the key when there is none. It talks to
-// nobody.
+// nobody. ErrLeft is a host that was deleted and of which nothing is left; a
+// registration token it has not seen makes it another one.
 func Open(cfg Config) (*Identity, error) {
 	if cfg.Clock == nil {
 		cfg.Clock = clock.System{}
@@ -115,14 +92,38 @@ func Open(cfg Config) (*Identity, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Step == nil {
+		cfg.Step = func(Step) {}
+	}
 	base, err := url.Parse(strings.TrimRight(cfg.ControlURL, "/"))
 	if err != nil || base.Scheme != "https" || base.Host == "" {
 		return nil, fmt.Errorf("identity: the control plane's URL must be https://host[:port], not %q", cfg.ControlURL)
 	}
-	i := &Identity{cfg: cfg, base: base, store: store{cfg.Dir}, elsewhere: &http.Transport{
-		Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true,
-		TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: 90 * time.Second,
-	}}
+	i := &Identity{
+		base: base, store: store{dir: cfg.Dir, step: cfg.Step}, deleted: make(chan struct{}),
+		elsewhere: &http.Transport{
+			Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true,
+			TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: 90 * time.Second,
+		},
+	}
+	if err := i.store.tidy(); err != nil {
+		return nil, err
+	}
+	if o, ok, err := i.store.offer(); err != nil {
+		return nil, err
+	} else if ok {
+		cfg.Token, cfg.Pin = o.Token, o.Pin
+	}
+	i.cfg = cfg
+	farewell, parted, err := i.store.farewell()
+	if err != nil {
+		return nil, err
+	}
+	if parted && farewell.Done {
+		if err := i.forget(farewell); err != nil {
+			return nil, err
+		}
+	}
 	if i.key, err = i.store.key(); err != nil {
 		return nil, err
 	}
@@ -136,6 +137,9 @@ func Open(cfg Config) (*Identity, error) {
 			return nil, err
 		}
 		i.current.Store(m)
+	}
+	if parted && !farewell.Done {
+		i.resume(farewell)
 	}
 	i.http, i.nameless = i.client(true), i.client(false)
 	return i, nil
@@ -161,9 +165,9 @@ func (i *Identity) transport(named bool) *http.Transport {
 			InsecureSkipVerify: true, //nolint:gosec // see VerifyConnection
 			VerifyConnection: func(s tls.ConnectionState) error {
 				if m := i.current.Load(); m != nil {
-					return rooted(m.roots)(s)
+					return rooted(m.roots, i.cfg.Clock)(s)
 				}
-				return pinned(i.cfg.Pin)(s)
+				return pinned(i.cfg.Pin, i.cfg.Clock)(s)
 			},
 			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 				if m := i.current.Load(); m != nil && named {
@@ -218,6 +222,7 @@ func (i *Identity) ServerConfig() (*tls.Config, error) {
 			m := i.current.Load()
 			return &tls.Config{
 				MinVersion:             tls.VersionTLS13,
+				Time:                   i.cfg.Clock.Now,
 				NextProtos:             []string{"h2", "http/1.1"},
 				Certificates:           []tls.Certificate{m.cert},
 				ClientAuth:             tls.RequireAndVerifyClientCert,
@@ -248,10 +253,8 @@ type answer struct {
 // that token leaves the old credentials in force.
 func (i *Identity) Register(ctx context.Context, facts Facts) error {
 	have := i.current.Load()
-	sum := sha256.Sum256([]byte(i.cfg.Token))
-	hash := hex.EncodeToString(sum[:])
-	if have != nil && (i.cfg.Token == "" || have.creds.TokenHash == hash) {
-		return nil
+	if have != nil && (i.cfg.Token == "" || have.creds.TokenHash == hash(i.cfg.Token)) {
+		return i.store.withdraw(i.cfg.Token)
 	}
 	if i.cfg.Token == "" {
 		return errors.New("identity: this host is not registered: give it the registration token of its install command")
@@ -259,27 +262,46 @@ func (i *Identity) Register(ctx context.Context, facts Facts) error {
 	if have == nil && len(i.cfg.Pin) != sha256.Size*2 {
 		return errors.New("identity: the first contact needs the SHA-256 of the platform's CA, 64 hex digits, from the install command")
 	}
-	err := i.register(ctx, facts, hash)
-	if err != nil && have != nil {
+	o := Offer{Token: i.cfg.Token, Pin: i.cfg.Pin}
+	err := i.register(ctx, facts, o)
+	switch {
+	case err == nil || have == nil || errors.Is(err, ErrDeleted):
+		return err
+	case Unauthorized(err):
 		i.cfg.Logger.Warn("the new registration token was refused; going on with the credentials this host has", "err", err)
 		return nil
+	default: // Rejoin tries again
+		i.cfg.Logger.Warn("the new registration token could not be used yet; going on with the credentials this host has", "err", err)
+		return i.store.saveOffer(o)
 	}
-	return err
 }
 
-func (i *Identity) register(ctx context.Context, facts Facts, tokenHash string) error {
+// register spends a token. It may be repeated with the same one; an offer that
+// was taken, or never will be, is withdrawn.
+func (i *Identity) register(ctx context.Context, facts Facts, o Offer) error {
+	i.renewal.Lock()
+	defer i.renewal.Unlock()
 	csr, err := certificateRequest(i.key)
 	if err != nil {
 		return err
 	}
 	var got answer
 	err = i.call(ctx, "/v1/hosts/register", false, map[string]any{
-		"registration_token": i.cfg.Token, "csr": csr, "facts": facts,
+		"registration_token": o.Token, "csr": csr, "facts": facts,
 	}, &got)
-	if err != nil {
-		return err
+	if err == nil {
+		i.cfg.Step(StepAnswered)
+		err = i.adopt(got, hash(o.Token), o.Pin)
 	}
-	return i.adopt(got, tokenHash, i.cfg.Pin)
+	if err == nil || Unauthorized(err) {
+		err = errors.Join(err, i.store.withdraw(o.Token))
+	}
+	return err
+}
+
+func hash(token string) string {
+	sum := sha256.Sum256([]byte(token))
+	return hex.EncodeToString(sum[:])
 }
 
 // Refresh renews all credentials. seen is the JWT that was found wanting; when
@@ -303,12 +325,17 @@ func (i *Identity) Refresh(ctx context.Context, seen string) error {
 		"refresh_token": m.creds.RefreshToken, "csr": csr,
 	}, &got)
 	if err != nil {
-		if Unauthorized(err) {
-			i.refused.Store(true)
+		if Unauthorized(err) && !i.refused.Swap(true) {
+			i.cfg.Logger.Error("the control plane refuses this host's credentials: its sandboxes are paused until it has new ones; "+
+				"have a registration token issued for it (skerry host token) and hand it over here (skerry join)",
+				"host_id", m.creds.HostID.String(), "err", err)
 		}
 		return err
 	}
-	i.refused.Store(false)
+	i.cfg.Step(StepAnswered)
+	if got.HostID != id.FormatHost(m.creds.HostID) {
+		return fmt.Errorf("identity: the control plane renewed the credentials of %q, which is another host", got.HostID)
+	}
 	return i.adopt(got, m.creds.TokenHash, "")
 }
 
@@ -330,69 +357,9 @@ func (i *Identity) adopt(got answer, tokenHash, pin string) error {
 	if err := i.store.save(creds); err != nil {
 		return err
 	}
+	i.cfg.Step(StepKept)
 	i.current.Store(m)
+	i.refused.Store(false)
 	i.http.CloseIdleConnections() // they carry the old certificate
 	return nil
-}
-
-// call posts in and reads the answer into out, which may be nil. With bearer it
-// is made as this host; without, what in holds is the proof.
-func (i *Identity) call(ctx context.Context, path string, bearer bool, in, out any) error {
-	body, err := json.Marshal(in)
-	if err != nil {
-		return fmt.Errorf("identity: %w", err)
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, i.base.String()+path, bytes.NewReader(body))
-	if err != nil {
-		return fmt.Errorf("identity: %w", err)
-	}
-	req.Header.Set("Content-Type", "application/json")
-	client := i.nameless
-	if bearer {
-		client = i.http
-		m := i.current.Load()
-		if m == nil {
-			return errors.New("identity: not registered")
-		}
-		req.Header.Set("Authorization", "Bearer "+m.creds.HostJWT)
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return fmt.Errorf("identity: %w", err)
-	}
-	defer resp.Body.Close()
-	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	if err != nil {
-		return fmt.Errorf("identity: %s: %w", path, err)
-	}
-	if resp.StatusCode/100 != 2 {
-		return refusal(resp, raw)
-	}
-	if out == nil {
-		return nil
-	}
-	if err := json.Unmarshal(raw, out); err != nil {
-		return fmt.Errorf("identity: %s: %w", path, err)
-	}
-	return nil
-}
-
-func refusal(resp *http.Response, raw []byte) *Refused {
-	r := &Refused{Status: resp.StatusCode}
-	var said struct {
-		Error struct {
-			Code string `json:"code"`
-		} `json:"error"`
-		Code string `json:"code"`
-	}
-	if json.Unmarshal(raw, &said) == nil {
-		r.Code = said.Error.Code
-		if r.Code == "" {
-			r.Code = said.Code
-		}
-	}
-	if d, err := time.ParseDuration(resp.Header.Get("Retry-After") + "s"); err == nil && d > 0 && d <= time.Hour {
-		r.RetryAfter = d
-	}
-	return r
 }

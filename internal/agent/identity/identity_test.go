@@ -202,6 +202,11 @@ func run(t *testing.T, i *identity.Identity, b *box) (stop func()) {
 	var wg sync.WaitGroup
 	wg.Go(func() { c.Beat(ctx) })
 	wg.Go(func() { c.Deliver(ctx) })
+	wg.Go(func() {
+		if err := c.Rejoin(ctx, identity.Facts{}); err != nil {
+			t.Error(err)
+		}
+	})
 	stop = func() { cancel(); wg.Wait() }
 	t.Cleanup(stop)
 	return stop

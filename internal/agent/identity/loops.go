@@ -131,7 +131,7 @@ func (c Contact) Beat(ctx context.Context) {
 	for ctx.Err() == nil {
 		if c.Identity.RenewalDue() {
 			if err := c.Identity.Refresh(ctx, ""); err != nil {
-				c.Identity.cfg.Logger.Warn("the credentials could not be renewed yet", "err", err)
+				c.Identity.notRenewed(err)
 			}
 		}
 		err := c.withRenewal(ctx, c.beat)
@@ -269,6 +269,17 @@ func (i *Identity) Turned() bool { return i.refused.Load() }
 func (i *Identity) RenewalDue() bool {
 	m := i.current.Load()
 	return m != nil && !i.cfg.Clock.Now().Before(m.renewAt)
+}
+
+// notRenewed tells that a renewal failed, and how much time is left for it.
+func (i *Identity) notRenewed(err error) {
+	m := i.current.Load()
+	if m == nil || i.cfg.Clock.Now().Before(m.late) {
+		i.cfg.Logger.Warn("the credentials could not be renewed yet", "err", err)
+		return
+	}
+	i.cfg.Logger.Error("the credentials could not be renewed and end soon: see to it that this host reaches the control plane",
+		"ends_at", m.endsAt, "err", err)
 }
 
 func (i *Identity) jwt() string {

@@ -33,11 +33,33 @@ type Credentials struct {
 	TokenHash string `json:"token_hash"`
 }
 
+// Registered returns whom the credentials in dir are of, zero where there are
+// none. It changes nothing.
+func Registered(dir string) (id.Host, error) {
+	c, _, err := store{dir: dir}.load()
+	return c.HostID, err
+}
+
 // store keeps key and credentials in one directory, mode 0700.
-type store struct{ dir string }
+type store struct {
+	dir  string
+	step func(Step)
+}
 
 func (s store) keyPath() string         { return filepath.Join(s.dir, "host.key") }
 func (s store) credentialsPath() string { return filepath.Join(s.dir, "credentials.json") }
+
+// tidy removes what a write that was cut short left.
+func (s store) tidy() error {
+	left, err := filepath.Glob(filepath.Join(s.dir, unfinished+"*"))
+	for _, path := range left {
+		err = errors.Join(err, os.Remove(path))
+	}
+	if err != nil {
+		return fmt.Errorf("identity: %w", err)
+	}
+	return nil
+}
 
 // key returns the host's key and makes it on the first call. It is on disk
 // before it is returned.
@@ -60,6 +82,7 @@ func (s store) key() (*ecdsa.PrivateKey, error) {
 	if err := WriteDurably(s.keyPath(), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})); err != nil {
 		return nil, err
 	}
+	s.step(StepKeyKept)
 	return k, nil
 }
 
@@ -80,50 +103,81 @@ func parseKey(raw []byte) (*ecdsa.PrivateKey, error) {
 }
 
 // load returns the credentials; false when there are none.
-func (s store) load() (Credentials, bool, error) {
-	raw, err := os.ReadFile(s.credentialsPath())
-	if errors.Is(err, fs.ErrNotExist) {
-		return Credentials{}, false, nil
-	}
-	if err != nil {
-		return Credentials{}, false, fmt.Errorf("identity: %w", err)
-	}
-	var c Credentials
-	if err := json.Unmarshal(raw, &c); err != nil {
-		return Credentials{}, false, fmt.Errorf("identity: %s: %w", s.credentialsPath(), err)
-	}
-	return c, true, nil
+func (s store) load() (c Credentials, ok bool, err error) {
+	ok, err = read(s.credentialsPath(), &c)
+	return c, ok, err
 }
 
-func (s store) save(c Credentials) error {
-	raw, err := json.MarshalIndent(c, "", "  ")
+func (s store) save(c Credentials) error { return write(s.credentialsPath(), c, s.step) }
+
+// read fills v from a file; false when there is none.
+func read(path string, v any) (bool, error) {
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("identity: %w", err)
+	}
+	if err := json.Unmarshal(raw, v); err != nil {
+		return false, fmt.Errorf("identity: %s: %w", path, err)
+	}
+	return true, nil
+}
+
+func write(path string, v any, step func(Step)) error {
+	raw, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
 		return fmt.Errorf("identity: %w", err)
 	}
-	return WriteDurably(s.credentialsPath(), raw)
+	return writeDurably(path, raw, step)
 }
+
+// remove removes files for good; none is no fault.
+func (s store) remove(paths ...string) error {
+	for _, path := range paths {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("identity: %w", err)
+		}
+	}
+	return syncDir(s.dir)
+}
+
+// unfinished begins the names of files that are not yet what they will be.
+const unfinished = ".new-"
 
 // WriteDurably replaces a file with one readable by its owner alone; after a
 // crash at any point there is the old content or the new one.
 func WriteDurably(path string, content []byte) error {
+	return writeDurably(path, content, func(Step) {})
+}
+
+func writeDurably(path string, content []byte, step func(Step)) error {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("identity: %w", err)
 	}
-	f, err := os.CreateTemp(dir, ".new-*") // mode 0600
+	f, err := os.CreateTemp(dir, unfinished+"*") // mode 0600
 	if err != nil {
 		return fmt.Errorf("identity: %w", err)
 	}
 	_, err = f.Write(content)
 	if err == nil {
+		step(StepWritten)
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
+		step(StepSynced)
 		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
 		return fmt.Errorf("identity: %w", errors.Join(err, os.Remove(f.Name())))
 	}
+	step(StepRenamed)
+	return syncDir(dir)
+}
+
+func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return fmt.Errorf("identity: %w", err)

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"skerry.dev/skerry/internal/kernel/clock"
 	"skerry.dev/skerry/internal/kernel/id"
 )
 
@@ -46,13 +47,13 @@ func fingerprint(c *x509.Certificate) string {
 
 // pinned accepts a peer whose chain holds the CA with the given fingerprint.
 // It is how the first contact is already authenticated.
-func pinned(pin string) func(tls.ConnectionState) error {
+func pinned(pin string, c clock.Clock) func(tls.ConnectionState) error {
 	return func(s tls.ConnectionState) error {
-		for _, c := range s.PeerCertificates {
-			if c.IsCA && fingerprint(c) == strings.ToLower(pin) {
+		for _, ca := range s.PeerCertificates {
+			if ca.IsCA && fingerprint(ca) == strings.ToLower(pin) {
 				roots := x509.NewCertPool()
-				roots.AddCert(c)
-				return verifyPeer(s, roots, x509.ExtKeyUsageServerAuth, ControlURI)
+				roots.AddCert(ca)
+				return verifyControl(s, roots, c.Now())
 			}
 		}
 		return fmt.Errorf("%w: no CA with the SHA-256 %s in its chain; check the install command", errUntrusted, pin)
@@ -60,16 +61,16 @@ func pinned(pin string) func(tls.ConnectionState) error {
 }
 
 // rooted accepts the control plane under the platform's CA.
-func rooted(roots *x509.CertPool) func(tls.ConnectionState) error {
+func rooted(roots *x509.CertPool, c clock.Clock) func(tls.ConnectionState) error {
 	return func(s tls.ConnectionState) error {
-		return verifyPeer(s, roots, x509.ExtKeyUsageServerAuth, ControlURI)
+		return verifyControl(s, roots, c.Now())
 	}
 }
 
-// verifyPeer checks the chain, the usage and that the one URI names who is
-// expected. Names and addresses say nothing: hosts have certificates of the
-// same CA.
-func verifyPeer(s tls.ConnectionState, roots *x509.CertPool, usage x509.ExtKeyUsage, uri string) error {
+// verifyControl checks the chain, the usage and that the one URI names the
+// control plane. Names and addresses say nothing: hosts have certificates of
+// the same CA.
+func verifyControl(s tls.ConnectionState, roots *x509.CertPool, now time.Time) error {
 	if len(s.PeerCertificates) == 0 {
 		return fmt.Errorf("%w: it presented none", errUntrusted)
 	}
@@ -78,11 +79,17 @@ func verifyPeer(s tls.ConnectionState, roots *x509.CertPool, usage x509.ExtKeyUs
 	for _, c := range s.PeerCertificates[1:] {
 		between.AddCert(c)
 	}
-	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{usage}}); err != nil {
+	options := x509.VerifyOptions{Roots: roots, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, CurrentTime: now}
+	if _, err := leaf.Verify(options); err != nil {
+		if now.Before(leaf.NotBefore) || now.After(leaf.NotAfter) {
+			// It renews its own in time, so it is rather we who are wrong.
+			return fmt.Errorf("%w: it is valid from %s to %s, and this machine's clock says %s: set the clock (timedatectl set-ntp true)", errUntrusted,
+				leaf.NotBefore.UTC().Format(time.RFC3339), leaf.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+		}
 		return fmt.Errorf("%w: %w", errUntrusted, err)
 	}
-	if !names(leaf, uri) {
-		return fmt.Errorf("%w: it does not name %s", errUntrusted, uri)
+	if !names(leaf, ControlURI) {
+		return fmt.Errorf("%w: it does not name %s", errUntrusted, ControlURI)
 	}
 	return nil
 }
@@ -94,9 +101,12 @@ func names(c *x509.Certificate, uri string) bool {
 // material is a set of credentials, checked and ready for use.
 type material struct {
 	creds   Credentials
+	ca      *x509.Certificate
 	cert    tls.Certificate
 	roots   *x509.CertPool
 	renewAt time.Time
+	// endsAt is when the first of them is over, late when a quarter is left.
+	late, endsAt time.Time
 }
 
 // check refuses credentials that do not fit the key, the CA or the host. A pin
@@ -131,13 +141,12 @@ func check(c Credentials, k *ecdsa.PrivateKey, pin string) (*material, error) {
 		return nil, fmt.Errorf("identity: the host's certificate does not name %s", HostURI(c.HostID))
 	}
 	m := &material{
-		creds: c, roots: roots,
+		creds: c, ca: ca, roots: roots,
 		cert: tls.Certificate{Certificate: [][]byte{leaf.Raw, ca.Raw}, PrivateKey: k, Leaf: leaf},
 	}
-	m.renewAt = earlier(
-		c.ObtainedAt.Add(leaf.NotAfter.Sub(c.ObtainedAt)/2),
-		c.ObtainedAt.Add(c.HostJWTExpiresAt.Sub(c.ObtainedAt)/2),
-	)
+	m.endsAt = earlier(leaf.NotAfter, c.HostJWTExpiresAt)
+	life := m.endsAt.Sub(c.ObtainedAt)
+	m.renewAt, m.late = c.ObtainedAt.Add(life/2), m.endsAt.Add(-life/4)
 	return m, nil
 }
 

@@ -19,7 +19,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/golang-jwt/jwt/v5"
+
 	"skerry.dev/skerry/internal/agent/identity"
+	"skerry.dev/skerry/internal/kernel/id"
 )
 
 // CA signs certificates like the platform's.
@@ -116,6 +119,24 @@ func (c *CA) ClientConfig(cert tls.Certificate, hostURI string, protos ...string
 		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }
 	}
 	return cfg
+}
+
+// Statement is the platform's word that a host was deleted; change may spoil
+// it before it is signed.
+func (c *CA) Statement(host id.Host, change ...func(*jwt.Token)) string {
+	c.t.Helper()
+	token := jwt.NewWithClaims(jwt.SigningMethodES256, jwt.MapClaims{
+		"iss": c.Pin(), "sub": id.FormatHost(host), "iat": time.Now().Unix(),
+	})
+	token.Header["typ"] = "skerry-host-deleted"
+	for _, f := range change {
+		f(token)
+	}
+	signed, err := token.SignedString(c.key)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return signed
 }
 
 // ControlCertificate names the control plane.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -41,8 +42,17 @@ type Control struct {
 	// It is called with the lock held.
 	Intercept func(w http.ResponseWriter, r *http.Request) bool
 
+	// Cut, when not nil, may say after how many bytes the answer to a request is
+	// cut off; negative leaves it whole. The request has its effect all the same.
+	Cut func(r *http.Request) int
+
 	// Refuse is a kind of event that is answered with 400.
 	Refuse string
+	// Gone is a statement with which every call is answered 410 host_deleted; "-"
+	// is none at all.
+	Gone string
+	// Down has every call fail.
+	Down bool
 
 	Registrations int
 	Refreshes     int
@@ -50,10 +60,13 @@ type Control struct {
 	Events        []Event
 	Samples       []map[string]any
 	Facts         map[string]any
-	RefreshToken  string
-	JWT           string
-	firstKey      any
-	issued        int
+	// RefreshToken is the newest, Predecessor the one it was issued for, which
+	// is good for it again. An older one makes it Revoked.
+	RefreshToken, Predecessor string
+	Revoked                   bool
+	JWT                       string
+	firstKey                  any
+	issued                    int
 }
 
 // NewControl serves a control plane under ca; its certificate names serverURI.
@@ -71,7 +84,7 @@ func NewControl(t testing.TB, ca *CA, serverURI string) *Control {
 		answered := c.Intercept != nil && c.Intercept(w, r)
 		c.Unlock()
 		if !answered {
-			mux.ServeHTTP(w, r)
+			c.answer(w, r, mux)
 		}
 	}))
 	srv.TLS = &tls.Config{
@@ -84,6 +97,44 @@ func NewControl(t testing.TB, ca *CA, serverURI string) *Control {
 	t.Cleanup(srv.Close)
 	c.URL = srv.URL
 	return c
+}
+
+// NewHost has the next registration make another host.
+func (c *Control) NewHost() {
+	c.Lock()
+	defer c.Unlock()
+	c.HostID, c.firstKey = id.NewHost(), nil
+}
+
+func (c *Control) answer(w http.ResponseWriter, r *http.Request, mux http.Handler) {
+	c.Lock()
+	gone, down, at := c.Gone, c.Down, -1
+	if c.Cut != nil {
+		at = c.Cut(r)
+	}
+	c.Unlock()
+	switch {
+	case down:
+		w.WriteHeader(http.StatusBadGateway)
+	case gone != "":
+		details := map[string]any{}
+		if gone != "-" {
+			details["statement"] = gone
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusGone)
+		_ = json.NewEncoder(w).Encode(map[string]any{"error": map[string]any{"code": "host_deleted", "details": details}})
+	case at >= 0:
+		whole := httptest.NewRecorder()
+		mux.ServeHTTP(whole, r)
+		body := whole.Body.Bytes()
+		w.Header().Set("Content-Length", strconv.Itoa(len(body)+1))
+		w.WriteHeader(whole.Code)
+		_, _ = w.Write(body[:min(at, len(body))])
+		panic(http.ErrAbortHandler)
+	default:
+		mux.ServeHTTP(w, r)
+	}
 }
 
 type ask struct {
@@ -109,6 +160,8 @@ func (c *Control) register(w http.ResponseWriter, r *http.Request) {
 	c.firstKey = csr.PublicKey
 	c.Registrations++
 	c.Facts = in.Facts
+	c.issued++
+	c.RefreshToken, c.Predecessor, c.Revoked = fmt.Sprintf("refresh-%d", c.issued), "", false
 	c.issue(w, csr)
 }
 
@@ -117,17 +170,24 @@ func (c *Control) refresh(w http.ResponseWriter, r *http.Request) {
 	defer c.Unlock()
 	var in ask
 	csr, err := readCSR(r, &in)
-	if err != nil || in.RefreshToken != c.RefreshToken {
+	switch {
+	case err != nil || c.Revoked || in.RefreshToken == "":
 		refuse(w, http.StatusUnauthorized, "invalid_refresh_token")
-		return
+	case in.RefreshToken == c.RefreshToken:
+		c.Refreshes++
+		c.issued++
+		c.Predecessor, c.RefreshToken = c.RefreshToken, fmt.Sprintf("refresh-%d", c.issued)
+		c.issue(w, csr)
+	case in.RefreshToken == c.Predecessor:
+		c.issue(w, csr)
+	default:
+		c.Revoked = strings.HasPrefix(c.RefreshToken, "refresh-")
+		refuse(w, http.StatusUnauthorized, "invalid_refresh_token")
 	}
-	c.Refreshes++
-	c.issue(w, csr)
 }
 
 func (c *Control) issue(w http.ResponseWriter, csr *x509.CertificateRequest) {
-	c.issued++
-	c.JWT, c.RefreshToken = fmt.Sprintf("jwt-%d", c.issued), fmt.Sprintf("refresh-%d", c.issued)
+	c.JWT = fmt.Sprintf("jwt-%d", c.issued)
 	until := time.Now().Add(c.Lifetime)
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(map[string]any{
