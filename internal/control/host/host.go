@@ -28,6 +28,16 @@ type Ref struct {
 	Online bool
 }
 
+// Standing is what whoever keeps connections to a host has to know of it.
+type Standing struct {
+	ID id.Host
+	// RegisteredAt is when it joined last; zero for never.
+	RegisteredAt time.Time
+	// Revoked: its credentials are void.
+	Revoked bool
+	Deleted bool
+}
+
 // Type says who owns a host.
 type Type string
 

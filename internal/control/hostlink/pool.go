@@ -44,6 +44,7 @@ type HostClientPool struct {
 	mu      sync.Mutex
 	closed  bool
 	clients map[id.Host]*Client
+	gone    gone
 }
 
 // NewHostClientPool returns an empty pool.
@@ -52,7 +53,8 @@ func NewHostClientPool(identity Identity) *HostClientPool {
 }
 
 // Client returns the host's client, a new one when the host's address has
-// changed. It makes no connection yet.
+// changed, and with none of its connections idle when its agent has started
+// anew. It makes no connection yet. A deleted host gets none.
 func (p *HostClientPool) Client(ref host.Ref) (*Client, error) {
 	if ref.Address == "" {
 		return nil, Unavailable(errors.New("the host has no address yet"))
@@ -62,8 +64,12 @@ func (p *HostClientPool) Client(ref host.Ref) (*Client, error) {
 	if p.closed {
 		return nil, Unavailable(errors.New("the pool is closed"))
 	}
+	if p.gone.has(ref.ID) {
+		return nil, Unavailable(errors.New("the host was deleted"))
+	}
 	if c := p.clients[ref.ID]; c != nil {
 		if c.address == ref.Address {
+			c.restarted(ref.Generation)
 			return c, nil
 		}
 		c.close()
@@ -73,13 +79,24 @@ func (p *HostClientPool) Client(ref host.Ref) (*Client, error) {
 	return c, nil
 }
 
-// Evict drops a host's client and cuts its connections: the host was deleted.
+// Evict drops a host's client for good and cuts its connections, those in use
+// too: the host was deleted.
 func (p *HostClientPool) Evict(h id.Host) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if c := p.clients[h]; c != nil {
+	p.gone.add(h)
+	p.mu.Unlock()
+	p.drop(h)
+}
+
+// drop drops a host's client and cuts its connections; who calls it next gets a
+// new one.
+func (p *HostClientPool) drop(h id.Host) {
+	p.mu.Lock()
+	c := p.clients[h]
+	delete(p.clients, h)
+	p.mu.Unlock()
+	if c != nil {
 		c.close()
-		delete(p.clients, h)
 	}
 }
 
@@ -101,15 +118,24 @@ type Client struct {
 	address string
 	rpc     *http.Transport
 	guests  *http.Transport
+	calls   *dials
 	tunnels *tunnels
+
+	// Of the pool's: how the host was when it was last looked at.
+	generation int64
+	registered time.Time
 }
 
 func newClient(identity Identity, ref host.Ref) *Client {
 	tun := newTunnels(ref.Address, tlsConfig(identity, ref.ID, "http/1.1"))
+	calls := newDials()
 	c := &Client{
-		address: ref.Address,
-		tunnels: tun,
+		address:    ref.Address,
+		generation: ref.Generation,
+		calls:      calls,
+		tunnels:    tun,
 		rpc: &http.Transport{
+			DialContext:         calls.dial,
 			TLSClientConfig:     tlsConfig(identity, ref.ID, "h2"),
 			ForceAttemptHTTP2:   true,
 			TLSHandshakeTimeout: dialTimeout,
@@ -133,7 +159,22 @@ func newClient(identity Identity, ref host.Ref) *Client {
 	return c
 }
 
+// restarted lets go of connections to an agent that is no more; those in use
+// find out by themselves. Generation 0 says nothing.
+func (c *Client) restarted(generation int64) {
+	if generation <= c.generation {
+		return
+	}
+	if c.generation != 0 {
+		c.rpc.CloseIdleConnections()
+		c.guests.CloseIdleConnections()
+	}
+	c.generation = generation
+}
+
+// close cuts everything.
 func (c *Client) close() {
+	c.calls.cutAll()
 	c.rpc.CloseIdleConnections()
 	c.guests.CloseIdleConnections()
 	c.tunnels.cutAll()

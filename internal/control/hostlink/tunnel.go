@@ -59,8 +59,9 @@ type tunnels struct {
 	address string
 	dialer  tls.Dialer
 
-	mu   sync.Mutex
-	open map[string]map[*tunnel]struct{}
+	mu     sync.Mutex
+	closed bool
+	open   map[string]map[*tunnel]struct{}
 }
 
 func newTunnels(address string, config *tls.Config) *tunnels {
@@ -85,6 +86,10 @@ func (t *tunnels) dial(ctx context.Context, _, where string) (net.Conn, error) {
 	out := &tunnel{Conn: conn, reader: reader, owner: t, where: where}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.closed {
+		conn.Close()
+		return nil, Unavailable(errCut)
+	}
 	if t.open[where] == nil {
 		t.open[where] = make(map[*tunnel]struct{})
 	}
@@ -154,8 +159,10 @@ func (t *tunnels) cut(where string) {
 	}
 }
 
+// cutAll cuts what is open; nothing is opened from then on.
 func (t *tunnels) cutAll() {
 	t.mu.Lock()
+	t.closed = true
 	var all []*tunnel
 	for _, to := range t.open {
 		for c := range to {

@@ -180,7 +180,7 @@ func (r *Runner) saveFailed(ctx context.Context, op Operation, x Sandbox, how sa
 		t.Retry = retryNotIdle
 	default:
 		t.Event, t.EventData = how.failed, map[string]any{"reason": e.Reason, "message": e.Message}
-		t.Retry = retryAfterFailure
+		t.Retry = retryAfterFailure << min(op.Params.Failed, drainDoublings)
 		r.log.WarnContext(ctx, "a sandbox could not be saved and runs on", "sandbox_id", x.ID.String(), "op", string(op.Kind), "error", why)
 	}
 	if _, err := r.apply(ctx, t); err != nil {

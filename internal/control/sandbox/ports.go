@@ -116,6 +116,7 @@ const (
 	DueDeadline
 	DueIdle
 	DueCheckpoint
+	DueDrain
 )
 
 // Fork is the request for copies of a sandbox.
@@ -232,6 +233,9 @@ type Store interface {
 	// unless it was set meanwhile.
 	TakeIdle(ctx context.Context, lease time.Duration, limit int) ([]Sandbox, error)
 	PostponeIdle(ctx context.Context, sandbox id.Sandbox, leased time.Time, in time.Duration) error
+	// TakeDraining leases sandboxes that run on hosts to be emptied, of each host
+	// so many that no more than atOnce are being paused there.
+	TakeDraining(ctx context.Context, lease time.Duration, atOnce, limit int) ([]Draining, error)
 	// CheckpointsDue, PausedTooLong and MissingTooLong are what the sweep acts on.
 	CheckpointsDue(ctx context.Context, limit int) ([]id.Sandbox, error)
 	PausedTooLong(ctx context.Context, limit int) ([]id.Sandbox, error)

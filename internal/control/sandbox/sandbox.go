@@ -103,6 +103,8 @@ type Params struct {
 	// IfIdleSec: the host refuses unless nothing has gone on for so long.
 	IfIdleSec int64  `json:"if_idle_sec,omitempty"`
 	Reason    string `json:"reason,omitempty"`
+	// Failed is how often this was tried in vain before.
+	Failed int64 `json:"failed,omitempty"`
 	// TimeoutSec is how far away the deadline will be.
 	TimeoutSec int64 `json:"timeout_sec,omitempty"`
 	// Together are the copies of one fork, this one included: all or none.

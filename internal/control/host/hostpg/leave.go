@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"skerry.dev/skerry/internal/control/audit"
@@ -127,4 +128,24 @@ func refused(lost host.Losses) error {
 	return errs.Conflict("has_active_sandboxes", "Sandboxes or snapshots would be lost with this host. End them, or delete it with force=true; "+
 		"GET /v1/hosts/{id}/delete-preview lists all of them.").
 		With("items", items).With("sandboxes", lost.Sandboxes).With("snapshots", lost.Snapshots)
+}
+
+// Standings says how hosts are now.
+func (s *Store) Standings(ctx context.Context, hosts []id.Host) ([]host.Standing, error) {
+	ids := make([]uuid.UUID, len(hosts))
+	for i, h := range hosts {
+		ids[i] = h.UUID()
+	}
+	rows, err := s.q.Standings(ctx, s.pool, ids)
+	if err != nil {
+		return nil, pg.Map(err)
+	}
+	out := make([]host.Standing, len(rows))
+	for i, r := range rows {
+		out[i] = host.Standing{ID: r.ID, Revoked: r.Revoked, Deleted: r.Deleted}
+		if r.RegisteredAt != nil {
+			out[i].RegisteredAt = *r.RegisteredAt
+		}
+	}
+	return out, nil
 }

@@ -187,8 +187,7 @@ WHERE id = sqlc.arg(id);
 UPDATE hosts SET status = 'deleted', deleted_at = now(), status_reason = '', drain_requested_at = NULL, drain_deadline_at = NULL
 WHERE id = sqlc.arg(id);
 
--- name: HostsAsOf :many
--- How the given hosts are to be called now.
-SELECT h.id, h.address, h.generation, h.registered_at, (h.deleted_at IS NOT NULL)::bool AS deleted,
-    NOT EXISTS (SELECT FROM host_refresh_tokens f WHERE f.host_id = h.id AND f.revoked_at IS NULL) AS revoked
+-- name: Standings :many
+SELECT h.id, h.registered_at, (h.deleted_at IS NOT NULL)::bool AS deleted,
+    (h.registered_at IS NOT NULL AND NOT EXISTS (SELECT FROM host_refresh_tokens f WHERE f.host_id = h.id AND f.revoked_at IS NULL))::bool AS revoked
 FROM hosts h WHERE h.id = ANY(sqlc.arg(ids)::uuid[]);

@@ -289,7 +289,7 @@ func (s *Store) Heartbeat(ctx context.Context, b host.Beat) (host.Host, error) {
 		ID: b.Host, AgentVersion: b.Version, Load: load, Address: b.Address, Generation: b.Generation, Engines: engines,
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
-		if now, err := s.q.HostsAsOf(ctx, s.pool, []uuid.UUID{b.Host.UUID()}); err == nil && len(now) == 1 && now[0].Deleted {
+		if now, err := s.q.Standings(ctx, s.pool, []uuid.UUID{b.Host.UUID()}); err == nil && len(now) == 1 && now[0].Deleted {
 			return host.Host{}, &host.DeletedError{Host: b.Host} // since it was let in
 		}
 		return host.Host{}, errs.Conflict("stale_generation", "A later start of this agent has reported already. Two agents must not share a host's credentials.")

@@ -11,13 +11,13 @@ import (
 
 	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/audit/auditpg"
+	"skerry.dev/skerry/internal/control/host"
 	"skerry.dev/skerry/internal/control/idempotency/idempotencypg"
 	"skerry.dev/skerry/internal/control/quota"
 	"skerry.dev/skerry/internal/control/quota/quotapg"
 	"skerry.dev/skerry/internal/control/sandbox"
 	"skerry.dev/skerry/internal/control/sandbox/sandboxpg/sqlcgen"
 	"skerry.dev/skerry/internal/control/scheduler"
-	"skerry.dev/skerry/internal/kernel/id"
 	"skerry.dev/skerry/internal/pg"
 )
 
@@ -137,6 +137,8 @@ func (s *Store) lock(ctx context.Context, tx pgx.Tx, b sandbox.Begin) (sandbox.S
 		return x, x.IdleCheckAt != nil && x.IdleCheckAt.Equal(b.IdleRef), nil
 	case sandbox.DueCheckpoint:
 		return x, locked.CheckpointDue, nil
+	case sandbox.DueDrain:
+		return x, locked.Draining, nil
 	default:
 		return x, true, nil
 	}
@@ -151,6 +153,9 @@ func (s *Store) reserveOwn(ctx context.Context, tx pgx.Tx, b sandbox.Begin) erro
 	views, _, err := s.own(ctx, tx, x.Host.ID)
 	if err != nil {
 		return err
+	}
+	if len(views) == 0 && x.Host.Online {
+		return sandbox.ErrDraining
 	}
 	// Its disk is reserved there all the time; it is not asked for twice.
 	for i := range views {
@@ -208,7 +213,7 @@ func (s *Store) fork(ctx context.Context, tx pgx.Tx, f sandbox.Fork) (sandbox.Sa
 	if err != nil {
 		return x, nil, err
 	}
-	decision, address, err := s.reserveAll(ctx, tx, x.Host.ID, f)
+	decision, address, err := s.reserveAll(ctx, tx, x.Host, f)
 	if err != nil {
 		return x, nil, err
 	}
@@ -236,10 +241,13 @@ func (s *Store) fork(ctx context.Context, tx pgx.Tx, f sandbox.Fork) (sandbox.Sa
 }
 
 // reserveAll finds room for all copies on the one host, or for none.
-func (s *Store) reserveAll(ctx context.Context, tx pgx.Tx, h id.Host, f sandbox.Fork) (scheduler.Decision, string, error) {
-	views, addresses, err := s.own(ctx, tx, h)
+func (s *Store) reserveAll(ctx context.Context, tx pgx.Tx, h host.Ref, f sandbox.Fork) (scheduler.Decision, string, error) {
+	views, addresses, err := s.own(ctx, tx, h.ID)
 	if err != nil {
 		return scheduler.Decision{}, "", err
+	}
+	if len(views) == 0 && h.Online {
+		return scheduler.Decision{}, "", sandbox.ErrDraining
 	}
 	var decision scheduler.Decision
 	for _, c := range f.Children {
@@ -252,7 +260,7 @@ func (s *Store) reserveAll(ctx context.Context, tx pgx.Tx, h id.Host, f sandbox.
 			views[i].ReservedDiskMB += c.Want.DiskMB
 		}
 	}
-	return decision, addresses[h], nil
+	return decision, addresses[h.ID], nil
 }
 
 // forkPaused copies from the state that is there; the parent stays as it is.

@@ -2,6 +2,7 @@ package sandboxpg
 
 import (
 	"context"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -12,6 +13,7 @@ import (
 	"skerry.dev/skerry/internal/control/sandbox/sandboxpg/sqlcgen"
 	"skerry.dev/skerry/internal/kernel/id"
 	"skerry.dev/skerry/internal/kernel/page"
+	"skerry.dev/skerry/internal/pg"
 )
 
 // EndOnHost ends all that lives on a host, within the transaction that deletes
@@ -74,4 +76,19 @@ func LostWithHost(ctx context.Context, db sqlcgen.DBTX, h id.Host, p page.Reques
 	out := host.Losses{Sandboxes: all.Sandboxes, Snapshots: all.Snapshots}
 	out.Page, err = page.Of(items, p.Limit, func(l host.Loss) any { return l.ID })
 	return out, err
+}
+
+// TakeDraining implements sandbox.Store.
+func (s *Store) TakeDraining(ctx context.Context, lease time.Duration, atOnce, limit int) ([]sandbox.Draining, error) {
+	rows, err := s.q.TakeDraining(ctx, s.pool, sqlcgen.TakeDrainingParams{
+		LeaseSecs: lease.Seconds(), AtOnce: int64(atOnce), MaxRows: int32(limit), Reason: sandbox.PausedDrain,
+	})
+	if err != nil {
+		return nil, pg.Map(err)
+	}
+	out := make([]sandbox.Draining, len(rows))
+	for i, r := range rows {
+		out[i] = sandbox.Draining{ID: r.ID, Failed: r.Failed}
+	}
+	return out, nil
 }

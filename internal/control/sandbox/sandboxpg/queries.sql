@@ -539,4 +539,7 @@ WHERE sandboxes.id IN (
     LIMIT sqlc.arg(max_rows)
     FOR NO KEY UPDATE OF s SKIP LOCKED)
   AND sandboxes.status = 'running'
-RETURNING sandboxes.id;
+RETURNING sandboxes.id, (
+    SELECT count(*) FROM operations o JOIN hosts h ON h.id = sandboxes.host_id
+    WHERE o.sandbox_id = sandboxes.id AND o.kind = 'pause' AND o.status = 'failed' AND o.params->>'reason' = sqlc.arg(reason)::text
+      AND o.created_at >= h.drain_requested_at)::bigint AS failed;

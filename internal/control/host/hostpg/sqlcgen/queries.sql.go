@@ -261,49 +261,6 @@ func (q *Queries) HostOfToken(ctx context.Context, db DBTX, tokenHash []byte) (i
 	return host_id, err
 }
 
-const hostsAsOf = `-- name: HostsAsOf :many
-SELECT h.id, h.address, h.generation, h.registered_at, (h.deleted_at IS NOT NULL)::bool AS deleted,
-    NOT EXISTS (SELECT FROM host_refresh_tokens f WHERE f.host_id = h.id AND f.revoked_at IS NULL) AS revoked
-FROM hosts h WHERE h.id = ANY($1::uuid[])
-`
-
-type HostsAsOfRow struct {
-	ID           id.Host
-	Address      string
-	Generation   int64
-	RegisteredAt *time.Time
-	Deleted      bool
-	Revoked      bool
-}
-
-// How the given hosts are to be called now.
-func (q *Queries) HostsAsOf(ctx context.Context, db DBTX, ids []uuid.UUID) ([]HostsAsOfRow, error) {
-	rows, err := db.Query(ctx, hostsAsOf, ids)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var items []HostsAsOfRow
-	for rows.Next() {
-		var i HostsAsOfRow
-		if err := rows.Scan(
-			&i.ID,
-			&i.Address,
-			&i.Generation,
-			&i.RegisteredAt,
-			&i.Deleted,
-			&i.Revoked,
-		); err != nil {
-			return nil, err
-		}
-		items = append(items, i)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	return items, nil
-}
-
 const insertFamily = `-- name: InsertFamily :one
 INSERT INTO host_refresh_tokens (id, host_id, public_key, token_hash, expires_at)
 VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5::float8))
@@ -866,6 +823,44 @@ UPDATE hosts SET reconciled_at = now() WHERE id = $1
 func (q *Queries) SetReconciled(ctx context.Context, db DBTX, argID id.Host) error {
 	_, err := db.Exec(ctx, setReconciled, argID)
 	return err
+}
+
+const standings = `-- name: Standings :many
+SELECT h.id, h.registered_at, (h.deleted_at IS NOT NULL)::bool AS deleted,
+    (h.registered_at IS NOT NULL AND NOT EXISTS (SELECT FROM host_refresh_tokens f WHERE f.host_id = h.id AND f.revoked_at IS NULL))::bool AS revoked
+FROM hosts h WHERE h.id = ANY($1::uuid[])
+`
+
+type StandingsRow struct {
+	ID           id.Host
+	RegisteredAt *time.Time
+	Deleted      bool
+	Revoked      bool
+}
+
+func (q *Queries) Standings(ctx context.Context, db DBTX, ids []uuid.UUID) ([]StandingsRow, error) {
+	rows, err := db.Query(ctx, standings, ids)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []StandingsRow
+	for rows.Next() {
+		var i StandingsRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.RegisteredAt,
+			&i.Deleted,
+			&i.Revoked,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const takeOut = `-- name: TakeOut :exec

@@ -2482,30 +2482,44 @@ WHERE sandboxes.id IN (
     LIMIT $3
     FOR NO KEY UPDATE OF s SKIP LOCKED)
   AND sandboxes.status = 'running'
-RETURNING sandboxes.id
+RETURNING sandboxes.id, (
+    SELECT count(*) FROM operations o JOIN hosts h ON h.id = sandboxes.host_id
+    WHERE o.sandbox_id = sandboxes.id AND o.kind = 'pause' AND o.status = 'failed' AND o.params->>'reason' = $4::text
+      AND o.created_at >= h.drain_requested_at)::bigint AS failed
 `
 
 type TakeDrainingParams struct {
 	LeaseSecs float64
 	AtOnce    int64
 	MaxRows   int32
+	Reason    string
+}
+
+type TakeDrainingRow struct {
+	ID     id.Sandbox
+	Failed int64
 }
 
 // Some that run on hosts to be emptied, leased by the time of the next try; as
 // many a host as are not being paused there already.
-func (q *Queries) TakeDraining(ctx context.Context, db DBTX, arg TakeDrainingParams) ([]id.Sandbox, error) {
-	rows, err := db.Query(ctx, takeDraining, arg.LeaseSecs, arg.AtOnce, arg.MaxRows)
+func (q *Queries) TakeDraining(ctx context.Context, db DBTX, arg TakeDrainingParams) ([]TakeDrainingRow, error) {
+	rows, err := db.Query(ctx, takeDraining,
+		arg.LeaseSecs,
+		arg.AtOnce,
+		arg.MaxRows,
+		arg.Reason,
+	)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	var items []id.Sandbox
+	var items []TakeDrainingRow
 	for rows.Next() {
-		var id id.Sandbox
-		if err := rows.Scan(&id); err != nil {
+		var i TakeDrainingRow
+		if err := rows.Scan(&i.ID, &i.Failed); err != nil {
 			return nil, err
 		}
-		items = append(items, id)
+		items = append(items, i)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, err
