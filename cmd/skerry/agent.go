@@ -69,6 +69,7 @@ type agentCmd struct {
 	CASHA256          string        `name:"ca-sha256" help:"From the install command; needed once." env:"SKERRY_CA_SHA256" placeholder:"HEX"`
 	Listen            string        `name:"host-listen" help:"Where the server reaches this agent." env:"SKERRY_HOST_LISTEN" default:"0.0.0.0:7072" placeholder:"ADDR"`
 	Address           string        `name:"host-address" help:"The same as seen by the server, when it differs." env:"SKERRY_HOST_ADDRESS" placeholder:"ADDR"`
+	MetricsListen     string        `name:"agent-metrics-listen" help:"Address of /metrics, /healthz and /readyz for those who watch, without a login; left out: none." env:"SKERRY_AGENT_METRICS_LISTEN" placeholder:"ADDR"`
 	CIDR              string        `name:"cidr" help:"Range of the sandboxes' network (default: a free one is found)." env:"SKERRY_CIDR" placeholder:"CIDR"`
 	MaxSandboxes      int           `help:"How many sandboxes at most." env:"SKERRY_MAX_SANDBOXES" placeholder:"N"`
 	WarmSlots         int           `help:"How many network slots are made ahead of need." env:"SKERRY_WARM_SLOTS" default:"8" placeholder:"N"`
@@ -94,6 +95,7 @@ func (cmd *agentCmd) config(p *program, log *slog.Logger) (agentapp.Config, erro
 		MaxSlots: cmd.MaxSandboxes, WarmSlots: cmd.WarmSlots, DNSUpstreams: cmd.DNS,
 		ImageCacheBytes: cmd.ImageCacheMB << 20, Logger: log,
 		PauseOnStop: cmd.PauseOnStop, LostContactPause: cmd.LostContactPause, Heartbeat: cmd.Heartbeat,
+		MetricsListen: cmd.MetricsListen,
 	}
 	faults := []error{cmd.resolve(&c)}
 	if cmd.Server == "" {

@@ -31,6 +31,7 @@ func (cmd *serverCmd) Run(e *cli.Env, p *program) error {
 		return err
 	}
 	config := controlapp.Config(cmd.serverConfig).Defaults(data)
+	config.Version = release()
 	if err := config.Validate(); err != nil {
 		return err
 	}

@@ -124,7 +124,7 @@ func TestO4_AReceiverThatHangsHoldsUpNobody(t *testing.T) {
 	began := time.Now()
 	for range n {
 		at := time.Now()
-		_, s := o.Begin(t.Context(), "work")
+		_, s := o.Serve(t.Context(), "work", "")
 		s.Set("key", "value")
 		s.End(nil)
 		slowest = max(slowest, time.Since(at))
@@ -243,7 +243,7 @@ func BenchmarkSpan(b *testing.B) {
 	defer tel.Close(b.Context())
 	o := tel.Observer()
 	for b.Loop() {
-		_, s := o.Begin(b.Context(), "work")
+		_, s := o.Serve(b.Context(), "work", "")
 		s.End(nil)
 	}
 }

@@ -20,7 +20,7 @@ type observer struct{ t *Telemetry }
 
 // Begin implements observe.Observer.
 func (o observer) Begin(ctx context.Context, name string) (context.Context, observe.Span) {
-	if o.t.tracer == nil {
+	if o.t.tracer == nil || !trace.SpanContextFromContext(ctx).IsValid() {
 		return observe.Nobody{}.Begin(ctx, name)
 	}
 	ctx, s := o.t.tracer.Start(ctx, name)

@@ -20,8 +20,11 @@ type Config struct {
 	Listen      string // the API
 	AgentListen string // where agents reach the server
 	HostListen  string // where the server reaches this machine's agent
-	DatabaseURL string // empty: a private PostgreSQL
-	AdminEmail  string // of the first admin
+	// MetricsListen and AgentMetricsListen are where those who watch look at the
+	// server and at the agent; empty is nowhere.
+	MetricsListen, AgentMetricsListen string
+	DatabaseURL                       string // empty: a private PostgreSQL
+	AdminEmail                        string // of the first admin
 	// Program is this very program; it is started again as server and agent.
 	Program string
 	// Environ is what they are given beside their own settings.
@@ -91,7 +94,12 @@ func (c *Config) checkPorts() error {
 		{c.Listen, "--listen", "SKERRY_LISTEN"},
 		{c.AgentListen, "--agent-listen", "SKERRY_AGENT_LISTEN"},
 		{c.HostListen, "--host-listen", "SKERRY_HOST_LISTEN"},
+		{c.MetricsListen, "--metrics-listen", "SKERRY_METRICS_LISTEN"},
+		{c.AgentMetricsListen, "--agent-metrics-listen", "SKERRY_AGENT_METRICS_LISTEN"},
 	} {
+		if p.address == "" {
+			continue
+		}
 		l, err := net.Listen("tcp", p.address)
 		switch {
 		case err == nil:

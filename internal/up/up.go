@@ -153,7 +153,8 @@ func (u *instance) newChild(name string, environ func() []string) (*child, error
 func (u *instance) startServer(ctx context.Context) (err error) {
 	u.show.start("server")
 	u.server, err = u.newChild("server", func() []string {
-		return u.environ("DATABASE_URL="+u.dbURL, "SKERRY_SECRET="+u.key, "SKERRY_LISTEN="+u.Listen, "SKERRY_AGENT_LISTEN="+u.AgentListen)
+		return u.environ("DATABASE_URL="+u.dbURL, "SKERRY_SECRET="+u.key, "SKERRY_LISTEN="+u.Listen, "SKERRY_AGENT_LISTEN="+u.AgentListen,
+			"SKERRY_METRICS_LISTEN="+u.MetricsListen)
 	})
 	if err != nil {
 		return err
@@ -222,7 +223,7 @@ func (u *instance) startAgent(ctx context.Context, admin *sdk.Client) error {
 		hostID = first.HostID
 	}
 	u.agent, err = u.newChild("agent", func() []string {
-		own := []string{"SKERRY_SERVER=https://" + strings.TrimPrefix(baseURL(u.AgentListen), "http://"), "SKERRY_HOST_LISTEN=" + u.HostListen}
+		own := []string{"SKERRY_SERVER=https://" + strings.TrimPrefix(baseURL(u.AgentListen), "http://"), "SKERRY_HOST_LISTEN=" + u.HostListen, "SKERRY_AGENT_METRICS_LISTEN=" + u.AgentMetricsListen}
 		if first.Token != "" { // not registered yet
 			own = append(own, "SKERRY_REGISTRATION_TOKEN="+first.Token, "SKERRY_CA_SHA256="+first.CASHA256)
 		}

@@ -42,6 +42,8 @@ type Instance struct {
 	URL   string
 	Key   string
 	Token string // the admin's session
+	// Metrics and AgentMetrics are where server and agent are watched.
+	Metrics, AgentMetrics string
 
 	env  []string
 	up   *exec.Cmd
@@ -63,16 +65,21 @@ func New(ctx context.Context, settings ...string) (*Instance, error) {
 	if err := os.Chmod(data, 0o711); err != nil {
 		return nil, err
 	}
-	ports, err := freePorts(3)
+	ports, err := freePorts(5)
 	if err != nil {
 		return nil, err
 	}
-	in := &Instance{Data: data, Root: root, URL: "http://127.0.0.1:" + strconv.Itoa(ports[0])}
+	in := &Instance{
+		Data: data, Root: root, URL: "http://127.0.0.1:" + strconv.Itoa(ports[0]),
+		Metrics: "http://127.0.0.1:" + strconv.Itoa(ports[3]), AgentMetrics: "http://127.0.0.1:" + strconv.Itoa(ports[4]),
+	}
 	in.env = append(os.Environ(),
 		"SKERRY_DATA="+data,
 		"SKERRY_LISTEN=127.0.0.1:"+strconv.Itoa(ports[0]),
 		"SKERRY_AGENT_LISTEN=127.0.0.1:"+strconv.Itoa(ports[1]),
 		"SKERRY_HOST_LISTEN=127.0.0.1:"+strconv.Itoa(ports[2]),
+		"SKERRY_METRICS_LISTEN=127.0.0.1:"+strconv.Itoa(ports[3]),
+		"SKERRY_AGENT_METRICS_LISTEN=127.0.0.1:"+strconv.Itoa(ports[4]),
 	)
 	in.env = append(in.env, settings...)
 	if err := in.Start(ctx); err != nil {

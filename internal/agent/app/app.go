@@ -45,7 +45,12 @@ func RunWith(ctx context.Context, cfg Config, opts Options) error {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	err := run(ctx, cfg, opts)
+	ctx, end, err := cfg.beWatched(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	err = run(ctx, cfg, opts)
 	if !errors.Is(err, identity.ErrLeft) {
 		return err
 	}
@@ -116,11 +121,13 @@ func run(ctx context.Context, cfg Config, opts Options) (err error) {
 	m := manager.New(manager.Config{
 		States: states, Contact: me.Heard, Refused: me.Turned,
 		LostContact: cfg.LostContact, LostContactPause: cfg.LostContactPause,
-		Journal: j, Engines: engines, Versions: versions, Networks: nets, Images: imgs, NewGuest: guests,
+		Journal: j, Engines: cfg.watch.engines(engines), Versions: versions,
+		Networks: cfg.watch.networks(nets), Images: cfg.watch.images(imgs), NewGuest: cfg.watch.guests(guests),
 		InstancesDir: instances, GuestArgs: []string{image.GuestPath}, BootID: boot,
 		Clock: clock.System{}, Logger: cfg.Logger, Step: opts.Step,
 	})
 	down.add(func() error { m.Close(); return nil })
+	cfg.watch.see(cfg, m, me, states, nets)
 	if err := m.Recover(ctx); err != nil {
 		return err
 	}
@@ -225,7 +232,7 @@ func serve(ctx context.Context, cfg Config, opts Options, j *journal.Journal, me
 	}
 	srv, err := rpcserver.New(rpcserver.Config{
 		Facts:     rpcserver.Facts{HostID: me.HostID(), Version: cfg.Version, Generation: j.Generation()},
-		Sandboxes: m, BuildBase: build, TLS: tlsConfig, Logger: cfg.Logger,
+		Sandboxes: m, BuildBase: build, TLS: tlsConfig, Watchers: cfg.watch.calls, Logger: cfg.Logger,
 	})
 	if err != nil {
 		return err

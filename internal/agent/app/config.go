@@ -18,6 +18,7 @@ import (
 	"skerry.dev/skerry/internal/agent/identity"
 	"skerry.dev/skerry/internal/agent/manager"
 	"skerry.dev/skerry/internal/agent/state"
+	"skerry.dev/skerry/internal/telemetry"
 )
 
 // Config is what an operator sets.
@@ -67,7 +68,13 @@ type Config struct {
 	// goes down. Without it they go on: another agent finds them again.
 	PauseOnStop bool
 
+	// MetricsListen is where /metrics, /healthz and /readyz are answered, to
+	// anybody; empty is nowhere.
+	MetricsListen string
+
 	Logger *slog.Logger
+
+	watch *watch
 }
 
 // Options replace parts of the agent in tests. The zero value replaces nothing.
@@ -123,6 +130,12 @@ func (c Config) faults(simulated bool) []error {
 	}
 	if c.ImageCacheBytes < 0 {
 		add("image cache: not negative")
+	}
+	if _, _, err := net.SplitHostPort(c.MetricsListen); c.MetricsListen != "" && err != nil {
+		add("SKERRY_AGENT_METRICS_LISTEN: host:port is needed, not %q", c.MetricsListen)
+	}
+	if err := telemetry.Check(); err != nil {
+		faults = append(faults, err)
 	}
 	if c.Heartbeat < 0 || c.SampleEvery < 0 || c.LostContact < 0 {
 		add("heartbeat, samples, lost contact: not negative")

@@ -10,6 +10,7 @@ import (
 
 	"skerry.dev/skerry/internal/agent/journal"
 	"skerry.dev/skerry/internal/kernel/id"
+	"skerry.dev/skerry/internal/kernel/observe"
 )
 
 const (
@@ -103,8 +104,10 @@ func (c Contact) Measure(ctx context.Context) {
 			return
 		}
 		for part := range slices.Chunk(c.Samples(ctx), maxSamples) {
-			err := c.withRenewal(ctx, func(ctx context.Context) error {
-				return c.Identity.call(ctx, "/v1/hosts/"+id.FormatHost(c.Identity.HostID())+"/samples", true, map[string]any{"samples": part}, nil)
+			err := observe.Round(ctx, "samples", func(ctx context.Context) error {
+				return c.withRenewal(ctx, func(ctx context.Context) error {
+					return c.Identity.call(ctx, "/v1/hosts/"+id.FormatHost(c.Identity.HostID())+"/samples", true, map[string]any{"samples": part}, nil)
+				})
 			})
 			if err != nil && ctx.Err() == nil {
 				c.Identity.cfg.Logger.Debug("samples were dropped", "count", len(part), "err", err)
@@ -134,7 +137,7 @@ func (c Contact) Beat(ctx context.Context) {
 				c.Identity.notRenewed(err)
 			}
 		}
-		err := c.withRenewal(ctx, c.beat)
+		err := observe.Round(ctx, "heartbeat", func(ctx context.Context) error { return c.withRenewal(ctx, c.beat) })
 		pause := spread(c.Heartbeat)
 		if err == nil {
 			now := time.Now() // with the monotonic clock
@@ -170,9 +173,11 @@ func (c Contact) Deliver(ctx context.Context) {
 	limit := maxEvents
 	for ctx.Err() == nil {
 		sent := 0
-		err := c.withRenewal(ctx, func(ctx context.Context) (err error) {
-			sent, err = c.deliver(ctx, limit)
-			return err
+		err := observe.Round(ctx, "event_delivery", func(ctx context.Context) error {
+			return c.withRenewal(ctx, func(ctx context.Context) (err error) {
+				sent, err = c.deliver(ctx, limit)
+				return err
+			})
 		})
 		switch {
 		case malformed(err) && limit > 1:

@@ -8,6 +8,7 @@ import (
 	"skerry.dev/skerry/internal/agent/state"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
+	"skerry.dev/skerry/internal/kernel/observe"
 )
 
 // Checkpoint saves the sandbox's state and lets it go on running. Repeated with
@@ -21,7 +22,7 @@ func (m *Manager) Checkpoint(ctx context.Context, sandbox id.Sandbox, incarnatio
 		if st, ok := m.cfg.States.Get(which); ok && st.Sandbox == sandbox && st.Incarnation == incarnation {
 			return st, nil
 		}
-		op, mine, st, err := m.trySave(req, m.startCheckpoint)
+		op, mine, st, err := m.trySave(ctx, req, m.startCheckpoint)
 		if err != nil || op == nil {
 			return st, err
 		}
@@ -37,14 +38,14 @@ func (m *Manager) Checkpoint(ctx context.Context, sandbox id.Sandbox, incarnatio
 // startCheckpoint begins a checkpoint. Nothing is written to the journal: a
 // running instance is thawed by every start of the agent, and what was not
 // sealed removed. Called with m.mu held.
-func (m *Manager) startCheckpoint(s *entry, req PauseRequest) (*operation, error) {
+func (m *Manager) startCheckpoint(caller context.Context, s *entry, req PauseRequest) (*operation, error) {
 	eng, err := m.engine(s.rec.Spec.Engine)
 	if err != nil {
 		return nil, err
 	}
 	op := newOperation(opCheckpoint)
 	op.saves = req.State
-	ctx, cancel := context.WithCancelCause(m.base)
+	ctx, cancel := context.WithCancelCause(observe.Follow(m.base, caller))
 	op.cancel = cancel
 	s.op = op
 	rec, link := s.rec, s.link

@@ -7,6 +7,7 @@ import (
 
 	"skerry.dev/skerry/internal/agent/journal"
 	"skerry.dev/skerry/internal/kernel/errs"
+	"skerry.dev/skerry/internal/kernel/observe"
 )
 
 // Create makes the sandbox of spec exist and returns when its daemon answers.
@@ -150,7 +151,7 @@ func (m *Manager) startCreate(caller context.Context, spec journal.Spec, s *entr
 	if !ok {
 		until = m.cfg.Clock.Now().Add(m.cfg.CreateTimeout)
 	}
-	ctx, cancel := context.WithCancelCause(m.base)
+	ctx, cancel := context.WithCancelCause(observe.Follow(m.base, caller))
 	ctx, release := context.WithDeadline(ctx, until)
 	op := newOperation(opCreate)
 	op.spec, op.cancel = spec, cancel

@@ -267,3 +267,16 @@ func (m *Manager) Load() Load {
 	}
 	return l
 }
+
+// Phases counts the sandboxes by phase.
+func (m *Manager) Phases() map[journal.Phase]int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make(map[journal.Phase]int)
+	for _, s := range m.sandboxes {
+		if s.rec.Phase != "" {
+			out[s.rec.Phase]++
+		}
+	}
+	return out
+}

@@ -10,6 +10,7 @@ import (
 	"skerry.dev/skerry/internal/agent/state"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
+	"skerry.dev/skerry/internal/kernel/observe"
 )
 
 // Reasons for which the agent pauses by itself.
@@ -50,7 +51,7 @@ func (m *Manager) Pause(ctx context.Context, req PauseRequest) (state.State, err
 		return state.State{}, err
 	}
 	for {
-		op, mine, st, err := m.trySave(req, m.startPause)
+		op, mine, st, err := m.trySave(ctx, req, m.startPause)
 		if err != nil || op == nil {
 			return st, err
 		}
@@ -80,7 +81,7 @@ func validateSave(sandbox id.Sandbox, incarnation uint64, which id.Snapshot) err
 
 // trySave looks once. It returns an operation to wait for, and whether its
 // result is the answer, or the final answer.
-func (m *Manager) trySave(req PauseRequest, start func(*entry, PauseRequest) (*operation, error)) (op *operation, mine bool, st state.State, err error) {
+func (m *Manager) trySave(caller context.Context, req PauseRequest, start func(context.Context, *entry, PauseRequest) (*operation, error)) (op *operation, mine bool, st state.State, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
@@ -105,7 +106,7 @@ func (m *Manager) trySave(req PauseRequest, start func(*entry, PauseRequest) (*o
 	if s.link == nil {
 		return nil, false, st, recovering()
 	}
-	op, err = start(s, req)
+	op, err = start(caller, s, req)
 	return op, true, st, err
 }
 
@@ -163,14 +164,14 @@ func pauseSteps() (out []Step) {
 }
 
 // startPause begins a pause. From here on Dial waits. Called with m.mu held.
-func (m *Manager) startPause(s *entry, req PauseRequest) (*operation, error) {
+func (m *Manager) startPause(caller context.Context, s *entry, req PauseRequest) (*operation, error) {
 	eng, err := m.engine(s.rec.Spec.Engine)
 	if err != nil {
 		return nil, err
 	}
 	op := newOperation(opPause)
 	op.saves = req.State
-	ctx, cancel := context.WithCancelCause(m.base)
+	ctx, cancel := context.WithCancelCause(observe.Follow(m.base, caller))
 	op.cancel = cancel
 	s.op = op
 	p := &pausing{m: m, s: s, engine: eng, req: req, rec: s.rec, link: s.link}

@@ -440,3 +440,14 @@ func (m *Manager) Slots() []Info {
 	}
 	return out
 }
+
+// Usage is how many slots there are, by what they are for, and how many there
+// may be.
+type Usage struct{ Used, Warm, Max int }
+
+// Usage counts the slots.
+func (m *Manager) Usage() Usage {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return Usage{Used: len(m.owners), Warm: len(m.warm), Max: m.max}
+}

@@ -32,7 +32,9 @@ type Config struct {
 	TLS *tls.Config
 	// MaxTunnels into one sandbox; 0 is DefaultMaxTunnels.
 	MaxTunnels int
-	Logger     *slog.Logger
+	// Watchers are what all calls pass through.
+	Watchers []connect.Interceptor
+	Logger   *slog.Logger
 }
 
 // Server serves one listener.
@@ -53,7 +55,7 @@ func New(cfg Config) (*Server, error) {
 	mux := http.NewServeMux()
 	mux.Handle(agentv1connect.NewAgentServiceHandler(
 		&service{facts: cfg.Facts, sandboxes: cfg.Sandboxes, build: cfg.BuildBase},
-		connect.WithReadMaxBytes(maxMessage),
+		connect.WithReadMaxBytes(maxMessage), connect.WithInterceptors(cfg.Watchers...),
 		connect.WithRecover(func(_ context.Context, spec connect.Spec, _ http.Header, panicked any) error {
 			cfg.Logger.Error("a call panicked", "op", spec.Procedure, "err", fmt.Sprint(panicked))
 			return rpcerr.ToConnect(errs.Internal(fmt.Errorf("panic: %v", panicked)))

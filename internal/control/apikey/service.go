@@ -11,6 +11,7 @@ import (
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
 	"skerry.dev/skerry/internal/kernel/logkey"
+	"skerry.dev/skerry/internal/kernel/observe"
 	"skerry.dev/skerry/internal/kernel/page"
 )
 
@@ -160,7 +161,7 @@ func (s *Service) Run(ctx context.Context) error {
 	for {
 		select {
 		case key := <-s.touches:
-			if err := s.store.Touch(ctx, key); err != nil && ctx.Err() == nil {
+			if err := observe.Round(ctx, "key_uses", func(ctx context.Context) error { return s.store.Touch(ctx, key) }); err != nil && ctx.Err() == nil {
 				s.log.WarnContext(ctx, "store an API key's last use", logkey.APIKeyID, key.String(), logkey.Error, err)
 			}
 		case <-ctx.Done():

@@ -62,7 +62,9 @@ import (
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
 	"skerry.dev/skerry/internal/kernel/lifecycle"
+	"skerry.dev/skerry/internal/kernel/observe"
 	"skerry.dev/skerry/internal/pg"
+	"skerry.dev/skerry/internal/telemetry"
 )
 
 // grace is how long requests in flight may take to finish at a stop.
@@ -72,6 +74,7 @@ const grace = 5 * time.Second
 type control struct {
 	cfg  settings
 	log  *slog.Logger
+	tel  *telemetry.Telemetry
 	pool *pgxpool.Pool
 
 	keys      *keyring.Keyring
@@ -114,6 +117,20 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	}
 	defer public.Close()
 	defer agents.Close()
+	watchers, err := listenMetrics(ctx, set.MetricsListen)
+	if err != nil {
+		return err
+	}
+	if watchers != nil {
+		defer watchers.Close()
+	}
+	tel, err := telemetry.New(ctx, telemetry.Config{Program: "server", Version: set.Version, Metrics: watchers != nil, Log: log})
+	if err != nil {
+		return err
+	}
+	defer tel.Close(ctx)
+	log = slog.New(tel.Log(log.Handler()))
+	ctx = observe.With(ctx, tel.Observer())
 	if err := pg.Migrate(ctx, cfg.DatabaseURL); err != nil {
 		return err
 	}
@@ -122,13 +139,14 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		return err
 	}
 	defer pool.Close()
-	c := &control{cfg: set, log: log, pool: pool}
+	c := &control{cfg: set, log: log, tel: tel, pool: pool}
 	for _, build := range []func(context.Context) error{c.openKeys, c.openStore, c.openRooms, c.openWeb} {
 		if err := build(ctx); err != nil {
 			return err
 		}
 	}
 	defer c.links.Close()
+	defer c.serveMetrics(ctx, tel, watchers)()
 	return c.serve(ctx, public, agents)
 }
 
@@ -160,7 +178,11 @@ func (c *control) openKeys(ctx context.Context) (err error) {
 		return err
 	}
 	c.certs = newCertificates(c.keys, c.cfg.AgentURL)
-	c.links = hostlink.NewHostClientPool(hostlink.Identity{Certificate: c.certs.current, Roots: c.keys.CAPool()})
+	watchers, err := c.tel.Client("host")
+	if err != nil {
+		return err
+	}
+	c.links = hostlink.NewHostClientPool(hostlink.Identity{Certificate: c.certs.current, Roots: c.keys.CAPool()}, watchers...)
 	return nil
 }
 
@@ -201,9 +223,9 @@ func (c *control) openRooms(ctx context.Context) (err error) {
 	c.hosts = host.NewService(hosts, c.keys, c.cfg.secret, agents, c.cfg.AgentURL, c.log)
 	c.templates = template.NewService(templatepg.New(c.pool), c.hosts, agents, c.signer, c.cfg.AgentURL)
 
-	sandboxes := sandboxpg.New(c.pool)
+	sandboxes := watchedStore{sandboxpg.New(c.pool), c.tel.Observer()}
 	c.watch = sandbox.NewWatch(sandboxes, c.log)
-	c.runner = sandbox.NewRunner(sandboxes, agents, c.templates, c.cfg.secret, c.watch, sandbox.Config{}, c.log)
+	c.runner = sandbox.NewRunner(sandboxes, agents, c.templates, c.cfg.secret, c.watch, sandbox.Config{OnStep: steps(c.tel.Observer())}, c.log)
 	sched := scheduler.RoundRobinScheduler{Overcommit: scheduler.Overcommit{CPU: c.cfg.CPUOvercommit, Memory: c.cfg.MemOvercommit}}
 	c.sandboxes = sandbox.NewService(sandboxes, sched, c.templates, agents, c.runner, c.watch, c.cfg.secret, c.log)
 	c.quotas = quota.NewService(quotapg.New(c.pool))
@@ -343,7 +365,10 @@ func (c *control) forget(ctx context.Context) error {
 			return nil
 		case <-ticker.C:
 		}
-		if err := errors.Join(c.replays.Sweep(ctx), c.accounts.Sweep(ctx)); err != nil && ctx.Err() == nil {
+		err := observe.Round(ctx, "session_retention", func(ctx context.Context) error {
+			return errors.Join(c.replays.Sweep(ctx), c.accounts.Sweep(ctx))
+		})
+		if err != nil && ctx.Err() == nil {
 			c.log.WarnContext(ctx, "cannot forget old idempotency keys and sessions", "error", err)
 		}
 	}

@@ -26,6 +26,7 @@ import (
 	"skerry.dev/skerry/internal/control/scheduler"
 	"skerry.dev/skerry/internal/control/web"
 	"skerry.dev/skerry/internal/kernel/clock"
+	"skerry.dev/skerry/internal/telemetry"
 )
 
 // Config is what an operator sets, by flag, environment or .env.
@@ -39,6 +40,10 @@ type Config struct {
 	AgentListen string `help:"Address at which agents reach the server." env:"SKERRY_AGENT_LISTEN" default:"127.0.0.1:7071" placeholder:"ADDR"`
 	AgentURL    string `name:"agent-url" help:"The same as agents see it (default: made from the address)." env:"SKERRY_AGENT_URL" placeholder:"URL"`
 	StoreDir    string `name:"store-dir" help:"Directory of the artifact store (default: store in the data directory)." env:"SKERRY_STORE_DIR" placeholder:"DIR"`
+
+	MetricsListen string `help:"Address of /metrics, /healthz and /readyz for those who watch, without a login; left out: none." env:"SKERRY_METRICS_LISTEN" placeholder:"ADDR"`
+	// Version is this release's, for people.
+	Version string `kong:"-"`
 
 	Signup         string `help:"Who may sign up: open, closed, or mail domains (default: open on loopback without a proxy, else closed)." env:"SKERRY_SIGNUP" placeholder:"WHO"`
 	SMTPURL        string `name:"smtp-url" help:"Mail server, as smtp://user:password@host:587 (STARTTLS) or smtps://…:465; left out: no mail." env:"SKERRY_SMTP_URL" placeholder:"URL"`
@@ -154,6 +159,12 @@ func (c Config) parse() (settings, error) {
 	}
 	fault("SKERRY_LISTEN", address(c.Listen))
 	fault("SKERRY_AGENT_LISTEN", address(c.AgentListen))
+	if c.MetricsListen != "" {
+		fault("SKERRY_METRICS_LISTEN", address(c.MetricsListen))
+	}
+	if err = telemetry.Check(); err != nil {
+		faults = append(faults, err)
+	}
 	fault("SKERRY_URL", webURL(c.URL, "http", "https"))
 	fault("SKERRY_AGENT_URL", webURL(c.AgentURL, "https"))
 	if (c.TLSCert == "") != (c.TLSKey == "") {

@@ -12,6 +12,7 @@ import (
 	"skerry.dev/skerry/internal/kernel/clock"
 	"skerry.dev/skerry/internal/kernel/id"
 	"skerry.dev/skerry/internal/kernel/logkey"
+	"skerry.dev/skerry/internal/kernel/observe"
 )
 
 // RefusalCount is how often an address was refused in one minute.
@@ -134,7 +135,7 @@ func (r *Refusals) Flush(ctx context.Context) {
 	for key, n := range counted {
 		rows = append(rows, RefusalCount{RefusalKey: key, Count: n})
 	}
-	err := r.store.AddRefusals(ctx, rows)
+	err := observe.Round(ctx, "refusal_counts", func(ctx context.Context) error { return r.store.AddRefusals(ctx, rows) })
 	if err == nil {
 		return
 	}

@@ -11,6 +11,7 @@ import (
 
 	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/kernel/id"
+	"skerry.dev/skerry/internal/kernel/observe"
 )
 
 // Retention is how long entries are kept; zero is for ever.
@@ -61,7 +62,7 @@ func (p *Pruner) Run(ctx context.Context) error {
 	ticker := time.NewTicker(pruneEvery)
 	defer ticker.Stop()
 	for {
-		if err := p.Prune(ctx); err != nil && ctx.Err() == nil {
+		if err := observe.Round(ctx, "audit_retention", p.Prune); err != nil && ctx.Err() == nil {
 			p.log.WarnContext(ctx, "cannot remove old audit entries", "error", err)
 		}
 		select {

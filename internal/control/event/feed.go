@@ -8,6 +8,7 @@ import (
 
 	"skerry.dev/skerry/internal/kernel/id"
 	"skerry.dev/skerry/internal/kernel/logkey"
+	"skerry.dev/skerry/internal/kernel/observe"
 )
 
 const (
@@ -103,8 +104,11 @@ func (f *Feed) Run(ctx context.Context) error {
 	var at Position
 	for {
 		if f.watched() {
-			var err error
-			if at, err = f.read(ctx, at, reading); err == nil {
+			err := observe.Round(ctx, "event_feed", func(ctx context.Context) (err error) {
+				at, err = f.read(ctx, at, reading)
+				return err
+			})
+			if err == nil {
 				reading = true
 			} else if ctx.Err() == nil {
 				f.log.WarnContext(ctx, "cannot read what changed; watchers wait", logkey.Error, err)
@@ -197,7 +201,11 @@ func (f *Feed) pruneLoop(ctx context.Context) {
 	defer ticker.Stop()
 	for {
 		for ctx.Err() == nil {
-			n, err := f.store.Prune(ctx, Retention)
+			var n int64
+			err := observe.Round(ctx, "event_retention", func(ctx context.Context) (err error) {
+				n, err = f.store.Prune(ctx, Retention)
+				return err
+			})
 			if err != nil && ctx.Err() == nil {
 				f.log.WarnContext(ctx, "cannot prune old events", logkey.Error, err)
 			}

@@ -10,6 +10,7 @@ import (
 	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
+	"skerry.dev/skerry/internal/kernel/observe"
 )
 
 // ticketLifetime is how long a ticket waits to be used.
@@ -102,7 +103,7 @@ func (t *Tickets) Run(ctx context.Context) error {
 			return nil
 		case <-ticker.C:
 			// What stays expires all the same.
-			_ = t.store.Prune(ctx)
+			_ = observe.Round(ctx, "ticket_retention", t.store.Prune)
 		}
 	}
 }

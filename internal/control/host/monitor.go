@@ -10,6 +10,7 @@ import (
 	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/kernel/id"
+	"skerry.dev/skerry/internal/kernel/observe"
 )
 
 // Rhythm of the monitor.
@@ -77,7 +78,7 @@ func (m *HostMonitor) Run(ctx context.Context) error {
 	ticker := time.NewTicker(lookEvery)
 	defer ticker.Stop()
 	for {
-		if err := m.judge(ctx); err != nil && ctx.Err() == nil {
+		if err := observe.Round(ctx, "host_monitor", m.judge); err != nil && ctx.Err() == nil {
 			m.log.WarnContext(ctx, "cannot look at hosts", "error", err)
 		}
 		m.reconcileDue(ctx, slots, &passes)
@@ -112,6 +113,7 @@ func (m *HostMonitor) judge(ctx context.Context) error {
 		return err
 	}
 	for _, h := range down {
+		observe.From(ctx).Moved("host", string(StatusUnreachable), -1)
 		m.log.WarnContext(ctx, "host fell silent", "host_id", h.ID.String())
 	}
 	return nil
@@ -138,7 +140,7 @@ func (m *HostMonitor) reconcileDue(ctx context.Context, slots chan struct{}, pas
 			defer func() { <-slots }()
 			pctx, cancel := context.WithTimeout(ctx, reconcileLimit)
 			defer cancel()
-			err := m.reconciler.ReconcileHost(pctx, h)
+			err := observe.Round(ctx, "host_reconciler", func(context.Context) error { return m.reconciler.ReconcileHost(pctx, h) })
 			if err != nil && ctx.Err() == nil {
 				m.log.WarnContext(ctx, "cannot reconcile a host", "host_id", h.ID.String(), "error", err)
 			}

@@ -40,6 +40,7 @@ type Identity struct {
 // HostClientPool keeps one Client a host. It is safe for concurrent use.
 type HostClientPool struct {
 	identity Identity
+	watchers []connect.Interceptor
 
 	mu      sync.Mutex
 	closed  bool
@@ -47,9 +48,10 @@ type HostClientPool struct {
 	gone    gone
 }
 
-// NewHostClientPool returns an empty pool.
-func NewHostClientPool(identity Identity) *HostClientPool {
-	return &HostClientPool{identity: identity, clients: make(map[id.Host]*Client)}
+// NewHostClientPool returns an empty pool. All calls of its clients pass through
+// the watchers.
+func NewHostClientPool(identity Identity, watchers ...connect.Interceptor) *HostClientPool {
+	return &HostClientPool{identity: identity, watchers: watchers, clients: make(map[id.Host]*Client)}
 }
 
 // Client returns the host's client, a new one when the host's address has
@@ -74,7 +76,7 @@ func (p *HostClientPool) Client(ref host.Ref) (*Client, error) {
 		}
 		c.close()
 	}
-	c := newClient(p.identity, ref)
+	c := newClient(p.identity, ref, p.watchers)
 	p.clients[ref.ID] = c
 	return c, nil
 }
@@ -126,7 +128,7 @@ type Client struct {
 	registered time.Time
 }
 
-func newClient(identity Identity, ref host.Ref) *Client {
+func newClient(identity Identity, ref host.Ref, watchers []connect.Interceptor) *Client {
 	tun := newTunnels(ref.Address, tlsConfig(identity, ref.ID, "http/1.1"))
 	calls := newDials()
 	c := &Client{
@@ -155,7 +157,7 @@ func newClient(identity Identity, ref host.Ref) *Client {
 		},
 	}
 	c.AgentServiceClient = agentv1connect.NewAgentServiceClient(
-		&http.Client{Transport: c.rpc}, "https://"+ref.Address, connect.WithReadMaxBytes(maxAnswer))
+		&http.Client{Transport: c.rpc}, "https://"+ref.Address, connect.WithReadMaxBytes(maxAnswer), connect.WithInterceptors(watchers...))
 	return c
 }
 

@@ -21,6 +21,7 @@ import (
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
 	"skerry.dev/skerry/internal/kernel/logkey"
+	"skerry.dev/skerry/internal/kernel/observe"
 )
 
 const (
@@ -247,7 +248,7 @@ func (s *Service) Run(ctx context.Context) error {
 			return nil
 		case <-ticker.C:
 		}
-		if err := s.store.Prune(ctx); err != nil && ctx.Err() == nil {
+		if err := observe.Round(ctx, "login_retention", s.store.Prune); err != nil && ctx.Err() == nil {
 			s.log.WarnContext(ctx, "cannot remove expired logins", logkey.Error, err)
 		}
 	}

@@ -64,7 +64,7 @@ func (s *Service) Fork(ctx context.Context, by principal.Principal, sandbox id.S
 			ID: f.Begin.Operation, SandboxID: x.ID, TeamID: team, Kind: KindFork, Params: f.Begin.Params, Incarnation: x.Incarnation, Attempts: 1,
 			CreatedAt: moved.UpdatedAt, DeadlineAt: moved.UpdatedAt.Add(TransitionLimit),
 		}
-		s.hand(reserved, op, err == nil && x.Status == StatusRunning)
+		s.hand(ctx, reserved, op, err == nil && x.Status == StatusRunning)
 		if errs.Is(err, "invalid_state") {
 			continue // it moved on; look again
 		}

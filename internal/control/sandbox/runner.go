@@ -12,6 +12,7 @@ import (
 	"skerry.dev/skerry/internal/control/keyring"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
+	"skerry.dev/skerry/internal/kernel/observe"
 )
 
 // Step is a point of an operation at which a process may die. The crash test
@@ -83,7 +84,7 @@ type Config struct {
 	// 60 s.
 	Patience time.Duration
 	// OnStep is called after each step; an error abandons the operation there, as
-	// the death of the process would. For tests.
+	// the death of the process would. For metrics and for tests.
 	OnStep func(Step, Operation) error
 }
 
@@ -203,8 +204,9 @@ func (r *Runner) release() {
 	r.wg.Done()
 }
 
-// start drives an operation in a slot that reserve took.
-func (r *Runner) start(op Operation) {
+// start drives an operation in a slot that reserve took. It belongs to the
+// trace of the caller that opened it, and takes nothing else from it.
+func (r *Runner) start(caller context.Context, op Operation) {
 	r.mu.Lock()
 	parent := r.running
 	if parent == nil {
@@ -213,7 +215,7 @@ func (r *Runner) start(op Operation) {
 		r.release()
 		return
 	}
-	ctx, cancel := context.WithCancelCause(parent)
+	ctx, cancel := context.WithCancelCause(observe.Follow(parent, caller))
 	r.held[op.ID] = cancel
 	r.mu.Unlock()
 	go func() {
@@ -240,13 +242,16 @@ func (r *Runner) takeDue(ctx context.Context) {
 	}
 	var due []Operation
 	if n > 0 {
-		var err error
-		if due, err = r.store.TakeDue(ctx, r.lease, n); err != nil && ctx.Err() == nil {
+		err := observe.Round(ctx, "operation_runner", func(ctx context.Context) (err error) {
+			due, err = r.store.TakeDue(ctx, r.lease, n)
+			return err
+		})
+		if err != nil && ctx.Err() == nil {
 			r.log.WarnContext(ctx, "cannot look for due operations", "error", err)
 		}
 	}
 	for _, op := range due {
-		r.start(op)
+		r.start(ctx, op)
 	}
 	for range n - len(due) {
 		r.release()
@@ -270,7 +275,11 @@ func (r *Runner) renewLoop(ctx context.Context) {
 		if len(held) == 0 {
 			continue
 		}
-		kept, err := r.store.Renew(ctx, r.lease, held)
+		var kept []id.Operation
+		err := observe.Round(ctx, "lease_renewal", func(ctx context.Context) (err error) {
+			kept, err = r.store.Renew(ctx, r.lease, held)
+			return err
+		})
 		if err != nil {
 			r.log.WarnContext(ctx, "cannot renew leases", "error", err)
 			continue
@@ -345,7 +354,11 @@ func (r *Runner) step(s Step, op Operation) error {
 
 func (r *Runner) drive(ctx context.Context, op Operation) {
 	log := r.log.With("sandbox_id", op.SandboxID.String(), "op", string(op.Kind), "incarnation", op.Incarnation)
+	ctx, span := observe.Begin(ctx, "operation "+string(op.Kind))
+	span.Set("sandbox_id", op.SandboxID.String())
+	span.Set("operation_id", op.ID.String())
 	var err error
+	defer func() { span.End(err) }()
 	switch op.Kind {
 	case KindCreate:
 		err = r.driveCreate(ctx, op)

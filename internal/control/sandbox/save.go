@@ -146,7 +146,7 @@ func (s *Service) Snapshot(ctx context.Context, by principal.Principal, req Snap
 			Params: Params{State: made.ID, Memory: req.Memory}, Making: &made, Lease: lease,
 			Event: "snapshotting", EventData: map[string]any{"snapshot": req.Name, "by": by.ActorName()}, Audit: &entry,
 		})
-		s.hand(reserved, op, err == nil)
+		s.hand(ctx, reserved, op, err == nil)
 		if errs.Is(err, "invalid_state") {
 			continue // it moved on; look again
 		}
@@ -234,7 +234,7 @@ func (s *Service) open(ctx context.Context, b Begin) (Sandbox, Operation, bool, 
 	lease, reserved := s.runner.reserve()
 	b.Lease = lease
 	x, op, begun, err := s.store.Begin(ctx, b)
-	s.hand(reserved, op, begun && err == nil)
+	s.hand(ctx, reserved, op, begun && err == nil)
 	if begun && err == nil {
 		s.watch.Publish(x)
 	}
@@ -242,10 +242,10 @@ func (s *Service) open(ctx context.Context, b Begin) (Sandbox, Operation, bool, 
 }
 
 // hand gives an opened operation to the runner, or the slot back.
-func (s *Service) hand(reserved bool, op Operation, opened bool) {
+func (s *Service) hand(ctx context.Context, reserved bool, op Operation, opened bool) {
 	switch {
 	case reserved && opened:
-		s.runner.start(op)
+		s.runner.start(ctx, op)
 	case reserved:
 		s.runner.release()
 	case opened:

@@ -117,7 +117,7 @@ func (s *Service) Create(ctx context.Context, by principal.Principal, req Create
 	op := n.Operation
 	op.CreatedAt, op.DeadlineAt = x.CreatedAt, x.CreatedAt.Add(CreateLimit)
 	if reserved {
-		s.runner.start(op)
+		s.runner.start(ctx, op)
 	} else {
 		s.runner.Wake()
 	}
@@ -396,7 +396,7 @@ func (s *Service) end(ctx context.Context, by principal.Principal, sandbox id.Sa
 	switch {
 	case op.ID.IsZero():
 	case reserved:
-		s.runner.start(op)
+		s.runner.start(ctx, op)
 	default:
 		s.runner.Wake()
 	}

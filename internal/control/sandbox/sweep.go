@@ -10,6 +10,7 @@ import (
 	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
+	"skerry.dev/skerry/internal/kernel/observe"
 )
 
 // Rhythm and bounds of the sweep.
@@ -47,14 +48,16 @@ func NewSweep(service *Service, log *slog.Logger) *Sweep { return &Sweep{service
 // say how idle a sandbox is or to remove a state.
 func (w *Sweep) Run(ctx context.Context) error {
 	var loops sync.WaitGroup
-	for _, pass := range []func(context.Context) error{w.deadlines, w.idle, w.drop, w.old} {
-		loops.Go(func() { w.every(ctx, pass) })
+	for name, pass := range map[string]func(context.Context) error{
+		"sandbox_deadlines": w.deadlines, "sandbox_idle": w.idle, "state_removal": w.drop, "sandbox_retention": w.old,
+	} {
+		loops.Go(func() { w.every(ctx, name, pass) })
 	}
 	loops.Wait()
 	return nil
 }
 
-func (w *Sweep) every(ctx context.Context, pass func(context.Context) error) {
+func (w *Sweep) every(ctx context.Context, name string, pass func(context.Context) error) {
 	ticker := time.NewTicker(sweepEvery)
 	defer ticker.Stop()
 	for {
@@ -63,8 +66,8 @@ func (w *Sweep) every(ctx context.Context, pass func(context.Context) error) {
 			return
 		case <-ticker.C:
 		}
-		if err := pass(ctx); err != nil && ctx.Err() == nil {
-			w.log.WarnContext(ctx, "sweep failed", "error", err)
+		if err := observe.Round(ctx, name, pass); err != nil && ctx.Err() == nil {
+			w.log.WarnContext(ctx, "sweep failed", "loop", name, "error", err)
 		}
 	}
 }

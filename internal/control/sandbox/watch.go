@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"skerry.dev/skerry/internal/kernel/id"
+	"skerry.dev/skerry/internal/kernel/observe"
 )
 
 // watchEvery is how late a change made by another server is seen at most. Those
@@ -139,7 +140,8 @@ func (w *Watch) Run(ctx context.Context) error {
 		case <-ticker.C:
 		}
 		for _, batch := range w.batches() {
-			if err := w.look(ctx, batch); err != nil && ctx.Err() == nil {
+			err := observe.Round(ctx, "sandbox_watch", func(ctx context.Context) error { return w.look(ctx, batch) })
+			if err != nil && ctx.Err() == nil {
 				w.log.WarnContext(ctx, "cannot read watched sandboxes", "error", err)
 			}
 		}

@@ -7,6 +7,7 @@ import (
 
 	"skerry.dev/skerry/internal/kernel/id"
 	"skerry.dev/skerry/internal/kernel/logkey"
+	"skerry.dev/skerry/internal/kernel/observe"
 )
 
 // Rhythm and bounds of the sweep.
@@ -27,7 +28,7 @@ func (s *Service) Run(ctx context.Context) error {
 			return nil
 		case <-ticker.C:
 		}
-		if err := s.Pass(ctx); err != nil && ctx.Err() == nil {
+		if err := observe.Round(ctx, "team_ends", s.Pass); err != nil && ctx.Err() == nil {
 			s.log.WarnContext(ctx, "cannot end all sandboxes of deleted teams", logkey.Error, err)
 		}
 	}

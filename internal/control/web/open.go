@@ -9,6 +9,7 @@ import (
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
 	"skerry.dev/skerry/internal/kernel/logkey"
+	"skerry.dev/skerry/internal/kernel/observe"
 )
 
 // recheckEvery is how long a stream may outlive its caller's session or key, at
@@ -100,7 +101,7 @@ func (s *Server) Recheck(ctx context.Context) error {
 			return nil
 		case <-ticker.C:
 		}
-		if err := s.recheck(ctx); err != nil && ctx.Err() == nil {
+		if err := observe.Round(ctx, "stream_recheck", s.recheck); err != nil && ctx.Err() == nil {
 			s.log.WarnContext(ctx, "cannot look whether open streams are still allowed", logkey.Error, err)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"regexp"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/logkey"
+	"skerry.dev/skerry/internal/kernel/observe"
 )
 
 // requestState is what the plumbing remembers of one request. It is used by
@@ -69,8 +71,14 @@ func (s *Server) outermost(next http.Handler) http.Handler {
 		if len(st.userAgent) > maxUserAgent {
 			st.userAgent = strings.ToValidUTF8(st.userAgent[:maxUserAgent], "")
 		}
+		ctx := r.Context()
+		span := observe.Span(nil)
+		if !polled(r.URL.Path) {
+			ctx, span = observe.From(ctx).Serve(ctx, "request", r.Header.Get("Traceparent"))
+			span.Set("request_id", st.requestID)
+		}
 		st.caller = principal.Principal{Kind: principal.KindAnonymous, RequestID: st.requestID, IP: st.ip, UserAgent: st.userAgent}
-		ctx := principal.With(context.WithValue(r.Context(), stateKey{}, st), st.caller)
+		ctx = principal.With(context.WithValue(ctx, stateKey{}, st), st.caller)
 		r = r.WithContext(ctx)
 		rec := &recorder{ResponseWriter: w, st: st}
 		h := w.Header()
@@ -91,14 +99,40 @@ func (s *Server) outermost(next http.Handler) http.Handler {
 					WriteError(rec, r, errs.Internal(fmt.Errorf("panic: %v", p)))
 				} else {
 					s.logRequest(r, rec, st, start)
+					told(r, rec, st, start, span)
 					panic(http.ErrAbortHandler) // an answer cut short must not look whole
 				}
 			}
 			s.noteRefusal(r, rec.status, st)
 			s.logRequest(r, rec, st, start)
+			told(r, rec, st, start, span)
 		}()
 		next.ServeHTTP(rec, r)
 	})
+}
+
+// polled are the paths asked so often that a trace of each would hide all
+// others.
+func polled(path string) bool {
+	return path == "/healthz" || path == "/readyz" ||
+		strings.HasPrefix(path, "/v1/hosts/") && (strings.HasSuffix(path, "/heartbeat") || strings.HasSuffix(path, "/events") || strings.HasSuffix(path, "/samples"))
+}
+
+// told counts the request and ends its span, which is nil for none.
+func told(r *http.Request, rec *recorder, st *requestState, start time.Time, span observe.Span) {
+	observe.From(r.Context()).Answered(st.operation, rec.status, time.Since(start))
+	if span == nil {
+		return
+	}
+	if st.operation != "" {
+		span.Rename(st.operation)
+	}
+	span.Set("status", strconv.Itoa(rec.status))
+	var failed error
+	if st.failure != nil && rec.status >= http.StatusInternalServerError {
+		failed = st.failure
+	}
+	span.End(failed)
 }
 
 // logRequest writes the one line of a request. Query strings are left out:

@@ -31,7 +31,8 @@ type Observer interface {
 	// names none.
 	Answered(operation string, status int, took time.Duration)
 
-	// Begin starts a span under the one of ctx.
+	// Begin starts a span under the one of ctx; without one there is none: what
+	// nobody asked for is not traced.
 	Begin(ctx context.Context, name string) (context.Context, Span)
 	// Serve starts the span of a request from outside. Its traceparent, which
 	// anybody can make up, becomes a link and never the parent.
