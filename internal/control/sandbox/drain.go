@@ -64,7 +64,9 @@ func (d *Drainer) Run(ctx context.Context) error {
 // Pass is one bounded look.
 func (d *Drainer) Pass(ctx context.Context) error {
 	s := d.service
-	take := func(ctx context.Context, n int) ([]Draining, error) { return s.store.TakeDraining(ctx, drainLease, drainAtOnce, n) }
+	take := func(ctx context.Context, n int) ([]Draining, error) {
+		return s.store.TakeDraining(ctx, drainLease, drainAtOnce, n)
+	}
 	return batches(ctx, take, func(ctx context.Context, x Draining) error {
 		return s.beginDue(ctx, x.ID, DueDrain, time.Time{}, func(row Sandbox) (Begin, error) {
 			b, err := s.pausing(row, principal.System("drain"), PausedDrain, true)

@@ -1,0 +1,599 @@
+package hostpg_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+
+	"skerry.dev/skerry/internal/control/host"
+	"skerry.dev/skerry/internal/control/host/hostpg"
+	"skerry.dev/skerry/internal/control/keyring"
+	"skerry.dev/skerry/internal/control/keyring/keyringpg"
+	"skerry.dev/skerry/internal/control/principal"
+	"skerry.dev/skerry/internal/control/sandbox"
+	"skerry.dev/skerry/internal/control/sandbox/sandboxtest"
+	"skerry.dev/skerry/internal/kernel/clock"
+	"skerry.dev/skerry/internal/kernel/errs"
+	"skerry.dev/skerry/internal/kernel/id"
+	"skerry.dev/skerry/internal/kernel/page"
+	"skerry.dev/skerry/internal/pg/pgtest"
+	"skerry.dev/skerry/internal/testkit"
+)
+
+// fleet is a world of sandboxes with the host room over it.
+type fleet struct {
+	*sandboxtest.World
+	hosts *host.Service
+	store *hostpg.Store
+	admin principal.Principal
+	away  atomic.Bool // no host hears a destroy
+	gone  []id.Host   // that the room said were deleted
+}
+
+// greeting lets the fake agents say hello.
+type greeting struct{ *sandboxtest.Agents }
+
+func (greeting) Hello(context.Context, host.Ref) (int64, error) { return 1, nil }
+
+func newFleet(t *testing.T, cpus int) *fleet {
+	t.Helper()
+	f := &fleet{World: sandboxtest.NewWorld(t, pgtest.New(t), cpus, cpus*1024)}
+	keys, err := keyring.Load(context.Background(), keyringpg.New(f.Pool), f.Secret, clock.System{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.store = hostpg.New(f.Pool)
+	f.exec(t, `INSERT INTO team_limits (team_id, sandboxes, cpu_millis, memory_mb, disk_mb) VALUES ($1, 5000, 5000000, 5000000, 50000000)`, f.Team)
+	f.Agents.Before = func(ctx context.Context, call string, _ id.Sandbox) error {
+		if call == "destroy" && f.away.Load() {
+			return errs.Unavailable("host_unavailable", "It is away.")
+		}
+		return ctx.Err()
+	}
+	f.hosts = host.NewService(f.store, keys, f.Secret, greeting{f.Agents}, "https://control:7071", slog.New(slog.DiscardHandler))
+	f.hosts.OnDeleted(func(h id.Host) { f.gone = append(f.gone, h) })
+	f.admin = principal.Principal{Kind: principal.KindUser, UserID: id.NewUser(), UserName: "Root", IsAdmin: true}
+	return f
+}
+
+func (f *fleet) create(t *testing.T, s *sandboxtest.Server) sandbox.Sandbox {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	receipt, err := s.Service.Create(ctx, f.User(), sandbox.CreateRequest{Template: "base"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, err := s.Service.Await(ctx, receipt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return x
+}
+
+func (f *fleet) get(t *testing.T, x id.Sandbox) sandbox.Sandbox {
+	t.Helper()
+	got, err := f.Store.Get(context.Background(), x)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+func (f *fleet) count(t *testing.T, sql string, args ...any) (n int) {
+	t.Helper()
+	if err := f.Pool.QueryRow(context.Background(), sql, args...).Scan(&n); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	return n
+}
+
+// left is what still refers to a host as if it were there.
+func (f *fleet) left(t *testing.T, h id.Host) string {
+	t.Helper()
+	return fmt.Sprintf("%d live, %d reserved, %d open operations, %d states, %d families, %d tokens",
+		f.count(t, `SELECT count(*) FROM sandboxes WHERE host_id = $1 AND ended_at IS NULL`, h),
+		f.count(t, `SELECT coalesce(sum(cpu_millis + memory_mb + disk_mb), 0) FROM sandboxes WHERE host_id = $1 AND ended_at IS NULL`, h),
+		f.count(t, `SELECT count(*) FROM operations o JOIN sandboxes s ON s.id = o.sandbox_id WHERE s.host_id = $1 AND o.status = 'open'`, h),
+		f.count(t, `SELECT count(*) FROM snapshots WHERE host_id = $1 AND status <> 'deleted'`, h),
+		f.count(t, `SELECT count(*) FROM host_refresh_tokens WHERE host_id = $1 AND revoked_at IS NULL`, h),
+		f.count(t, `SELECT count(*) FROM host_registration_tokens WHERE host_id = $1 AND revoked_at IS NULL`, h))
+}
+
+const nothing = "0 live, 0 reserved, 0 open operations, 0 states, 0 families, 0 tokens"
+
+func TestH11_RefusedWhileAnythingWouldBeLost(t *testing.T) {
+	f := newFleet(t, 16)
+	s := f.Serve(sandbox.Config{})
+	ctx := t.Context()
+	h := f.Hosts[0]
+	running, paused := f.create(t, s), f.create(t, s)
+	r, err := s.Service.Snapshot(ctx, f.User(), sandbox.SnapshotRequest{Sandbox: running.ID, Name: "kept", Memory: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Service.AwaitSnapshot(ctx, r); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Service.Pause(ctx, f.User(), paused.ID, true, true); err != nil {
+		t.Fatal(err)
+	}
+	var seen []string
+	cursor := ""
+	for {
+		lost, err := f.hosts.Preview(ctx, f.admin, h, page.Request{Limit: 1, Cursor: cursor})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if lost.Sandboxes != 2 || lost.Snapshots != 1 {
+			t.Errorf("%d sandboxes, %d snapshots", lost.Sandboxes, lost.Snapshots)
+		}
+		for _, l := range lost.Items {
+			seen = append(seen, l.Kind+" "+l.Name+" "+l.Status+" "+l.WireID())
+		}
+		if cursor = lost.NextCursor; cursor == "" {
+			break
+		}
+	}
+	want := []string{
+		"sandbox base running " + running.ID.String(), "sandbox base paused " + paused.ID.String(), "snapshot kept ready " + r.Snapshot.String(),
+	}
+	if strings.Join(seen, "\n") != strings.Join(want, "\n") {
+		t.Errorf("the preview says\n%s\nwant\n%s", strings.Join(seen, "\n"), strings.Join(want, "\n"))
+	}
+	if _, err := f.hosts.Preview(ctx, f.admin, h, page.Request{Limit: 1, Cursor: "junk"}); !errs.Is(err, "invalid_cursor") {
+		t.Errorf("a junk cursor: %v", err)
+	}
+	err = f.hosts.Delete(ctx, f.admin, h, false)
+	if e := errs.As(err); e.Reason != "has_active_sandboxes" || e.Code != errs.CodeConflict || e.Details["sandboxes"] != int64(2) || e.Details["snapshots"] != int64(1) {
+		t.Fatalf("delete: %v %v", err, errs.As(err).Details)
+	}
+	for _, x := range []id.Sandbox{running.ID, paused.ID} {
+		if got := f.get(t, x); !got.Status.Live() {
+			t.Errorf("a refused delete ended %s", got.Status)
+		}
+		if err := s.Service.Delete(ctx, f.User(), x); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.hosts.Delete(ctx, f.admin, h, false); !errs.Is(err, "has_active_sandboxes") {
+		t.Errorf("with a snapshot left: %v", err)
+	}
+	if err := s.Service.DeleteSnapshot(ctx, f.User(), "kept"); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.hosts.Delete(ctx, f.admin, h, false); err != nil {
+		t.Fatalf("an empty one: %v", err)
+	}
+	if got := f.left(t, h); got != nothing {
+		t.Error(got)
+	}
+	for what, err := range map[string]error{
+		"delete again": f.hosts.Delete(ctx, f.admin, h, true),
+		"get":          second(f.hosts.Get(ctx, f.admin, h)),
+		"drain":        second(f.hosts.Drain(ctx, f.admin, h, nil)),
+		"undrain":      second(f.hosts.Undrain(ctx, f.admin, h)),
+		"preview":      second(f.hosts.Preview(ctx, f.admin, h, page.Request{Limit: 1})),
+		"token":        second(f.hosts.IssueToken(ctx, f.admin, h)),
+	} {
+		if !errs.Is(err, "host_not_found") {
+			t.Errorf("%s of a deleted host: %v", what, err)
+		}
+	}
+	if list, err := f.hosts.List(ctx, f.admin, page.Request{Limit: 10}); err != nil || len(list.Items) != 0 {
+		t.Errorf("%d hosts (%v)", len(list.Items), err)
+	}
+	if len(f.gone) != 1 || f.gone[0] != h {
+		t.Errorf("told of %v", f.gone)
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+// Five run, five are paused, one is being ended for another reason, one is being
+// saved: the host goes, and nothing is left that counts.
+func TestRC05_AHostRemovedByForceLeavesNothing(t *testing.T) {
+	for _, away := range []bool{false, true} {
+		t.Run(fmt.Sprintf("away %t", away), func(t *testing.T) {
+			f := newFleet(t, 32)
+			s := f.Serve(sandbox.Config{})
+			ctx := t.Context()
+			h := f.Hosts[0]
+			var all []id.Sandbox
+			for i := range 12 {
+				x := f.create(t, s)
+				all = append(all, x.ID)
+				if i < 5 {
+					if _, err := s.Service.Pause(ctx, f.User(), x.ID, true, true); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			r, err := s.Service.Snapshot(ctx, f.User(), sandbox.SnapshotRequest{Sandbox: all[6], Name: "kept", Memory: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Service.AwaitSnapshot(ctx, r); err != nil {
+				t.Fatal(err)
+			}
+			f.away.Store(away)
+			if away {
+				f.exec(t, `UPDATE hosts SET status = 'unreachable' WHERE id = $1`, h)
+				// One whose team was deleted while its host was away.
+				if err := s.Service.EndOfTeam(ctx, all[10]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := f.hosts.Delete(ctx, f.admin, h, true); err != nil {
+				t.Fatal(err)
+			}
+			if got := f.left(t, h); got != nothing {
+				t.Error(got)
+			}
+			for i, x := range all {
+				got := f.get(t, x)
+				want := sandbox.EndHostDeleted
+				if away && i == 10 {
+					want = sandbox.EndTeamDeleted
+				}
+				if got.Status != sandbox.StatusStopped || got.EndReason != want || got.EndedAt == nil || got.Host.Online {
+					t.Errorf("%s: %s %q", x, got.Status, got.EndReason)
+				}
+				if f.Agents.Has(x) != away && i >= 5 {
+					t.Errorf("away %t: an instance is there %t", away, f.Agents.Has(x))
+				}
+			}
+			if n := f.count(t, `SELECT count(*) FROM audit_logs WHERE action = 'destroy' AND metadata->>'reason' = $1`, sandbox.EndHostDeleted); n != len(all) {
+				t.Errorf("%d entries of sandboxes, want %d", n, len(all))
+			}
+			if n := f.count(t, `SELECT count(*) FROM audit_logs WHERE resource_type = 'host' AND action = 'delete' AND (metadata->>'sandboxes')::int = $1`, len(all)); n != 1 {
+				t.Errorf("%d entries of the host", n)
+			}
+			if n := f.count(t, `SELECT count(*) FROM sandbox_events WHERE kind = 'stopped' AND data->>'reason' = $1`, sandbox.EndHostDeleted); n != len(all) {
+				t.Errorf("%d events, want %d", n, len(all))
+			}
+			if _, err := s.Service.Resume(ctx, f.User(), all[0], nil, false, true); !errs.Is(err, "invalid_state") {
+				t.Errorf("resume of what was lost: %v", err)
+			}
+			if _, err := s.Service.Create(ctx, f.User(), sandbox.CreateRequest{Snapshot: "kept"}); !errs.Is(err, "snapshot_not_found") {
+				t.Errorf("create from what was lost: %v", err)
+			}
+			if _, err := s.Service.Create(ctx, f.User(), sandbox.CreateRequest{Template: "base"}); !errs.Is(err, "no_capacity") {
+				t.Errorf("create without any host: %v", err)
+			}
+		})
+	}
+}
+
+func (f *fleet) exec(t *testing.T, sql string, args ...any) {
+	t.Helper()
+	if _, err := f.Pool.Exec(context.Background(), sql, args...); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+// Creates, pauses and snapshots on two servers while hosts are deleted under
+// them: what was accepted lives on another host or has ended with its own.
+func TestH11_DeletingRacesWithPlacing(t *testing.T) {
+	f := newFleet(t, 4096)
+	servers := []*sandboxtest.Server{f.Serve(sandbox.Config{}), f.Serve(sandbox.Config{})}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	rounds := 20
+	if testing.Short() {
+		rounds = 4
+	}
+	lost, kept := 0, 0
+	for round := range rounds {
+		h := f.AddHost(4096, 4096*1024)
+		var wg sync.WaitGroup
+		made := make([]sandbox.Receipt, 12)
+		for i := range made {
+			wg.Go(func() {
+				s := servers[i%2].Service
+				receipt, err := s.Create(ctx, f.User(), sandbox.CreateRequest{Template: "base"})
+				if err != nil {
+					t.Errorf("create: %v", err)
+					return
+				}
+				made[i] = receipt
+				if i%3 == 0 {
+					if _, err := s.Pause(ctx, f.User(), receipt.Sandbox, true, true); err != nil && !errs.Is(err, "invalid_state") && !errs.Is(err, "pause_failed") {
+						t.Errorf("pause: %v", err)
+					}
+				}
+			})
+		}
+		wg.Go(func() {
+			testkit.Eventually(t, time.Minute, "something is on the host", func() bool {
+				return f.count(t, `SELECT count(*) FROM sandboxes WHERE host_id = $1`, h) > round%4
+			})
+			if err := f.hosts.Delete(ctx, f.admin, h, true); err != nil {
+				t.Errorf("delete: %v", err)
+			}
+		})
+		wg.Wait()
+		if got := f.left(t, h); got != nothing {
+			t.Fatalf("round %d: %s", round, got)
+		}
+		for _, r := range made {
+			testkit.Eventually(t, time.Minute, "it rests", func() bool {
+				x := f.get(t, r.Sandbox)
+				return !x.Status.Transient()
+			})
+			x := f.get(t, r.Sandbox)
+			switch {
+			case x.Host.ID == h && x.Status == sandbox.StatusStopped && x.EndReason == sandbox.EndHostDeleted:
+				lost++
+				testkit.Eventually(t, time.Minute, "its instance is gone", func() bool { return !f.Agents.Has(x.ID) })
+			case x.Host.ID != h && (x.Status == sandbox.StatusRunning || x.Status == sandbox.StatusPaused):
+				kept++
+			default:
+				t.Errorf("round %d: %s is %s %q", round, x.ID, x.Status, x.EndReason)
+			}
+		}
+	}
+	t.Logf("%d ended with their host, %d live on another", lost, kept)
+	if lost == 0 || kept == 0 {
+		t.Error("there was no race")
+	}
+}
+
+// The entry of the trail cannot be written: the host is as it was.
+func TestH11_AllOrNothing(t *testing.T) {
+	f := newFleet(t, 16)
+	s := f.Serve(sandbox.Config{})
+	x := f.create(t, s)
+	h := f.Hosts[0]
+	if _, err := pgtest.Owner(t, f.Pool).Exec(t.Context(), `CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+			$$ BEGIN RAISE EXCEPTION 'disk full' USING ERRCODE = 'disk_full'; END $$;
+		CREATE TRIGGER refuse BEFORE INSERT ON audit_logs FOR EACH ROW WHEN (NEW.resource_type = 'host') EXECUTE FUNCTION refuse()`); err != nil {
+		t.Fatal(err)
+	}
+	for what, err := range map[string]error{
+		"delete":  f.hosts.Delete(t.Context(), f.admin, h, true),
+		"drain":   second(f.hosts.Drain(t.Context(), f.admin, h, nil)),
+		"undrain": second(f.hosts.Undrain(t.Context(), f.admin, h)),
+		"update":  second(f.hosts.Update(t.Context(), f.admin, h, host.Update{Labels: map[string]string{"a": "b"}})),
+	} {
+		if err == nil {
+			t.Errorf("%s without its entry", what)
+		}
+	}
+	got, err := f.hosts.Get(t.Context(), f.admin, h)
+	if err != nil || got.Status != host.StatusOnline || got.Sandboxes != 1 || got.DrainRequestedAt != nil || len(got.Labels) != 0 || f.get(t, x.ID).Status != sandbox.StatusRunning {
+		t.Errorf("%+v (%v)", got, err)
+	}
+	if len(f.gone) != 0 || !f.Agents.Has(x.ID) {
+		t.Error("the agent was told, or the client evicted")
+	}
+}
+
+// believed checks a statement as an agent does that holds the CA alone.
+func believed(t *testing.T, w world, err error) string {
+	t.Helper()
+	e := errs.As(err)
+	statement, _ := e.Details["statement"].(string)
+	if e.Reason != "host_deleted" || statement == "" {
+		t.Fatalf("%v %v", err, e.Details)
+	}
+	claims := jwt.RegisteredClaims{}
+	token, err := jwt.NewParser(jwt.WithValidMethods([]string{"ES256"})).ParseWithClaims(statement, &claims, func(*jwt.Token) (any, error) {
+		return w.keys.CA().PublicKey, nil
+	})
+	if err != nil || token.Header["typ"] != keyring.HostDeletedType || claims.Issuer != w.keys.CASHA256() || claims.IssuedAt == nil {
+		t.Fatalf("the statement %v %+v: %v", token.Header, claims, err)
+	}
+	return claims.Subject
+}
+
+func TestH11_WhoComesBackHears410(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	admin := w.admin(t)
+	made, err := w.hosts.Create(ctx, admin, host.CreateRequest{Type: host.TypeRegular})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := newMachine(t)
+	c, err := w.hosts.Register(ctx, principal.Principal{}, made.Token, m.csr, facts())
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := w.hosts.IssueToken(ctx, admin, made.Host.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := w.another(t, admin)
+	claims, err := w.keys.VerifyHost(ctx, c.JWT)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.hosts.Delete(ctx, admin, made.Host.ID, false); err != nil {
+		t.Fatal(err)
+	}
+	// Off for longer than everything it has.
+	if _, err := w.pool.Exec(ctx, `UPDATE host_refresh_tokens SET expires_at = now() - interval '1 day'`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.pool.Exec(ctx, `UPDATE host_registration_tokens SET expires_at = now() - interval '1 day'`); err != nil {
+		t.Fatal(err)
+	}
+	by := principal.Principal{Kind: principal.KindHost, HostID: made.Host.ID}
+	for what, err := range map[string]error{
+		"the token it has":           second(w.hosts.AuthenticateHost(ctx, claims)),
+		"a refresh":                  second(w.hosts.Refresh(ctx, principal.Principal{}, c.RefreshToken, m.csr)),
+		"a refresh with another key": second(w.hosts.Refresh(ctx, principal.Principal{}, c.RefreshToken, newMachine(t).csr)),
+		"the spent token":            second(w.hosts.Register(ctx, principal.Principal{}, made.Token, m.csr, facts())),
+		"the token that was left":    second(w.hosts.Register(ctx, principal.Principal{}, again.Token, m.csr, facts())),
+		"a heartbeat let in before":  w.hosts.Heartbeat(ctx, by, host.Beat{Host: made.Host.ID, Generation: 1, Address: "10.0.0.7:7072", Version: "1"}),
+	} {
+		t.Run(what, func(t *testing.T) {
+			if sub := believed(t, w, err); sub != made.Host.ID.String() {
+				t.Errorf("about %s", sub)
+			}
+		})
+	}
+	for what, err := range map[string]error{
+		"an unknown family": second(w.hosts.AuthenticateHost(ctx, keyring.HostClaims{Host: made.Host.ID, Family: id.NewHostRefreshToken()})),
+		"junk":              second(w.hosts.Refresh(ctx, principal.Principal{}, strings.Replace(c.RefreshToken, ".1.", ".2.", 1), m.csr)),
+		"an unknown token":  second(w.hosts.Register(ctx, principal.Principal{}, "junk", m.csr, facts())),
+	} {
+		if errs.CodeOf(err) != errs.CodeUnauthenticated {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if otherClaims, err := w.keys.VerifyHost(ctx, other.JWT); err != nil {
+		t.Fatal(err)
+	} else if _, err := w.hosts.AuthenticateHost(ctx, otherClaims); err != nil {
+		t.Errorf("another host: %v", err)
+	}
+}
+
+// another is one more host that has joined.
+func (w world) another(t *testing.T, admin principal.Principal) host.Credentials {
+	t.Helper()
+	made, err := w.hosts.Create(context.Background(), admin, host.CreateRequest{Type: host.TypeRegular})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := w.hosts.Register(context.Background(), principal.Principal{}, made.Token, newMachine(t).csr, facts())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestHI01_AReplayTakesTheHostOutUntilItJoinsAgain(t *testing.T) {
+	w := newWorld(t)
+	ctx, m := context.Background(), newMachine(t)
+	admin := w.admin(t)
+	made, err := w.hosts.Create(ctx, admin, host.CreateRequest{Type: host.TypeRegular})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := w.hosts.Register(ctx, principal.Principal{}, made.Token, m.csr, facts())
+	if err != nil {
+		t.Fatal(err)
+	}
+	by := principal.Principal{Kind: principal.KindHost, HostID: first.HostID}
+	beat := func() {
+		t.Helper()
+		if err := w.hosts.Heartbeat(ctx, by, host.Beat{Host: first.HostID, Generation: 1, Address: "10.0.0.7:7072", Version: "1"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	see := func() host.Host {
+		t.Helper()
+		h, err := w.hosts.Get(ctx, admin, first.HostID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	if h := see(); h.NeedsRegistration {
+		t.Error("a host that has just joined is to join again")
+	}
+	beat()
+	token := first.RefreshToken
+	for range 2 {
+		c, err := w.hosts.Refresh(ctx, principal.Principal{}, token, m.csr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		token = c.RefreshToken
+	}
+	if h := see(); h.Status != host.StatusOnline || h.NeedsRegistration {
+		t.Fatalf("%s, %t", h.Status, h.NeedsRegistration)
+	}
+	if _, err := w.hosts.Refresh(ctx, principal.Principal{}, first.RefreshToken, newMachine(t).csr); !errs.Is(err, host.ErrRefreshToken.Reason) {
+		t.Errorf("a stranger's replay: %v", err)
+	}
+	if h := see(); h.Status != host.StatusOnline || h.NeedsRegistration {
+		t.Errorf("a stranger took the host out: %s", h.Status)
+	}
+	if _, err := w.hosts.Refresh(ctx, principal.Principal{}, first.RefreshToken, m.csr); !errs.Is(err, host.ErrRefreshToken.Reason) {
+		t.Errorf("its own replay: %v", err)
+	}
+	h := see()
+	if h.Status != host.StatusUnreachable || !h.NeedsRegistration || !strings.Contains(h.Why(), "/token") || !strings.Contains(h.Why(), "twice") {
+		t.Errorf("%s, %t: %s", h.Status, h.NeedsRegistration, h.Why())
+	}
+	now, err := hostpg.New(w.pool).Standings(ctx, []id.Host{first.HostID, id.NewHost()})
+	if err != nil || len(now) != 1 || !now[0].Revoked || now[0].Deleted {
+		t.Errorf("%+v (%v)", now, err)
+	}
+	token2, err := w.hosts.IssueToken(ctx, admin, first.HostID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err := w.hosts.Register(ctx, principal.Principal{}, token2.Token, m.csr, facts()); err != nil || c.HostID != first.HostID {
+		t.Fatalf("joining again: %v", err)
+	}
+	beat()
+	if h := see(); h.Status != host.StatusOnline || h.NeedsRegistration || h.Why() != "" {
+		t.Errorf("%s, %t: %s", h.Status, h.NeedsRegistration, h.Why())
+	}
+	// One that was off for longer than its credentials live.
+	if _, err := w.pool.Exec(ctx, `UPDATE host_refresh_tokens SET expires_at = now() - interval '1 hour'`); err != nil {
+		t.Fatal(err)
+	}
+	if h := see(); !h.NeedsRegistration || !strings.Contains(h.Why(), "/token") {
+		t.Errorf("expired: %t %s", h.NeedsRegistration, h.Why())
+	}
+}
+
+// Deleting, registering and refreshing lock in one order: none waits for
+// another for ever, and who loses hears why.
+func TestH11_DeletingRacesWithJoining(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	admin := w.admin(t)
+	for range 10 {
+		made, err := w.hosts.Create(ctx, admin, host.CreateRequest{Type: host.TypeRegular})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := newMachine(t)
+		c, err := w.hosts.Register(ctx, principal.Principal{}, made.Token, m.csr, facts())
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := w.hosts.IssueToken(ctx, admin, made.Host.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		start := time.Now()
+		for what, call := range map[string]func() error{
+			"register": func() error { return second(w.hosts.Register(ctx, principal.Principal{}, again.Token, m.csr, facts())) },
+			"refresh":  func() error { return second(w.hosts.Refresh(ctx, principal.Principal{}, c.RefreshToken, m.csr)) },
+			"token":    func() error { return second(w.hosts.IssueToken(ctx, admin, made.Host.ID)) },
+			"delete":   func() error { return w.hosts.Delete(ctx, admin, made.Host.ID, true) },
+		} {
+			wg.Go(func() {
+				err := call()
+				var e *errs.Error
+				if err != nil && (!errors.As(err, &e) || e.Code == errs.CodeInternal || e.Code == errs.CodeUnavailable) {
+					t.Errorf("%s: %v", what, err)
+				}
+			})
+		}
+		wg.Wait()
+		if d := time.Since(start); d > 900*time.Millisecond {
+			t.Errorf("it took %s: they waited for each other", d)
+		}
+		f := &fleet{World: &sandboxtest.World{Pool: w.pool}}
+		if got := f.left(t, made.Host.ID); got != nothing {
+			t.Fatal(got)
+		}
+	}
+}
