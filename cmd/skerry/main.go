@@ -31,6 +31,8 @@ type program struct {
 	cli.Commands
 	Server  serverCmd  `cmd:"" help:"Run the server, for deployments of your own."`
 	Agent   agentCmd   `cmd:"" help:"Run the agent of a host."`
+	Join    joinCmd    `cmd:"" help:"Make this machine a host of a server: what the install command runs."`
+	Doctor  doctorCmd  `cmd:"" help:"Say what this machine lacks for Skerry, and how to mend it."`
 	Admin   adminCmd   `cmd:"" help:"Users, teams and limits, for platform admins."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 	Shim    shimCmd    `cmd:"" hidden:""`
@@ -83,14 +85,27 @@ func run(ctx context.Context, args []string) int {
 	return 0
 }
 
-// dotenv reads .env for the programs that run for long; the environment wins,
-// and no file is no fault.
+// dotenv reads .env for the programs that run for long, and what they read for
+// the one that looks after them; the environment wins, and no file is no fault.
 func dotenv(args []string) error {
-	if len(args) == 0 || args[0] != "server" && args[0] != "agent" && args[0] != "up" {
+	if len(args) == 0 {
 		return nil
 	}
-	if err := godotenv.Load(); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("the file .env cannot be read: %w", err)
+	var files []string
+	switch args[0] {
+	case "server", "agent", "up":
+		files = []string{".env"}
+	case "doctor":
+		files = []string{".env", agentSettings, serverSettings}
+	}
+	for _, file := range files {
+		err := godotenv.Load(file)
+		if file != ".env" && errors.Is(err, fs.ErrPermission) {
+			continue // root's; the doctor says that it wants to be root
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("the file %s cannot be read: %w", file, err)
+		}
 	}
 	return nil
 }
