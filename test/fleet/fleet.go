@@ -21,6 +21,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
+	"skerry.dev/skerry/internal/control/hostlink"
 	"skerry.dev/skerry/internal/control/keyring"
 	"skerry.dev/skerry/internal/control/keyring/keyringpg"
 	"skerry.dev/skerry/internal/kernel/clock"
@@ -53,6 +54,8 @@ type Fleet struct {
 	bridge   *bridge
 	here     *machine
 	pool     *pgxpool.Pool
+	keys     *keyring.Keyring
+	links    *hostlink.HostClientPool
 
 	mu   sync.Mutex
 	tags []string // of agents that are purged
@@ -138,11 +141,11 @@ func (f *Fleet) openDatabase(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	keys, err := keyring.Load(ctx, keyringpg.New(f.pool), secret, clock.System{})
-	if err != nil {
+	if f.keys, err = keyring.Load(ctx, keyringpg.New(f.pool), secret, clock.System{}); err != nil {
 		return err
 	}
-	cert, err := keys.IssueServer(nil, []net.IP{f.bridge.server().AsSlice()})
+	f.link()
+	cert, err := f.keys.IssueServer(nil, []net.IP{f.bridge.server().AsSlice()})
 	if err != nil {
 		return err
 	}
@@ -265,6 +268,9 @@ func (f *Fleet) Purge(ctx context.Context) error {
 	note("hosts", ending.Wait())
 	for _, s := range f.Servers {
 		note("server", s.Stop())
+	}
+	if f.links != nil {
+		f.links.Close()
 	}
 	if f.pool != nil {
 		f.pool.Close()

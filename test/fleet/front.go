@@ -4,7 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
-	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -48,7 +48,7 @@ func (f *Front) certify(cert *tls.Certificate) {
 	f.broken = &http.Server{
 		Handler:   http.HandlerFunc(f.answer),
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{*cert}, MinVersion: tls.VersionTLS13},
-		ErrorLog:  log.New(io.Discard, "", 0), ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog:  slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug), ReadHeaderTimeout: 10 * time.Second,
 	}
 	f.wg.Go(func() { _ = f.broken.ServeTLS(f.queue, "", "") })
 }

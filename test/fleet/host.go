@@ -55,10 +55,11 @@ func (f *Fleet) AddHost(settings ...string) (*Host, error) {
 	return h, f.bridge.plug(h.machine, n)
 }
 
+func (h *Host) address() string { return net.JoinHostPort(h.Addr.String(), hostPort) }
+
 func (h *Host) environ() []string {
-	address := net.JoinHostPort(h.Addr.String(), hostPort)
 	return append(os.Environ(),
-		"SKERRY_DATA="+h.Data, "SKERRY_SERVER=https://"+h.fleet.Front.listener.Addr().String(), "SKERRY_HOST_LISTEN="+address,
+		"SKERRY_DATA="+h.Data, "SKERRY_SERVER=https://"+h.fleet.Front.listener.Addr().String(), "SKERRY_HOST_LISTEN="+h.address(),
 		"SKERRY_WARM_SLOTS=2", "SKERRY_DNS=192.0.2.53") // nobody answers there, and nobody asks
 }
 
@@ -142,8 +143,17 @@ func (h *Host) Wait(ctx context.Context, status string) error {
 
 // HostState is the part of the API's answer that tests read.
 type HostState struct {
-	Status string
-	Reason string `json:"status_reason"`
+	Status   string
+	Reason   string `json:"status_reason"`
+	Capacity Resources
+	Reserved Resources
+}
+
+// Resources are what a host has or promises.
+type Resources struct {
+	CPUMillis int64 `json:"cpu_millis"`
+	MemoryMB  int64 `json:"memory_mb"`
+	DiskMB    int64 `json:"disk_mb"`
 }
 
 // State asks the first server that answers about the host.

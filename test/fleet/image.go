@@ -86,6 +86,11 @@ func plant(root string) error {
 			return err
 		}
 	}
+	for _, dir := range []string{"tmp", "var/tmp"} {
+		if err := os.Chmod(filepath.Join(root, dir), 0o777|os.ModeSticky); err != nil {
+			return err
+		}
+	}
 	if err := os.Chown(filepath.Join(root, "home/user"), 1000, 1000); err != nil {
 		return err
 	}

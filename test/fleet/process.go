@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -142,8 +143,14 @@ func (p *Process) Ended() (<-chan struct{}, func() error) {
 	}
 }
 
-// Log is the end of what it wrote.
+// Log is the end of what it wrote, without the requests it served.
 func (p *Process) Log() string {
 	raw, _ := os.ReadFile(p.log)
-	return string(raw[max(0, len(raw)-8000):])
+	var kept []string
+	for line := range strings.Lines(string(raw)) {
+		if !strings.Contains(line, `"level":"INFO","msg":"request"`) {
+			kept = append(kept, line)
+		}
+	}
+	return strings.Join(kept[max(0, len(kept)-60):], "")
 }
