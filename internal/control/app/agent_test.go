@@ -21,6 +21,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"connectrpc.com/connect"
@@ -55,6 +56,8 @@ type fakeHost struct {
 
 	mu        sync.Mutex
 	sandboxes map[string]*agentv1.CreateSandboxRequest
+
+	open atomic.Int64 // connections to its listener
 }
 
 // pinned believes a server whose chain holds the CA of that fingerprint.
@@ -183,7 +186,14 @@ func (h *fakeHost) serve(t testing.TB, listener net.Listener) {
 			return
 		}
 		mux.ServeHTTP(w, r)
-	})}
+	}), ConnState: func(_ net.Conn, s http.ConnState) {
+		switch s {
+		case http.StateNew:
+			h.open.Add(1)
+		case http.StateClosed, http.StateHijacked:
+			h.open.Add(-1)
+		}
+	}}
 	done := make(chan error, 1)
 	go func() {
 		done <- server.Serve(tls.NewListener(listener, &tls.Config{

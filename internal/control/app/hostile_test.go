@@ -44,9 +44,15 @@ type ground struct {
 
 func newGround(t testing.TB) *ground {
 	t.Helper()
-	url := pgtest.Empty(t)
 	_, secret := keyring.NewSecret()
-	g := &ground{server: start(t, url, secret, t.TempDir())}
+	return newGroundOn(t, pgtest.Empty(t), secret, t.TempDir())
+}
+
+// newGroundOn is a ground on a database and a store that other servers may
+// share.
+func newGroundOn(t testing.TB, url, secret, storeDir string) *ground {
+	t.Helper()
+	g := &ground{server: start(t, url, secret, storeDir)}
 	var err error
 	if g.pool, err = pg.Open(t.Context(), url); err != nil {
 		t.Fatal(err)

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/golang-jwt/jwt/v5"
+
 	"skerry.dev/skerry/internal/control/keyring"
 	"skerry.dev/skerry/internal/control/keyring/keyringpg"
 	"skerry.dev/skerry/internal/kernel/clock"
@@ -214,5 +216,33 @@ func TestH2_CertificatesNameWhatTheyAreFor(t *testing.T) {
 		if _, err := k.SignHostCertificate(host, request); errs.CodeOf(err) != errs.CodeInvalid {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// What an agent checks that holds the CA alone: the signature, the typ, the
+// installation and the host.
+func TestH11_TheStatementAboutADeletedHostIsSignedByTheCA(t *testing.T) {
+	k := load(t)
+	gone := id.NewHost()
+	statement, err := k.SignHostDeleted(gone)
+	if err != nil {
+		t.Fatal(err)
+	}
+	claims := jwt.RegisteredClaims{}
+	token, err := jwt.NewParser(jwt.WithValidMethods([]string{"ES256"}), jwt.WithIssuedAt()).ParseWithClaims(statement, &claims, func(*jwt.Token) (any, error) {
+		return k.CA().PublicKey, nil
+	})
+	if err != nil || token.Header["typ"] != keyring.HostDeletedType || token.Header["kid"] != nil {
+		t.Fatalf("%v (%v)", token, err)
+	}
+	if claims.Subject != gone.String() || claims.Issuer != k.CASHA256() || claims.ExpiresAt != nil || time.Since(claims.IssuedAt.Time) > time.Minute {
+		t.Errorf("%+v", claims)
+	}
+	// It is no token for anything else.
+	if _, err := k.VerifyHost(t.Context(), statement); errs.CodeOf(err) != errs.CodeUnauthenticated {
+		t.Errorf("as a host's token: %v", err)
+	}
+	if _, err := k.VerifyUser(t.Context(), statement); errs.CodeOf(err) != errs.CodeUnauthenticated {
+		t.Errorf("as a user's token: %v", err)
 	}
 }
