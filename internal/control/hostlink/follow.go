@@ -10,6 +10,7 @@ import (
 
 	"skerry.dev/skerry/internal/control/host"
 	"skerry.dev/skerry/internal/kernel/id"
+	"skerry.dev/skerry/internal/kernel/observe"
 )
 
 // followEvery is how late a server hears at most that another one has deleted a
@@ -35,7 +36,8 @@ func (p *HostClientPool) Follow(standings Standings, log *slog.Logger) func(cont
 				return nil
 			case <-ticker.C:
 			}
-			if err := p.look(ctx, standings); err != nil && ctx.Err() == nil {
+			err := observe.Round(ctx, "host_clients", func(ctx context.Context) error { return p.look(ctx, standings) })
+			if err != nil && ctx.Err() == nil {
 				log.WarnContext(ctx, "cannot see which hosts were deleted", "error", err)
 			}
 		}

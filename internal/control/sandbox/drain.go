@@ -8,6 +8,7 @@ import (
 	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
+	"skerry.dev/skerry/internal/kernel/observe"
 )
 
 // Bounds of emptying hosts.
@@ -55,7 +56,7 @@ func (d *Drainer) Run(ctx context.Context) error {
 			return nil
 		case <-ticker.C:
 		}
-		if err := d.Pass(ctx); err != nil && ctx.Err() == nil {
+		if err := observe.Round(ctx, "host_drain", d.Pass); err != nil && ctx.Err() == nil {
 			d.log.WarnContext(ctx, "cannot empty hosts", "error", err)
 		}
 	}
