@@ -48,39 +48,6 @@ func (c *Client) DeleteAPIKey(ctx context.Context, id string) error {
 	return c.explain(c.api.DeleteAPIKey(ctx, restapi.DeleteAPIKeyParams{ID: id}))
 }
 
-// CreateHost announces a host and returns its one-time token. Kind is "regular"
-// or "byoc"; an empty name becomes the machine's own.
-func (c *Client) CreateHost(ctx context.Context, kind, name string) (*CreatedHost, error) {
-	request := &restapi.CreateHostRequest{Type: restapi.CreateHostRequestType(kind), Name: optString(name)}
-	return create(ctx, c, func(key restapi.OptString) (*CreatedHost, error) {
-		return c.api.CreateHost(ctx, request, restapi.CreateHostParams{IdempotencyKey: key})
-	})
-}
-
-// CreateHostToken returns a new one-time token for a host; the old one is void.
-func (c *Client) CreateHostToken(ctx context.Context, id string) (*CreatedHost, error) {
-	return create(ctx, c, func(key restapi.OptString) (*CreatedHost, error) {
-		return c.api.CreateHostToken(ctx, restapi.CreateHostTokenParams{ID: id, IdempotencyKey: key})
-	})
-}
-
-// Host returns one host.
-func (c *Client) Host(ctx context.Context, id string) (*Host, error) {
-	h, err := c.api.GetHost(ctx, restapi.GetHostParams{ID: id})
-	return h, c.explain(err)
-}
-
-// Hosts walks the hosts that the caller may see, newest first.
-func (c *Client) Hosts(ctx context.Context) iter.Seq2[Host, error] {
-	return walk(c, func(cursor restapi.OptString) ([]Host, restapi.OptString, error) {
-		l, err := c.api.ListHosts(ctx, restapi.ListHostsParams{Cursor: cursor})
-		if err != nil {
-			return nil, cursor, err
-		}
-		return l.Items, l.NextCursor, nil
-	})
-}
-
 // walk reads page after page until the caller has enough.
 func walk[T any](c *Client, page func(cursor restapi.OptString) ([]T, restapi.OptString, error)) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {

@@ -28,6 +28,9 @@ type (
 	CreatedAPIKey = restapi.CreatedAPIKey
 	Host          = restapi.Host
 	CreatedHost   = restapi.CreatedHost
+	HostRequest   = restapi.CreateHostRequest
+	HostChange    = restapi.UpdateHostRequest
+	HostLoss      = restapi.HostLoss
 	Me            = restapi.Me
 )
 

@@ -55,15 +55,49 @@ func TestO3_VerbsAtARealServer(t *testing.T) {
 	t.Run("admin users", func(t *testing.T) { userVerbs(t, root, bob) })
 	t.Run("admin teams", func(t *testing.T) { platformVerbs(t, root, ann) })
 	t.Run("audit", func(t *testing.T) { auditVerbs(t, root, ann, bob) })
-	t.Run("host", func(t *testing.T) {
-		if made := root.must(t, "host", "add", "box"); !strings.Contains(made, "skerry agent") {
-			t.Errorf("host add prints %q", made)
-		}
-		if list := asJSON[[]thing](t, root, "host", "list"); names(list) != "box" {
-			t.Errorf("host list: %+v", list)
-		}
-		ann.fails(t, exitNotAllowed, "admin", "host", "add")
-	})
+	t.Run("host", func(t *testing.T) { hostVerbs(t, root, ann) })
+}
+
+func hostVerbs(t *testing.T, root, ann *shell) {
+	if made := root.must(t, "host", "create", "box", "--label", "gpu=no", "--zone", "north"); !strings.Contains(made, "skerry join --server") {
+		t.Errorf("host create prints %q", made)
+	}
+	list := asJSON[[]thing](t, root, "host", "list")
+	if names(list) != "box" {
+		t.Fatalf("host list: %+v", list)
+	}
+	root.must(t, "host", "add", "twin")
+	root.must(t, "host", "add", "twin")
+	root.fails(t, 1, "2 hosts", "host", "get", "twin")
+	root.fails(t, 1, "no host", "host", "get", "nowhere")
+	if made := root.must(t, "host", "token", "box"); !strings.Contains(made, "skerry join --server") {
+		t.Errorf("host token prints %q", made)
+	}
+	if shown := root.must(t, "host", "get", list[0].ID); !strings.Contains(shown, "gpu=no") || !strings.Contains(shown, "north") || !strings.Contains(shown, "0 reserved of") {
+		t.Errorf("host get prints %s", shown)
+	}
+	if shown := root.must(t, "host", "update", "box", "--name", "crate", "--label", "a=b", "--provider", ""); !strings.Contains(shown, "crate") || strings.Contains(shown, "gpu") {
+		t.Errorf("host update prints %s", shown)
+	}
+	if shown := root.must(t, "host", "update", "crate", "--no-labels"); strings.Contains(shown, "a=b") {
+		t.Errorf("host update prints %s", shown)
+	}
+	root.fails(t, ExitUsage, "", "host", "update", "crate", "--no-labels", "--label", "a=b")
+	if shown := root.must(t, "host", "drain", "crate", "--within", "1h"); !strings.Contains(shown, "until") {
+		t.Errorf("host drain prints %s", shown)
+	}
+	if shown := root.must(t, "host", "undrain", "crate"); strings.Contains(shown, "until") {
+		t.Errorf("host undrain prints %s", shown)
+	}
+	if lost := asJSON[[]thing](t, root, "host", "delete", "crate", "--dry-run"); len(lost) != 0 {
+		t.Errorf("would lose %+v", lost)
+	}
+	for _, verb := range []string{"get", "token", "drain", "undrain", "delete"} {
+		ann.fails(t, exitNotFound, "", "host", verb, list[0].ID)
+	}
+	root.must(t, "host", "delete", "crate")
+	root.fails(t, exitNotFound, "", "host", "delete", list[0].ID, "--force")
+	ann.fails(t, exitNotAllowed, "admin", "host", "add")
 }
 
 func keyVerbs(t *testing.T, ann *shell) {

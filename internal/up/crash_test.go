@@ -91,10 +91,12 @@ func fakeServer(data string) {
 	}
 	type m = map[string]any
 	now := "2026-01-02T03:04:05.000000Z"
+	amounts := m{"cpu_millis": 1, "memory_mb": 1, "disk_mb": 1}
 	host := func(id, status string) m {
 		return m{
 			"id": id, "name": hostName, "type": "regular", "status": status, "team_id": "team-0", "provider": "", "availability_zone": "", "labels": m{}, "arch": "x",
 			"cpu_count": 1, "memory_bytes": 1, "disk_bytes": 1, "engines": []m{{"name": "fake", "version": "1", "healthy": true}}, "created_at": now,
+			"capacity": amounts, "reserved": amounts, "needs_registration": false, "drained": false,
 		}
 	}
 	created := func(id string) m {

@@ -239,7 +239,7 @@ func (s *Service) receipt(token string) func(Host, time.Time) Created {
 		sum := s.keys.CASHA256()
 		return Created{
 			Host: h, Token: token, ExpiresAt: expires, CASHA256: sum,
-			Install: fmt.Sprintf("skerry agent --server %s --ca-sha256 %s --registration-token %s", s.agentURL, sum, token),
+			Install: fmt.Sprintf("skerry join --server %s --ca-sha256 %s --registration-token %s", s.agentURL, sum, token),
 		}
 	}
 }
