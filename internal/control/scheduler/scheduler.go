@@ -5,11 +5,7 @@
 package scheduler
 
 import (
-	"bytes"
-	"cmp"
-	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"skerry.dev/skerry/internal/kernel/id"
@@ -26,6 +22,12 @@ type Request struct {
 	DiskMB    int64
 	// Engine is a name or EngineAuto.
 	Engine string
+	// Arch is what the image is made for; empty for any.
+	Arch string
+	// Labels are what a host must carry, each with exactly this value.
+	Labels map[string]string
+	// Image is what it starts from, preferably where that is already.
+	Image string
 	// Hosts are the only ones that come into question; nil for any.
 	Hosts []id.Host
 	// EngineVersion and CPUFeatures are what a saved state can be started under:
@@ -52,6 +54,10 @@ type HostView struct {
 	ID      id.Host
 	Name    string
 	Engines []Engine
+	Arch    string
+	Labels  map[string]string
+	// Images are those that sandboxes were started from here lately.
+	Images []string
 
 	CPUCount    int64
 	MemoryBytes int64
@@ -69,8 +75,8 @@ type HostView struct {
 type Refusal struct {
 	HostID id.Host `json:"host_id"`
 	Host   string  `json:"host"`
-	// Reason is a stable word: not_there (what it starts from), no_engine,
-	// engine_version, cpu_features, cpu, memory, disk.
+	// Reason is a stable word: not_there (what it starts from), arch, labels,
+	// no_engine, engine_version, cpu_features, cpu, memory, disk.
 	Reason  string `json:"reason"`
 	Message string `json:"message"`
 }
@@ -80,8 +86,9 @@ type Decision struct {
 	HostID        id.Host
 	Engine        string
 	EngineVersion string
-	// Placed is false when no host fits; Refusals then names all of them.
-	Placed   bool
+	// Placed is false when no host fits.
+	Placed bool
+	// Refusals has one for each host that does not fit.
 	Refusals []Refusal
 }
 
@@ -98,72 +105,6 @@ func DefaultOvercommit() Overcommit { return Overcommit{CPU: 32, Memory: 4} }
 // decide at once, each from the same rows.
 type Scheduler interface {
 	Pick(req Request, hosts []HostView) Decision
-}
-
-// RoundRobinScheduler takes, of the hosts that fit, the one that was given a
-// sandbox the longest ago.
-type RoundRobinScheduler struct{ Overcommit Overcommit }
-
-// Pick implements Scheduler.
-func (s RoundRobinScheduler) Pick(req Request, hosts []HostView) Decision {
-	ordered := slices.Clone(hosts)
-	slices.SortFunc(ordered, func(a, b HostView) int {
-		return cmp.Or(a.LastPlacedAt.Compare(b.LastPlacedAt), compareID(a.ID, b.ID))
-	})
-	var d Decision
-	for _, h := range ordered {
-		engine, refusal := s.fits(req, h)
-		if refusal != nil {
-			d.Refusals = append(d.Refusals, *refusal)
-			continue
-		}
-		d.HostID, d.Engine, d.EngineVersion, d.Placed = h.ID, engine.Name, engine.Version, true
-		return d
-	}
-	return d
-}
-
-func compareID(a, b id.Host) int {
-	ua, ub := a.UUID(), b.UUID()
-	return bytes.Compare(ua[:], ub[:])
-}
-
-func (s RoundRobinScheduler) fits(req Request, h HostView) (Engine, *Refusal) {
-	refuse := func(reason, format string, args ...any) (Engine, *Refusal) {
-		return Engine{}, &Refusal{HostID: h.ID, Host: h.Name, Reason: reason, Message: fmt.Sprintf(format, args...)}
-	}
-	if req.Hosts != nil && !slices.Contains(req.Hosts, h.ID) {
-		return refuse("not_there", "does not have the saved state")
-	}
-	engine, why := choose(req.Engine, h.Engines)
-	if why != "" {
-		return refuse("no_engine", "%s", why)
-	}
-	if req.EngineVersion != "" && req.EngineVersion != engine.Version {
-		return refuse("engine_version", "it was saved under %s %s, the host has %s", engine.Name, req.EngineVersion, engine.Version)
-	}
-	if lacks := missing(req.CPUFeatures, engine.CPUFeatures); len(lacks) > 0 {
-		return refuse("cpu_features", "memory was saved on a CPU that has %s, this one has not", strings.Join(lacks, ", "))
-	}
-	cpu := int64(float64(h.CPUCount*1000)*s.Overcommit.CPU) - h.ReservedCPUMillis
-	if req.CPUMillis > h.CPUCount*1000 {
-		return refuse("cpu", "wants %d thousandths of a CPU, the host has %d CPUs", req.CPUMillis, h.CPUCount)
-	}
-	if req.CPUMillis > cpu {
-		return refuse("cpu", "wants %d thousandths of a CPU, %d are free", req.CPUMillis, max(cpu, 0))
-	}
-	const mb = 1 << 20
-	memory := int64(float64(h.MemoryBytes/mb)*s.Overcommit.Memory) - h.ReservedMemoryMB
-	if req.MemoryMB > h.MemoryBytes/mb {
-		return refuse("memory", "wants %d MB of memory, the host has %d", req.MemoryMB, h.MemoryBytes/mb)
-	}
-	if req.MemoryMB > memory {
-		return refuse("memory", "wants %d MB of memory, %d are free", req.MemoryMB, max(memory, 0))
-	}
-	if disk := h.DiskBytes/mb - h.ReservedDiskMB; req.DiskMB > disk {
-		return refuse("disk", "wants %d MB of disk, %d are free", req.DiskMB, max(disk, 0))
-	}
-	return engine, nil
 }
 
 // missing are the features wanted that a host does not have. One that does not
