@@ -134,6 +134,12 @@ func newDials() *dials {
 
 // dial has the form of net.Dialer.DialContext.
 func (d *dials) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	d.mu.Lock()
+	cut := d.cut
+	d.mu.Unlock()
+	if cut {
+		return nil, errCut
+	}
 	conn, err := d.dialer.DialContext(ctx, network, address)
 	if err != nil {
 		return nil, err
@@ -141,7 +147,7 @@ func (d *dials) dial(ctx context.Context, network, address string) (net.Conn, er
 	out := &dialed{Conn: conn, owner: d}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.cut {
+	if d.cut { // meanwhile
 		conn.Close()
 		return nil, errCut
 	}

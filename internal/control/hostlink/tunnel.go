@@ -74,6 +74,12 @@ func newTunnels(address string, config *tls.Config) *tunnels {
 
 // dial has the form of net.Dialer.DialContext; where is the authority inside.
 func (t *tunnels) dial(ctx context.Context, _, where string) (net.Conn, error) {
+	t.mu.Lock()
+	closed := t.closed
+	t.mu.Unlock()
+	if closed {
+		return nil, Unavailable(errCut)
+	}
 	conn, err := t.dialer.DialContext(ctx, "tcp", t.address)
 	if err != nil {
 		return nil, Unavailable(err)
@@ -86,7 +92,7 @@ func (t *tunnels) dial(ctx context.Context, _, where string) (net.Conn, error) {
 	out := &tunnel{Conn: conn, reader: reader, owner: t, where: where}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.closed {
+	if t.closed { // meanwhile
 		conn.Close()
 		return nil, Unavailable(errCut)
 	}
