@@ -104,7 +104,7 @@ func TestS5_ShimKilledDuringCheckpoint(t *testing.T) {
 	t.Logf("%d of 7 failed", failed)
 }
 
-// A full disk is told as what it is, and by its name.
+// A full disk is told as what it is, and by its name, and the guest goes on.
 func TestS5_FullDiskIsNamed(t *testing.T) {
 	w := newWorld(t)
 	e := w.engine(t)
@@ -127,9 +127,14 @@ func TestS5_FullDiskIsNamed(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		err := e.Checkpoint(t.Context(), h, engine.CheckpointOptions{Dir: dir, LeaveRunning: true, DiskOnly: body})
-		if !errors.Is(err, unix.ENOSPC) {
-			t.Errorf("disk only %v: %v", body, err)
+		for _, leave := range []bool{true, false} {
+			err := e.Checkpoint(t.Context(), h, engine.CheckpointOptions{Dir: dir, LeaveRunning: leave, DiskOnly: body})
+			if !errors.Is(err, unix.ENOSPC) {
+				t.Errorf("disk only %v, leave running %v: %v", body, leave, err)
+			}
+			if err := get(t, e, h, "/keep"); err != nil {
+				t.Errorf("disk only %v, leave running %v: the guest after it: %v", body, leave, err)
+			}
 		}
 	}
 }
