@@ -21,6 +21,9 @@ down: build ## Stop it; FLAGS=--purge removes everything it ever made
 build: deps ## bin/skerry, bin/skerry-guest, bin/runsc
 	@tools/build.sh
 
+deb: build ## The Debian package, in dist/
+	@tools/deb.sh
+
 deps:
 	@tools/deps.sh
 
@@ -42,4 +45,4 @@ chaos: build ## The tests of whole sandboxes, and of races in the database, at t
 	@tools/deps.sh test
 	@$(SUDO) env "PATH=$$PATH" SKERRY_TEST_LONG=1 go test -count=1 -timeout=120m -v $(FLAGS) ./test/e2e/... ./test/multihost/... ./internal/control/...
 
-.PHONY: help up down build deps test lint generate bench chaos
+.PHONY: help up down build deb deps test lint generate bench chaos
