@@ -55,7 +55,7 @@ func TestO4_SwitchedOffIsNobody(t *testing.T) {
 			if err != nil || len(client) != 0 {
 				t.Errorf("%d interceptors, %v", len(client), err)
 			}
-			handler := slog.Handler(slog.DiscardHandler)
+			handler := slog.DiscardHandler
 			if tel.Log(handler) != handler || tel.Registry() != nil {
 				t.Error("something is there all the same")
 			}
