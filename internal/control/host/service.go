@@ -128,6 +128,8 @@ type Store interface {
 	MarkStale(ctx context.Context, after time.Duration, reason string, entry func(Host) audit.Entry) ([]Host, error)
 	// ListActiveHosts are those in reach.
 	ListActiveHosts(ctx context.Context) ([]Ref, error)
+	// ListBuilders are the platform's own that are online and not draining.
+	ListBuilders(ctx context.Context) ([]Ref, error)
 	Update(ctx context.Context, host id.Host, u Update, entry audit.Entry) (Host, error)
 	// Drain has the host emptied, within a time if that is not nil; repeating it
 	// sets the deadline anew.
@@ -417,7 +419,11 @@ func (s *Service) List(ctx context.Context, by principal.Principal, p page.Reque
 	return s.store.List(ctx, &team, p)
 }
 
-// ListActiveHosts are those in service.
+// ListBuilders are those that may build what all teams start from: never a
+// customer's machine.
+func (s *Service) ListBuilders(ctx context.Context) ([]Ref, error) { return s.store.ListBuilders(ctx) }
+
+// ListActiveHosts are those in reach.
 func (s *Service) ListActiveHosts(ctx context.Context) ([]Ref, error) {
 	return s.store.ListActiveHosts(ctx)
 }

@@ -82,3 +82,9 @@ func (s *Service) managed(ctx context.Context, by principal.Principal, host id.H
 	}
 	return h, mayManage(by, h.Type, h.TeamID)
 }
+
+// MayManage says whether the caller manages a host that it may see.
+func (s *Service) MayManage(ctx context.Context, by principal.Principal, host id.Host) error {
+	_, err := s.managed(ctx, by, host)
+	return err
+}

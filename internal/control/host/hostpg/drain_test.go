@@ -319,6 +319,25 @@ func TestH10_ListsSayWhatAHostHasAndHolds(t *testing.T) {
 	if err != nil || len(all.Items) != 2 || all.Items[0].TeamName != "Far" || all.Items[1].ID != h {
 		t.Fatalf("%+v (%v)", all.Items, err)
 	}
+	// What all teams start from is built on the platform's own machines.
+	builders := func() []host.Ref {
+		t.Helper()
+		list, err := f.hosts.ListBuilders(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	f.exec(t, `UPDATE hosts SET status = 'online' WHERE id = $1`, own.Host.ID)
+	if list := builders(); len(list) != 1 || list[0].ID != h {
+		t.Errorf("built on %v", list)
+	}
+	if _, err := f.hosts.Drain(ctx, f.admin, h, nil); err != nil {
+		t.Fatal(err)
+	}
+	if list := builders(); len(list) != 0 {
+		t.Errorf("built on %v", list)
+	}
 	for _, got := range []host.Host{all.Items[1], f.host(t, h)} {
 		if got.Sandboxes != 2 || got.Active != 1 || got.Reserved != (host.Amounts{CPUMillis: 1000, MemoryMB: 512, DiskMB: 8192}) ||
 			got.Capacity() != (host.Amounts{CPUMillis: 16000, MemoryMB: 16 * 1024, DiskMB: 1 << 20}) || got.Load.CPUMillis != 700 || got.Load.DiskFreeBytes != 1<<30 {

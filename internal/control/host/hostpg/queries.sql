@@ -123,6 +123,11 @@ RETURNING id, team_id, name;
 -- Those in reach.
 SELECT id, address, generation, status FROM hosts WHERE status IN ('online', 'draining') AND deleted_at IS NULL ORDER BY id LIMIT sqlc.arg(max_rows);
 
+-- name: ListBuilders :many
+SELECT id, address, generation FROM hosts
+WHERE status = 'online' AND type = 'regular' AND deleted_at IS NULL
+ORDER BY id LIMIT sqlc.arg(max_rows);
+
 -- name: SetReconciled :exec
 UPDATE hosts SET reconciled_at = now() WHERE id = sqlc.arg(id);
 

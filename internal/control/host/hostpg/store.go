@@ -27,8 +27,12 @@ import (
 	"skerry.dev/skerry/internal/pg"
 )
 
-// maxHosts bounds a pass over all hosts.
-const maxHosts = 10_000
+const (
+	// maxHosts bounds a pass over all hosts.
+	maxHosts = 10_000
+	// maxBuilders bounds the choice of who builds.
+	maxBuilders = 100
+)
 
 // Store implements host.Store.
 type Store struct {
@@ -345,6 +349,19 @@ func (s *Store) MarkStale(ctx context.Context, after time.Duration, reason strin
 // ListActiveHosts implements host.Store.
 func (s *Store) ListActiveHosts(ctx context.Context) ([]host.Ref, error) {
 	rows, err := s.q.ListActiveHosts(ctx, s.pool, maxHosts)
+	if err != nil {
+		return nil, pg.Map(err)
+	}
+	out := make([]host.Ref, len(rows))
+	for i, r := range rows {
+		out[i] = host.Ref{ID: r.ID, Address: r.Address, Generation: r.Generation, Online: true}
+	}
+	return out, nil
+}
+
+// ListBuilders implements host.Store.
+func (s *Store) ListBuilders(ctx context.Context) ([]host.Ref, error) {
+	rows, err := s.q.ListBuilders(ctx, s.pool, maxBuilders)
 	if err != nil {
 		return nil, pg.Map(err)
 	}

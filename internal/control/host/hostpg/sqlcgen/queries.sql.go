@@ -413,6 +413,38 @@ func (q *Queries) ListActiveHosts(ctx context.Context, db DBTX, maxRows int32) (
 	return items, nil
 }
 
+const listBuilders = `-- name: ListBuilders :many
+SELECT id, address, generation FROM hosts
+WHERE status = 'online' AND type = 'regular' AND deleted_at IS NULL
+ORDER BY id LIMIT $1
+`
+
+type ListBuildersRow struct {
+	ID         id.Host
+	Address    string
+	Generation int64
+}
+
+func (q *Queries) ListBuilders(ctx context.Context, db DBTX, maxRows int32) ([]ListBuildersRow, error) {
+	rows, err := db.Query(ctx, listBuilders, maxRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ListBuildersRow
+	for rows.Next() {
+		var i ListBuildersRow
+		if err := rows.Scan(&i.ID, &i.Address, &i.Generation); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const listHosts = `-- name: ListHosts :many
 SELECT h.id, h.team_id, h.type, h.name, h.provider, h.availability_zone, h.labels, h.status, h.address, h.arch, h.cpu_count, h.memory_bytes, h.disk_bytes, h.kernel, h.agent_version, h.engines, h.load, h.generation, h.status_reason, h.last_placed_at, h.last_heartbeat_at, h.reconciled_at, h.registered_at, h.created_by, h.created_at, h.deleted_at, h.drain_requested_at, h.drain_deadline_at, t.name AS team_name, r.sandboxes, r.active, r.cpu_millis, r.memory_mb, r.disk_mb,
     (h.registered_at IS NOT NULL AND NOT EXISTS (
