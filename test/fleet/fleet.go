@@ -53,6 +53,7 @@ type Fleet struct {
 	key      string
 	bridge   *bridge
 	here     *machine
+	guard    *guard
 	pool     *pgxpool.Pool
 	keys     *keyring.Keyring
 	links    *hostlink.HostClientPool
@@ -87,6 +88,9 @@ func New(ctx context.Context, opt Options) (*Fleet, error) {
 	}
 	f.dir = filepath.Join(os.TempDir(), "skerry-fleet-"+f.Tag)
 	if err := os.Mkdir(f.dir, 0o711); err != nil {
+		return f, err
+	}
+	if f.guard, err = newGuard(f.dir, bridgeName(f.Tag)); err != nil {
 		return f, err
 	}
 	if f.here, err = newMachine(nil); err != nil {
@@ -169,7 +173,7 @@ func (f *Fleet) addServer() error {
 		env: func() []string {
 			return append(append(os.Environ(),
 				"SKERRY_DATA="+data, "DATABASE_URL="+f.dbURL, "SKERRY_SECRET="+f.secret, "SKERRY_STORE_DIR="+f.store(), "SKERRY_AUTH_LIMIT=0",
-				"SKERRY_LISTEN=127.0.0.1:"+ports[0], "SKERRY_AGENT_LISTEN="+s.agents, "SKERRY_AGENT_URL=https://"+f.Front.listener.Addr().String(),
+				"SKERRY_LISTEN=127.0.0.1:"+ports[0], "SKERRY_AGENT_LISTEN="+s.agents, "SKERRY_AGENT_URL="+f.AgentURL(),
 			), f.opt.ServerSettings...)
 		},
 	}
@@ -227,6 +231,9 @@ func (f *Fleet) waitServer(ctx context.Context, s *Server) error {
 		return err == nil && status == 200, nil
 	})
 }
+
+// AgentURL is where agents reach the servers.
+func (f *Fleet) AgentURL() string { return "https://" + f.Front.listener.Addr().String() }
 
 // KillDatabase ends PostgreSQL as kill -9 does.
 func (f *Fleet) KillDatabase() error {
@@ -290,6 +297,9 @@ func (f *Fleet) Purge(ctx context.Context) error {
 	if f.dir != "" {
 		note("files", os.RemoveAll(f.dir))
 		note("leak check", f.leaks())
+	}
+	if f.guard != nil {
+		note("guard", f.guard.close())
 	}
 	return errors.Join(errs...)
 }

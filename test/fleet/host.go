@@ -59,7 +59,7 @@ func (h *Host) address() string { return net.JoinHostPort(h.Addr.String(), hostP
 
 func (h *Host) environ() []string {
 	return append(os.Environ(),
-		"SKERRY_DATA="+h.Data, "SKERRY_SERVER=https://"+h.fleet.Front.listener.Addr().String(), "SKERRY_HOST_LISTEN="+h.address(),
+		"SKERRY_DATA="+h.Data, "SKERRY_SERVER="+h.fleet.AgentURL(), "SKERRY_HOST_LISTEN="+h.address(),
 		"SKERRY_WARM_SLOTS=2", "SKERRY_DNS=192.0.2.53") // nobody answers there, and nobody asks
 }
 
@@ -175,6 +175,15 @@ func (h *Host) Cut() error { return h.fleet.bridge.set(h.index, false) }
 
 // Mend makes the link whole again.
 func (h *Host) Mend() error { return h.fleet.bridge.set(h.index, true) }
+
+// Read reads a file below the host's data directory, which only the host sees.
+func (h *Host) Read(name string) (content []byte, err error) {
+	err = h.machine.do(func() (err error) {
+		content, err = os.ReadFile(filepath.Join(h.Data, name))
+		return err
+	})
+	return content, err
+}
 
 // Run runs a command on the host, as an operator would.
 func (h *Host) Run(ctx context.Context, name string, args ...string) error {

@@ -90,17 +90,36 @@ func (f *Fleet) Look(ctx context.Context) (Look, error) {
 		if l.Held[h], err = f.Inventory(ctx, h); err != nil {
 			return l, fmt.Errorf("%s: %w", h.Name, err)
 		}
-		traces, err := h.Traces()
-		if err != nil {
+		if l.Guests[h], err = h.Guests(); err != nil {
 			return l, fmt.Errorf("%s: %w", h.Name, err)
-		}
-		for _, line := range traces {
-			if strings.HasPrefix(line, "process ") && strings.Contains(line, "runsc-sandbox") {
-				l.Guests[h]++
-			}
 		}
 	}
 	return l, nil
+}
+
+// Guests counts the processes that run guests on a host.
+func (h *Host) Guests() (n int, err error) {
+	traces, err := h.Traces()
+	for _, line := range traces {
+		if strings.HasPrefix(line, "process ") && strings.Contains(line, "runsc-sandbox") {
+			n++
+		}
+	}
+	return n, err
+}
+
+// Sound looks at everything and names what does not hold: nothing moves, a
+// sandbox is on at most one host, what is desired is there, what is reserved is
+// what rows say.
+func (f *Fleet) Sound(ctx context.Context) error {
+	l, err := f.Look(ctx)
+	if err != nil {
+		return err
+	}
+	if moving := l.Moving(); len(moving) > 0 {
+		return fmt.Errorf("not at rest: %s", strings.Join(moving, "; "))
+	}
+	return errors.Join(l.OneHost(), l.Observed(), f.Reserved(ctx, l))
 }
 
 // Moving names what is not at rest: it may be anything.
@@ -257,6 +276,12 @@ func (f *Fleet) Audited(ctx context.Context, accepted map[string]map[string]int)
 		errs = append(errs, fmt.Errorf("the entries of %d teams have gaps", gaps))
 	}
 	return errors.Join(append(errs, err)...)
+}
+
+// AuditCount counts the entries of the audit trail that name a reason.
+func (f *Fleet) AuditCount(ctx context.Context, reason string) (n int, err error) {
+	err = f.pool.QueryRow(ctx, `SELECT count(*) FROM audit_logs WHERE metadata ->> 'reason' = $1`, reason).Scan(&n)
+	return n, err
 }
 
 // NothingLeft: a host on which nothing lives holds nothing.

@@ -20,6 +20,8 @@ type bridge struct {
 	prefix netip.Prefix
 }
 
+func bridgeName(tag string) string { return "fl" + tag }
+
 // newBridge makes one on a /24 of the range for benchmarks that no route of
 // this machine touches.
 func newBridge(tag string) (*bridge, error) {
@@ -27,7 +29,7 @@ func newBridge(tag string) (*bridge, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &bridge{name: "fl" + tag, prefix: prefix}
+	b := &bridge{name: bridgeName(tag), prefix: prefix}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = b.name
 	link := &netlink.Bridge{LinkAttrs: attrs}

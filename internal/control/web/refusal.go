@@ -32,7 +32,11 @@ func (s *Server) noteRefusal(r *http.Request, status int, st *requestState) {
 	if status == http.StatusForbidden && by.Kind == principal.KindAnonymous && changes && st.sentAPIKey {
 		by = s.holder(r, st)
 	}
-	switch {
+	switch named, ok := peerHost(r.Context()); {
+	case ok && st.failure.Reason == errHostMismatch.Reason:
+		// Who came is known, and who it wanted to be taken for is not to be believed.
+		by.Kind, by.HostID = principal.KindHost, named
+		s.refusals.Refused(r.Context(), by, st.operation, st.failure.Reason)
 	case status == http.StatusForbidden && by.Kind != principal.KindAnonymous:
 		if changes {
 			s.refusals.Refused(r.Context(), by, st.operation, st.failure.Reason)
