@@ -170,8 +170,20 @@ func TestH11_RefusedWhileAnythingWouldBeLost(t *testing.T) {
 	if err := s.Service.DeleteSnapshot(ctx, f.User(), "kept"); err != nil {
 		t.Fatal(err)
 	}
+	// What is being ended anyway is no loss, though its host does not hear it.
+	last := f.create(t, s)
+	f.away.Store(true)
+	if err := s.Service.EndOfTeam(ctx, last.ID); err != nil {
+		t.Fatal(err)
+	}
+	if lost, err := f.hosts.Preview(ctx, f.admin, h, page.Request{Limit: 1}); err != nil || lost.Sandboxes != 0 || len(lost.Items) != 0 {
+		t.Errorf("%+v (%v)", lost, err)
+	}
 	if err := f.hosts.Delete(ctx, f.admin, h, false); err != nil {
 		t.Fatalf("an empty one: %v", err)
+	}
+	if got := f.get(t, last.ID); got.Status != sandbox.StatusStopped || got.EndReason != sandbox.EndTeamDeleted {
+		t.Errorf("%s %q", got.Status, got.EndReason)
 	}
 	if got := f.left(t, h); got != nothing {
 		t.Error(got)

@@ -504,10 +504,11 @@ WHERE host_id = sqlc.arg(host_id) AND deleted_at IS NULL
 RETURNING id, team_id, kind, name;
 
 -- name: LostWithHost :many
+-- What is being ended anyway is no loss.
 SELECT l.kind, l.id, l.team_id, t.name AS team_name, l.name, l.status, l.created_at
 FROM (
     SELECT 'sandbox'::text AS kind, s.id::uuid AS id, s.team_id, s.template_name AS name, s.status, s.created_at
-    FROM sandboxes s WHERE s.host_id = sqlc.arg(host_id) AND s.ended_at IS NULL
+    FROM sandboxes s WHERE s.host_id = sqlc.arg(host_id) AND s.ended_at IS NULL AND s.status <> 'stopping'
     UNION ALL
     SELECT 'snapshot'::text, p.id::uuid, p.team_id, coalesce(p.name, ''), p.status, p.created_at
     FROM snapshots p WHERE p.host_id = sqlc.arg(host_id) AND p.kind = 'snapshot' AND p.status = 'ready' AND p.deleted_at IS NULL
@@ -517,7 +518,8 @@ ORDER BY l.id
 LIMIT sqlc.arg(max_rows);
 
 -- name: CountLostWithHost :one
-SELECT (SELECT count(*) FROM sandboxes s WHERE s.host_id = sqlc.arg(host_id) AND s.ended_at IS NULL)::bigint AS sandboxes,
+SELECT (SELECT count(*) FROM sandboxes s
+     WHERE s.host_id = sqlc.arg(host_id) AND s.ended_at IS NULL AND s.status <> 'stopping')::bigint AS sandboxes,
     (SELECT count(*) FROM snapshots p
      WHERE p.host_id = sqlc.arg(host_id) AND p.kind = 'snapshot' AND p.status = 'ready' AND p.deleted_at IS NULL)::bigint AS snapshots;
 

@@ -381,7 +381,8 @@ func (q *Queries) CompleteState(ctx context.Context, db DBTX, arg CompleteStateP
 }
 
 const countLostWithHost = `-- name: CountLostWithHost :one
-SELECT (SELECT count(*) FROM sandboxes s WHERE s.host_id = $1 AND s.ended_at IS NULL)::bigint AS sandboxes,
+SELECT (SELECT count(*) FROM sandboxes s
+     WHERE s.host_id = $1 AND s.ended_at IS NULL AND s.status <> 'stopping')::bigint AS sandboxes,
     (SELECT count(*) FROM snapshots p
      WHERE p.host_id = $1 AND p.kind = 'snapshot' AND p.status = 'ready' AND p.deleted_at IS NULL)::bigint AS snapshots
 `
@@ -1765,7 +1766,7 @@ const lostWithHost = `-- name: LostWithHost :many
 SELECT l.kind, l.id, l.team_id, t.name AS team_name, l.name, l.status, l.created_at
 FROM (
     SELECT 'sandbox'::text AS kind, s.id::uuid AS id, s.team_id, s.template_name AS name, s.status, s.created_at
-    FROM sandboxes s WHERE s.host_id = $1 AND s.ended_at IS NULL
+    FROM sandboxes s WHERE s.host_id = $1 AND s.ended_at IS NULL AND s.status <> 'stopping'
     UNION ALL
     SELECT 'snapshot'::text, p.id::uuid, p.team_id, coalesce(p.name, ''), p.status, p.created_at
     FROM snapshots p WHERE p.host_id = $1 AND p.kind = 'snapshot' AND p.status = 'ready' AND p.deleted_at IS NULL
@@ -1791,6 +1792,7 @@ type LostWithHostRow struct {
 	CreatedAt time.Time
 }
 
+// What is being ended anyway is no loss.
 func (q *Queries) LostWithHost(ctx context.Context, db DBTX, arg LostWithHostParams) ([]LostWithHostRow, error) {
 	rows, err := db.Query(ctx, lostWithHost, arg.HostID, arg.After, arg.MaxRows)
 	if err != nil {
