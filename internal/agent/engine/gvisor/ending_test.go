@@ -62,8 +62,7 @@ func TestS5_SaveAmongEndingConnections(t *testing.T) {
 		}
 		err := e.Checkpoint(t.Context(), h, engine.CheckpointOptions{Dir: dir, LeaveRunning: true})
 		if _, gone := e.Stats(t.Context(), h); gone != nil {
-			b, _ := os.ReadFile(filepath.Join(spec.WorkDir, "panic.log"))
-			t.Fatalf("save %d ended the guest: %v\n%.4000s", n, err, b)
+			t.Fatalf("save %d ended the guest: %v\n%s", n, err, lastWords(spec))
 		}
 		if err != nil {
 			t.Fatalf("save %d: %.3000s", n, err)
@@ -100,7 +99,7 @@ func (w *world) accepts(t *testing.T, e engine.Engine, dir string) {
 	}
 	defer destroyInstance(t, e, spec.ID)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("the copy: %v\n%s", err, lastWords(spec))
 	}
 	testkit.Eventually(t, 20*time.Second, "the copy answers", func() bool { return get(t, e, h, "/keep") == nil })
 	for _, port := range []int{8001, 8002} {
@@ -116,6 +115,12 @@ func (w *world) accepts(t *testing.T, e engine.Engine, dir string) {
 			return err == nil
 		})
 	}
+}
+
+// lastWords are what a sentry that ended by a fault left.
+func lastWords(spec engine.Spec) string {
+	b, _ := os.ReadFile(filepath.Join(spec.WorkDir, "panic.log"))
+	return string(b[:min(len(b), 4000)])
 }
 
 // silentPeer accepts connections and does not end them before the other end
