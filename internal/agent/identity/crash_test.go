@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -262,9 +263,11 @@ type readCloser struct{ *bytes.Reader }
 func (readCloser) Close() error { return nil }
 
 // shifted is a clock that is wrong.
-type shifted struct{ by time.Duration }
+type shifted struct{ by atomic.Int64 }
 
-func (c *shifted) Now() time.Time { return time.Now().Add(c.by) }
+func (c *shifted) Now() time.Time { return time.Now().Add(time.Duration(c.by.Load())) }
+
+func (c *shifted) set(by time.Duration) { c.by.Store(int64(by)) }
 
 func TestHI04_AWrongClockIsCalledThat(t *testing.T) {
 	for by, clear := range map[time.Duration]bool{
@@ -274,7 +277,9 @@ func TestHI04_AWrongClockIsCalledThat(t *testing.T) {
 		s := newSetup(t)
 		var log buffer
 		cfg := s.config()
-		cfg.Clock, cfg.Logger = &shifted{by}, log.logger()
+		clock := &shifted{}
+		clock.set(by)
+		cfg.Clock, cfg.Logger = clock, log.logger()
 		err := open(t, cfg).Register(t.Context(), identity.Facts{})
 		said := log.String()
 		if err != nil {
@@ -303,11 +308,11 @@ func TestHI04_LifetimesAreKeptByTheClock(t *testing.T) {
 	if err := i.Register(t.Context(), identity.Facts{}); err != nil {
 		t.Fatal(err)
 	}
-	clock.by = 7*24*time.Hour - time.Minute
+	clock.set(7*24*time.Hour - time.Minute)
 	if i.RenewalDue() {
 		t.Error("due before half its life")
 	}
-	clock.by = 7*24*time.Hour + time.Minute
+	clock.set(7*24*time.Hour + time.Minute)
 	if !i.RenewalDue() {
 		t.Error("not due at half its life")
 	}
@@ -319,12 +324,12 @@ func TestHI04_LifetimesAreKeptByTheClock(t *testing.T) {
 	}
 	s.control.Unlock()
 	soon := "could not be renewed and end soon"
-	clock.by = 10 * 24 * time.Hour
+	clock.set(10 * 24 * time.Hour)
 	beatOnce(t, i, &log, "could not be renewed yet")
 	if strings.Contains(log.String(), soon) {
 		t.Error("loud with a third left")
 	}
-	clock.by = 11 * 24 * time.Hour
+	clock.set(11 * 24 * time.Hour)
 	beatOnce(t, i, &log, soon)
 
 	// Off for sixty days: all of it is over, and a new token brings back the
@@ -334,7 +339,7 @@ func TestHI04_LifetimesAreKeptByTheClock(t *testing.T) {
 	s.control.JWT, s.control.Revoked = "over", true
 	s.control.Token = "by-the-operator"
 	s.control.Unlock()
-	clock.by = 0 // both clocks have moved
+	clock.set(0) // both clocks have moved
 	run(t, i, newBox())
 	within(t, "the refusal", i.Turned)
 	if !strings.Contains(log.String(), "skerry join") {
