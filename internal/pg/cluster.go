@@ -51,7 +51,12 @@ const (
 	clusterPort     = "5432" // part of the socket's name; nothing listens on TCP
 	ownedMarker     = "skerry-cluster"
 	startWithin     = 60 * time.Second
+	remainsWithin   = 10 * time.Second
 )
+
+// errRemains: something of a server that was killed still holds its shared
+// memory, though it can no longer be seen for what it was.
+var errRemains = errors.New("postgres finds remains of a former server")
 
 // Start makes the cluster on the first call, starts its server or adopts the
 // one that runs, and returns the URL of its database. It is safe to call from
@@ -74,7 +79,13 @@ func (c *Cluster) Start(ctx context.Context) (url string, err error) {
 	if err := c.clearRemains(ctx); err != nil {
 		return "", err
 	}
-	if err := c.launch(ctx); err != nil {
+	err = c.launch(ctx)
+	for deadline := time.Now().Add(remainsWithin); errors.Is(err, errRemains) && time.Now().Before(deadline) && ctx.Err() == nil; {
+		if err = c.clearRemains(ctx); err == nil {
+			err = c.launch(ctx)
+		}
+	}
+	if err != nil {
 		return "", err
 	}
 	if err := c.ensureDatabase(ctx); err != nil {
@@ -345,7 +356,11 @@ func (c *Cluster) launch(ctx context.Context) error {
 		select {
 		case <-pause.C:
 		case err := <-exited:
-			return fmt.Errorf("postgres ended while starting: %w; its log %s ends with: %s", err, c.LogFile, c.logTail())
+			tail := c.logTail()
+			if strings.Contains(tail, "pre-existing shared memory block") {
+				err = errors.Join(err, errRemains)
+			}
+			return fmt.Errorf("postgres ended while starting: %w; its log %s ends with: %s", err, c.LogFile, tail)
 		case <-ctx.Done():
 			_ = command.Process.Signal(unix.SIGINT)
 			return fmt.Errorf("postgres did not start: %w; its log %s ends with: %s", ctx.Err(), c.LogFile, c.logTail())
