@@ -2,6 +2,7 @@ package identity_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
 	"maps"
@@ -176,6 +177,32 @@ func TestHI03_ARunningHostTakesTheTokenItIsOffered(t *testing.T) {
 	})
 	within(t, "contact", func() bool { return !i.Turned() && !i.Heard().IsZero() })
 	stop()
+}
+
+// TestHI03_AHostThatJoinedAnewIsHeardAtOnce: until its heartbeat the server
+// takes it for unreachable.
+func TestHI03_AHostThatJoinedAnewIsHeardAtOnce(t *testing.T) {
+	s := newSetup(t)
+	i := s.registered(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	c := identity.Contact{Identity: i, Outbox: newBox(), Load: func() identity.Load { return identity.Load{} }, Heartbeat: time.Hour}
+	var wg sync.WaitGroup
+	wg.Go(func() { c.Beat(ctx) })
+	wg.Go(func() {
+		if err := c.Rejoin(ctx, identity.Facts{}); err != nil {
+			t.Error(err)
+		}
+	})
+	s.eventually(t, "the first heartbeat", func(c *identitytest.Control) bool { return len(c.Heartbeats) == 1 })
+	s.control.Lock()
+	s.control.Token = "new"
+	s.control.Unlock()
+	if err := identity.LeaveOffer(s.dir, identity.Offer{Token: "new", Pin: s.ca.Pin()}); err != nil {
+		t.Fatal(err)
+	}
+	s.eventually(t, "a second heartbeat", func(c *identitytest.Control) bool { return len(c.Heartbeats) == 2 })
+	cancel()
+	wg.Wait()
 }
 
 // TestHI03_AnOfferOutlivesAnOutageAndARestart: a token that could not be asked

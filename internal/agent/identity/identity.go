@@ -73,13 +73,14 @@ type Identity struct {
 	// elsewhere reaches what is not the control plane.
 	elsewhere *http.Transport
 
-	current atomic.Pointer[material] // nil until registered
-	heard   atomic.Pointer[time.Time]
-	refused atomic.Bool
-	skewed  atomic.Bool   // the machine's clock was found wrong
-	renewal sync.Mutex    // one change of the credentials at a time
-	deleted chan struct{} // closed once the statement of our deletion is on disk
-	believe sync.Mutex    // guards the closing
+	current  atomic.Pointer[material] // nil until registered
+	heard    atomic.Pointer[time.Time]
+	refused  atomic.Bool
+	skewed   atomic.Bool   // the machine's clock was found wrong
+	renewal  sync.Mutex    // one change of the credentials at a time
+	rejoined chan struct{} // holds one when the next heartbeat should not wait
+	deleted  chan struct{} // closed once the statement of our deletion is on disk
+	believe  sync.Mutex    // guards the closing
 }
 
 // Open reads what is on disk and makes the key when there is none. It talks to
@@ -100,7 +101,7 @@ func Open(cfg Config) (*Identity, error) {
 		return nil, fmt.Errorf("identity: the control plane's URL must be https://host[:port], not %q", cfg.ControlURL)
 	}
 	i := &Identity{
-		base: base, store: store{dir: cfg.Dir, step: cfg.Step}, deleted: make(chan struct{}),
+		base: base, store: store{dir: cfg.Dir, step: cfg.Step}, deleted: make(chan struct{}), rejoined: make(chan struct{}, 1),
 		elsewhere: &http.Transport{
 			Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true,
 			TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: 90 * time.Second,

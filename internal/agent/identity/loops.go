@@ -149,7 +149,7 @@ func (c Contact) Beat(ctx context.Context) {
 		} else {
 			retry.reset()
 		}
-		if !sleep(ctx, pause) {
+		if !sleepUnless(ctx, pause, c.Identity.rejoined) {
 			return
 		}
 	}
@@ -319,11 +319,16 @@ func spread(d time.Duration) time.Duration {
 }
 
 // sleep waits for d; false when ctx ended first.
-func sleep(ctx context.Context, d time.Duration) bool {
+func sleep(ctx context.Context, d time.Duration) bool { return sleepUnless(ctx, d, nil) }
+
+// sleepUnless is sleep that ends with woken, too.
+func sleepUnless(ctx context.Context, d time.Duration, woken <-chan struct{}) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
+		return true
+	case <-woken:
 		return true
 	case <-ctx.Done():
 		return false

@@ -78,6 +78,10 @@ func (c Contact) Rejoin(ctx context.Context, facts Facts) error {
 		case err == nil:
 			retry.reset()
 			i.cfg.Logger.Info("registered anew", "host_id", was.String())
+			select { // it is out of service until its next heartbeat
+			case i.rejoined <- struct{}{}:
+			default:
+			}
 		case ctx.Err() == nil:
 			i.cfg.Logger.Error("the offered registration token could not be used", "err", err)
 			sleep(ctx, retry.next(err))
