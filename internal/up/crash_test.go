@@ -151,7 +151,12 @@ func fakeServer(data string) {
 	})
 	handle("POST /v1/hosts/{id}/token", func(r *http.Request) (int, any) { return 201, created(r.PathValue("id")) })
 	handle("GET /v1/hosts/{id}", func(r *http.Request) (int, any) {
-		return 200, host(r.PathValue("id"), loadWorld(data).Hosts[r.PathValue("id")])
+		status := loadWorld(data).Hosts[r.PathValue("id")]
+		// An agent is heard of only after it has kept what it registered with.
+		if _, err := os.Stat(filepath.Join(AgentDir(data), "id")); err != nil && status == "online" {
+			status = "unreachable"
+		}
+		return 200, host(r.PathValue("id"), status)
 	})
 	handle("POST /register", func(r *http.Request) (int, any) {
 		var id string
