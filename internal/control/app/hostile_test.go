@@ -26,6 +26,7 @@ import (
 	"skerry.dev/skerry/internal/kernel/id"
 	"skerry.dev/skerry/internal/pg"
 	"skerry.dev/skerry/internal/pg/pgtest"
+	"skerry.dev/skerry/internal/telemetry"
 )
 
 // ground is a running server with a host, a template, a sandbox, its admin and
@@ -135,7 +136,12 @@ func TestC1_AllThatTheDocumentNamesIsMounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer pool.Close()
-	c := &control{cfg: set, log: slog.New(slog.DiscardHandler), pool: pool}
+	tel, err := telemetry.New(t.Context(), telemetry.Config{Program: "server", Version: "test", Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tel.Close(t.Context())
+	c := &control{cfg: set, log: slog.New(slog.DiscardHandler), tel: tel, pool: pool}
 	for _, build := range []func() error{
 		func() error { return c.openKeys(t.Context()) }, func() error { return c.openStore(t.Context()) },
 		func() error { return c.openRooms(t.Context()) }, func() error { return c.openWeb(t.Context()) },
