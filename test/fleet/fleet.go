@@ -50,6 +50,7 @@ type Fleet struct {
 	dbURL    string
 	secret   string
 	password string
+	made     int // hosts, ever
 	key      string
 	bridge   *bridge
 	here     *machine

@@ -9,8 +9,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -32,11 +34,15 @@ type Host struct {
 	machine  *machine
 	join     []string // settings for the first contact
 	settings []string
+
+	mu    sync.Mutex
+	known string // the agent's tag
 }
 
 // AddHost makes a machine with an agent that is not announced and not started.
 func (f *Fleet) AddHost(settings ...string) (*Host, error) {
-	n := len(f.Hosts)
+	n := f.made
+	f.made++
 	h := &Host{
 		Name: "host" + strconv.Itoa(n), Addr: f.bridge.host(n), Data: filepath.Join(f.dir, "h"+strconv.Itoa(n)), fleet: f, index: n, settings: settings,
 	}
@@ -112,7 +118,8 @@ func (h *Host) Join(ctx context.Context) error {
 		return err
 	}
 	h.join = nil
-	return nil
+	_, err := h.tag()
+	return err
 }
 
 // Wait waits until the servers say that the host has a status.
@@ -147,6 +154,7 @@ type HostState struct {
 	Reason   string `json:"status_reason"`
 	Capacity Resources
 	Reserved Resources
+	Drained  bool
 }
 
 // Resources are what a host has or promises.
@@ -190,6 +198,12 @@ func (h *Host) Run(ctx context.Context, name string, args ...string) error {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = h.environ()
 	return h.machine.run(cmd)
+}
+
+// Remove takes a host's machine away, whatever the servers know of it.
+func (f *Fleet) Remove(ctx context.Context, h *Host) error {
+	f.Hosts = slices.DeleteFunc(f.Hosts, func(x *Host) bool { return x == h })
+	return h.purge(ctx)
 }
 
 // purge ends the agent, removes all it ever made there, and the machine.

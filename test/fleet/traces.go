@@ -69,14 +69,17 @@ func (h *Host) States() (found []string, err error) {
 	return found, err
 }
 
-// tag names everything of the host's agent.
-func (h *Host) tag() (tag string, err error) {
-	err = h.machine.do(func() error {
-		raw, err := os.ReadFile(filepath.Join(h.Data, "agent", "tag"))
-		tag = strings.TrimSpace(string(raw))
-		return err
-	})
-	return tag, err
+// tag names everything of the host's agent, also when that is gone.
+func (h *Host) tag() (string, error) {
+	raw, err := h.Read("agent/tag")
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err == nil {
+		h.known = strings.TrimSpace(string(raw))
+	} else if h.known != "" {
+		err = nil
+	}
+	return h.known, err
 }
 
 // commands are the command lines of all processes.

@@ -5,14 +5,13 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"skerry.dev/skerry/internal/testkit"
 )
 
 // Sandboxes go to all hosts in turn, whichever server is asked, and either one
 // serves them: commands, files, pause, resume, events.
 func TestH13_H6_EitherServerServesSandboxesOnAllHosts(t *testing.T) {
 	w := open(t)
+	defer w.heal()
 	placed := map[string]int{}
 	var workers []*worker
 	for i := range 6 {
@@ -50,6 +49,7 @@ func TestH13_H6_EitherServerServesSandboxesOnAllHosts(t *testing.T) {
 // makes the other neither sees nor counts.
 func TestH14_AgentsOnOneMachineDoNotDisturbEachOther(t *testing.T) {
 	w := open(t)
+	defer w.heal()
 	before := make([]int, len(w.Hosts))
 	for i, h := range w.Hosts {
 		traces, err := h.Traces()
@@ -86,41 +86,10 @@ func TestH14_AgentsOnOneMachineDoNotDisturbEachOther(t *testing.T) {
 	w.revive(t)
 }
 
-// revive starts all that does not run and waits until it serves.
-func (w *world) revive(t *testing.T) {
-	t.Helper()
-	if err := w.StartDatabase(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	for _, s := range w.Servers {
-		if err := s.Start(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, h := range w.Hosts {
-		if err := h.Mend(); err != nil {
-			t.Fatal(err)
-		}
-		if err := h.Start(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, s := range w.Servers {
-		testkit.Eventually(t, time.Minute, "the server answers", func() bool {
-			status, err := s.Try(t.Context(), "GET", "/readyz", nil, nil)
-			return err == nil && status == 200
-		})
-	}
-	for _, h := range w.Hosts {
-		if err := h.Wait(t.Context(), "online"); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
 // Whatever is killed, every sandbox is the same afterwards.
 func TestH9_H15_ST08_KilledOneByOne(t *testing.T) {
 	w := open(t)
+	defer w.heal()
 	var workers []*worker
 	for i := range len(w.Hosts) {
 		workers = append(workers, w.worker(t, i%2, nil))
@@ -166,6 +135,7 @@ func TestH9_H15_ST08_KilledOneByOne(t *testing.T) {
 // nobody else.
 func TestRC06_ASlowHostDelaysNobody(t *testing.T) {
 	w := open(t)
+	defer w.heal()
 	var workers []*worker
 	for i := range len(w.Hosts) {
 		workers = append(workers, w.worker(t, i%2, nil))

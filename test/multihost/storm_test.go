@@ -203,6 +203,7 @@ func (w *world) kills(ctx context.Context, t *testing.T, random *rand.Rand) map[
 // was accepted is lost or undone, and all invariants hold.
 func TestH9_AU01_StormOfKills(t *testing.T) {
 	w := open(t)
+	defer w.heal()
 	n := seed(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(testkit.Scaled(600, 60))*time.Second)
 	defer cancel()
