@@ -199,6 +199,13 @@ type Invoker interface {
 	//
 	// DELETE /v1/teams/{id}
 	DeleteTeam(ctx context.Context, params DeleteTeamParams) error
+	// DestroyHostStray invokes destroyHostStray operation.
+	//
+	// The host is told within a minute, or when it is back; repeating it is harmless until then. What is
+	// saved of it goes too.
+	//
+	// DELETE /v1/hosts/{id}/strays/{sandbox}
+	DestroyHostStray(ctx context.Context, params DestroyHostStrayParams) error
 	// DrainHost invokes drainHost operation.
 	//
 	// The host gets no new sandboxes from now on. Those that run there are paused, several at once; a
@@ -333,6 +340,13 @@ type Invoker interface {
 	//
 	// GET /v1/sandboxes/{id}/files/list
 	ListFiles(ctx context.Context, params ListFilesParams) (*FileEntryList, error)
+	// ListHostStrays invokes listHostStrays operation.
+	//
+	// Sandboxes that have no record, as after a backup was restored: they are paused and kept for seven
+	// days. And claims to sandboxes that are another host's, which change nothing.
+	//
+	// GET /v1/hosts/{id}/strays
+	ListHostStrays(ctx context.Context, params ListHostStraysParams) (*HostStrayList, error)
 	// ListHosts invokes listHosts operation.
 	//
 	// All hosts for a platform admin, the team's own for others.
@@ -3570,6 +3584,120 @@ func (c *Client) sendDeleteTeam(ctx context.Context, params DeleteTeamParams) (r
 	return result, nil
 }
 
+// DestroyHostStray invokes destroyHostStray operation.
+//
+// The host is told within a minute, or when it is back; repeating it is harmless until then. What is
+// saved of it goes too.
+//
+// DELETE /v1/hosts/{id}/strays/{sandbox}
+func (c *Client) DestroyHostStray(ctx context.Context, params DestroyHostStrayParams) error {
+	_, err := c.sendDestroyHostStray(ctx, params)
+	return err
+}
+
+func (c *Client) sendDestroyHostStray(ctx context.Context, params DestroyHostStrayParams) (res *DestroyHostStrayAccepted, err error) {
+
+	u := uri.Clone(c.requestURL(ctx))
+	var pathParts [4]string
+	pathParts[0] = "/v1/hosts/"
+	{
+		// Encode "id" parameter.
+		e := uri.NewPathEncoder(uri.PathEncoderConfig{
+			Param:   "id",
+			Style:   uri.PathStyleSimple,
+			Explode: false,
+		})
+		if err := func() error {
+			return e.EncodeValue(conv.StringToString(params.ID))
+		}(); err != nil {
+			return res, errors.Wrap(err, "encode path")
+		}
+		encoded, err := e.Result()
+		if err != nil {
+			return res, errors.Wrap(err, "encode path")
+		}
+		pathParts[1] = encoded
+	}
+	pathParts[2] = "/strays/"
+	{
+		// Encode "sandbox" parameter.
+		e := uri.NewPathEncoder(uri.PathEncoderConfig{
+			Param:   "sandbox",
+			Style:   uri.PathStyleSimple,
+			Explode: false,
+		})
+		if err := func() error {
+			return e.EncodeValue(conv.StringToString(params.Sandbox))
+		}(); err != nil {
+			return res, errors.Wrap(err, "encode path")
+		}
+		encoded, err := e.Result()
+		if err != nil {
+			return res, errors.Wrap(err, "encode path")
+		}
+		pathParts[3] = encoded
+	}
+	uri.AddPathParts(u, pathParts[:]...)
+
+	r, err := ht.NewRequest(ctx, "DELETE", u)
+	if err != nil {
+		return res, errors.Wrap(err, "create request")
+	}
+
+	{
+		type bitset = [1]uint8
+		var satisfied bitset
+		{
+
+			switch err := c.securityBearer(ctx, DestroyHostStrayOperation, r); {
+			case err == nil: // if NO error
+				satisfied[0] |= 1 << 0
+			case errors.Is(err, ogenerrors.ErrSkipClientSecurity):
+				// Skip this security.
+			default:
+				return res, errors.Wrap(err, "security \"Bearer\"")
+			}
+		}
+
+		if ok := func() bool {
+		nextRequirement:
+			for _, requirement := range []bitset{
+				{0b00000001},
+			} {
+				for i, mask := range requirement {
+					if satisfied[i]&mask != mask {
+						continue nextRequirement
+					}
+				}
+				return true
+			}
+			return false
+		}(); !ok {
+			return res, ogenerrors.ErrSecurityRequirementIsNotSatisfied
+		}
+	}
+
+	resp, err := c.cfg.Client.Do(r)
+	if err != nil {
+		return res, errors.Wrap(err, "do request")
+	}
+	body := resp.Body
+	defer func() {
+		// Drain the body to EOF before closing, so the underlying
+		// connection can be reused by the Transport regardless of the
+		// response status code. See https://github.com/ogen-go/ogen/issues/1670.
+		_, _ = io.Copy(io.Discard, body)
+		_ = body.Close()
+	}()
+
+	result, err := decodeDestroyHostStrayResponse(resp)
+	if err != nil {
+		return res, errors.Wrap(err, "decode response")
+	}
+
+	return result, nil
+}
+
 // DrainHost invokes drainHost operation.
 //
 // The host gets no new sandboxes from now on. Those that run there are paused, several at once; a
@@ -5854,6 +5982,139 @@ func (c *Client) sendListFiles(ctx context.Context, params ListFilesParams) (res
 	}()
 
 	result, err := decodeListFilesResponse(resp)
+	if err != nil {
+		return res, errors.Wrap(err, "decode response")
+	}
+
+	return result, nil
+}
+
+// ListHostStrays invokes listHostStrays operation.
+//
+// Sandboxes that have no record, as after a backup was restored: they are paused and kept for seven
+// days. And claims to sandboxes that are another host's, which change nothing.
+//
+// GET /v1/hosts/{id}/strays
+func (c *Client) ListHostStrays(ctx context.Context, params ListHostStraysParams) (*HostStrayList, error) {
+	res, err := c.sendListHostStrays(ctx, params)
+	return res, err
+}
+
+func (c *Client) sendListHostStrays(ctx context.Context, params ListHostStraysParams) (res *HostStrayList, err error) {
+
+	u := uri.Clone(c.requestURL(ctx))
+	var pathParts [3]string
+	pathParts[0] = "/v1/hosts/"
+	{
+		// Encode "id" parameter.
+		e := uri.NewPathEncoder(uri.PathEncoderConfig{
+			Param:   "id",
+			Style:   uri.PathStyleSimple,
+			Explode: false,
+		})
+		if err := func() error {
+			return e.EncodeValue(conv.StringToString(params.ID))
+		}(); err != nil {
+			return res, errors.Wrap(err, "encode path")
+		}
+		encoded, err := e.Result()
+		if err != nil {
+			return res, errors.Wrap(err, "encode path")
+		}
+		pathParts[1] = encoded
+	}
+	pathParts[2] = "/strays"
+	uri.AddPathParts(u, pathParts[:]...)
+
+	q := uri.NewQueryEncoder()
+	{
+		// Encode "limit" parameter.
+		cfg := uri.QueryParameterEncodingConfig{
+			Name:    "limit",
+			Style:   uri.QueryStyleForm,
+			Explode: true,
+		}
+
+		if err := q.EncodeParam(cfg, func(e uri.Encoder) error {
+			if val, ok := params.Limit.Get(); ok {
+				return e.EncodeValue(conv.IntToString(val))
+			}
+			return nil
+		}); err != nil {
+			return res, errors.Wrap(err, "encode query")
+		}
+	}
+	{
+		// Encode "cursor" parameter.
+		cfg := uri.QueryParameterEncodingConfig{
+			Name:    "cursor",
+			Style:   uri.QueryStyleForm,
+			Explode: true,
+		}
+
+		if err := q.EncodeParam(cfg, func(e uri.Encoder) error {
+			if val, ok := params.Cursor.Get(); ok {
+				return e.EncodeValue(conv.StringToString(val))
+			}
+			return nil
+		}); err != nil {
+			return res, errors.Wrap(err, "encode query")
+		}
+	}
+	u.RawQuery = q.Values().Encode()
+
+	r, err := ht.NewRequest(ctx, "GET", u)
+	if err != nil {
+		return res, errors.Wrap(err, "create request")
+	}
+
+	{
+		type bitset = [1]uint8
+		var satisfied bitset
+		{
+
+			switch err := c.securityBearer(ctx, ListHostStraysOperation, r); {
+			case err == nil: // if NO error
+				satisfied[0] |= 1 << 0
+			case errors.Is(err, ogenerrors.ErrSkipClientSecurity):
+				// Skip this security.
+			default:
+				return res, errors.Wrap(err, "security \"Bearer\"")
+			}
+		}
+
+		if ok := func() bool {
+		nextRequirement:
+			for _, requirement := range []bitset{
+				{0b00000001},
+			} {
+				for i, mask := range requirement {
+					if satisfied[i]&mask != mask {
+						continue nextRequirement
+					}
+				}
+				return true
+			}
+			return false
+		}(); !ok {
+			return res, ogenerrors.ErrSecurityRequirementIsNotSatisfied
+		}
+	}
+
+	resp, err := c.cfg.Client.Do(r)
+	if err != nil {
+		return res, errors.Wrap(err, "do request")
+	}
+	body := resp.Body
+	defer func() {
+		// Drain the body to EOF before closing, so the underlying
+		// connection can be reused by the Transport regardless of the
+		// response status code. See https://github.com/ogen-go/ogen/issues/1670.
+		_, _ = io.Copy(io.Discard, body)
+		_ = body.Close()
+	}()
+
+	result, err := decodeListHostStraysResponse(resp)
 	if err != nil {
 		return res, errors.Wrap(err, "decode response")
 	}

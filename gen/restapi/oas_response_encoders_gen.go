@@ -481,6 +481,12 @@ func encodeDeleteTeamResponse(response *DeleteTeamNoContent, w http.ResponseWrit
 	return nil
 }
 
+func encodeDestroyHostStrayResponse(response *DestroyHostStrayAccepted, w http.ResponseWriter) error {
+	w.WriteHeader(202)
+
+	return nil
+}
+
 func encodeDrainHostResponse(response *Host, w http.ResponseWriter) error {
 	if err := func() error {
 		if err := response.Validate(); err != nil {
@@ -880,6 +886,27 @@ func encodeListAuthProvidersResponse(response *AuthProviders, w http.ResponseWri
 }
 
 func encodeListFilesResponse(response *FileEntryList, w http.ResponseWriter) error {
+	if err := func() error {
+		if err := response.Validate(); err != nil {
+			return err
+		}
+		return nil
+	}(); err != nil {
+		return errors.Wrap(err, "validate")
+	}
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	w.WriteHeader(200)
+
+	e := new(jx.Encoder)
+	response.Encode(e)
+	if _, err := e.WriteTo(w); err != nil {
+		return errors.Wrap(err, "write")
+	}
+
+	return nil
+}
+
+func encodeListHostStraysResponse(response *HostStrayList, w http.ResponseWriter) error {
 	if err := func() error {
 		if err := response.Validate(); err != nil {
 			return err

@@ -1433,7 +1433,9 @@ type CreateSandboxRequest struct {
 	Metadata       OptCreateSandboxRequestMetadata  `json:"metadata"`
 	Env            OptCreateSandboxRequestEnv       `json:"env"`
 	Engine         OptCreateSandboxRequestEngine    `json:"engine"`
-	Network        OptNetworkRequest                `json:"network"`
+	// Only hosts that carry all of these labels come into question.
+	HostLabels OptCreateSandboxRequestHostLabels `json:"host_labels"`
+	Network    OptNetworkRequest                 `json:"network"`
 }
 
 // GetTemplate returns the value of Template.
@@ -1494,6 +1496,11 @@ func (s *CreateSandboxRequest) GetEnv() OptCreateSandboxRequestEnv {
 // GetEngine returns the value of Engine.
 func (s *CreateSandboxRequest) GetEngine() OptCreateSandboxRequestEngine {
 	return s.Engine
+}
+
+// GetHostLabels returns the value of HostLabels.
+func (s *CreateSandboxRequest) GetHostLabels() OptCreateSandboxRequestHostLabels {
+	return s.HostLabels
 }
 
 // GetNetwork returns the value of Network.
@@ -1561,6 +1568,11 @@ func (s *CreateSandboxRequest) SetEngine(val OptCreateSandboxRequestEngine) {
 	s.Engine = val
 }
 
+// SetHostLabels sets the value of HostLabels.
+func (s *CreateSandboxRequest) SetHostLabels(val OptCreateSandboxRequestHostLabels) {
+	s.HostLabels = val
+}
+
 // SetNetwork sets the value of Network.
 func (s *CreateSandboxRequest) SetNetwork(val OptNetworkRequest) {
 	s.Network = val
@@ -1617,6 +1629,18 @@ func (s *CreateSandboxRequestEngine) UnmarshalText(data []byte) error {
 type CreateSandboxRequestEnv map[string]string
 
 func (s *CreateSandboxRequestEnv) init() CreateSandboxRequestEnv {
+	m := *s
+	if m == nil {
+		m = map[string]string{}
+		*s = m
+	}
+	return m
+}
+
+// Only hosts that carry all of these labels come into question.
+type CreateSandboxRequestHostLabels map[string]string
+
+func (s *CreateSandboxRequestHostLabels) init() CreateSandboxRequestHostLabels {
 	m := *s
 	if m == nil {
 		m = map[string]string{}
@@ -2000,6 +2024,9 @@ type DeleteSnapshotNoContent struct{}
 
 // DeleteTeamNoContent is response for DeleteTeam operation.
 type DeleteTeamNoContent struct{}
+
+// DestroyHostStrayAccepted is response for DestroyHostStray operation.
+type DestroyHostStrayAccepted struct{}
 
 // Ref: #/components/schemas/DeviceLogin
 type DeviceLogin struct {
@@ -4068,6 +4095,169 @@ func (s *HostStatus) UnmarshalText(data []byte) error {
 	}
 }
 
+// Ref: #/components/schemas/HostStray
+type HostStray struct {
+	SandboxID   string `json:"sandbox_id"`
+	Incarnation int64  `json:"incarnation"`
+	// Unknown: there is no record of it; foreign: its record is another host's.
+	Kind HostStrayKind `json:"kind"`
+	// What the host says of it: running, pausing, paused, exited; empty when it only told of it.
+	Phase       string      `json:"phase"`
+	FirstSeenAt time.Time   `json:"first_seen_at"`
+	LastSeenAt  time.Time   `json:"last_seen_at"`
+	PausedAt    OptDateTime `json:"paused_at"`
+	// When it goes; left out: not by itself.
+	DestroyAt OptDateTime `json:"destroy_at"`
+}
+
+// GetSandboxID returns the value of SandboxID.
+func (s *HostStray) GetSandboxID() string {
+	return s.SandboxID
+}
+
+// GetIncarnation returns the value of Incarnation.
+func (s *HostStray) GetIncarnation() int64 {
+	return s.Incarnation
+}
+
+// GetKind returns the value of Kind.
+func (s *HostStray) GetKind() HostStrayKind {
+	return s.Kind
+}
+
+// GetPhase returns the value of Phase.
+func (s *HostStray) GetPhase() string {
+	return s.Phase
+}
+
+// GetFirstSeenAt returns the value of FirstSeenAt.
+func (s *HostStray) GetFirstSeenAt() time.Time {
+	return s.FirstSeenAt
+}
+
+// GetLastSeenAt returns the value of LastSeenAt.
+func (s *HostStray) GetLastSeenAt() time.Time {
+	return s.LastSeenAt
+}
+
+// GetPausedAt returns the value of PausedAt.
+func (s *HostStray) GetPausedAt() OptDateTime {
+	return s.PausedAt
+}
+
+// GetDestroyAt returns the value of DestroyAt.
+func (s *HostStray) GetDestroyAt() OptDateTime {
+	return s.DestroyAt
+}
+
+// SetSandboxID sets the value of SandboxID.
+func (s *HostStray) SetSandboxID(val string) {
+	s.SandboxID = val
+}
+
+// SetIncarnation sets the value of Incarnation.
+func (s *HostStray) SetIncarnation(val int64) {
+	s.Incarnation = val
+}
+
+// SetKind sets the value of Kind.
+func (s *HostStray) SetKind(val HostStrayKind) {
+	s.Kind = val
+}
+
+// SetPhase sets the value of Phase.
+func (s *HostStray) SetPhase(val string) {
+	s.Phase = val
+}
+
+// SetFirstSeenAt sets the value of FirstSeenAt.
+func (s *HostStray) SetFirstSeenAt(val time.Time) {
+	s.FirstSeenAt = val
+}
+
+// SetLastSeenAt sets the value of LastSeenAt.
+func (s *HostStray) SetLastSeenAt(val time.Time) {
+	s.LastSeenAt = val
+}
+
+// SetPausedAt sets the value of PausedAt.
+func (s *HostStray) SetPausedAt(val OptDateTime) {
+	s.PausedAt = val
+}
+
+// SetDestroyAt sets the value of DestroyAt.
+func (s *HostStray) SetDestroyAt(val OptDateTime) {
+	s.DestroyAt = val
+}
+
+// Unknown: there is no record of it; foreign: its record is another host's.
+type HostStrayKind string
+
+const (
+	HostStrayKindUnknown HostStrayKind = "unknown"
+	HostStrayKindForeign HostStrayKind = "foreign"
+)
+
+// AllValues returns all HostStrayKind values.
+func (HostStrayKind) AllValues() []HostStrayKind {
+	return []HostStrayKind{
+		HostStrayKindUnknown,
+		HostStrayKindForeign,
+	}
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s HostStrayKind) MarshalText() ([]byte, error) {
+	switch s {
+	case HostStrayKindUnknown:
+		return []byte(s), nil
+	case HostStrayKindForeign:
+		return []byte(s), nil
+	default:
+		return nil, errors.Errorf("invalid value: %q", s)
+	}
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *HostStrayKind) UnmarshalText(data []byte) error {
+	switch HostStrayKind(data) {
+	case HostStrayKindUnknown:
+		*s = HostStrayKindUnknown
+		return nil
+	case HostStrayKindForeign:
+		*s = HostStrayKindForeign
+		return nil
+	default:
+		return errors.Errorf("invalid value: %q", data)
+	}
+}
+
+// Ref: #/components/schemas/HostStrayList
+type HostStrayList struct {
+	Items      []HostStray `json:"items"`
+	NextCursor OptString   `json:"next_cursor"`
+}
+
+// GetItems returns the value of Items.
+func (s *HostStrayList) GetItems() []HostStray {
+	return s.Items
+}
+
+// GetNextCursor returns the value of NextCursor.
+func (s *HostStrayList) GetNextCursor() OptString {
+	return s.NextCursor
+}
+
+// SetItems sets the value of Items.
+func (s *HostStrayList) SetItems(val []HostStray) {
+	s.Items = val
+}
+
+// SetNextCursor sets the value of NextCursor.
+func (s *HostStrayList) SetNextCursor(val OptString) {
+	s.NextCursor = val
+}
+
 type HostToken struct {
 	Token string
 	Roles []string
@@ -5230,6 +5420,52 @@ func (o OptCreateSandboxRequestEnv) Get() (v CreateSandboxRequestEnv, ok bool) {
 
 // Or returns value if set, or given parameter if does not.
 func (o OptCreateSandboxRequestEnv) Or(d CreateSandboxRequestEnv) CreateSandboxRequestEnv {
+	if v, ok := o.Get(); ok {
+		return v
+	}
+	return d
+}
+
+// NewOptCreateSandboxRequestHostLabels returns new OptCreateSandboxRequestHostLabels with value set to v.
+func NewOptCreateSandboxRequestHostLabels(v CreateSandboxRequestHostLabels) OptCreateSandboxRequestHostLabels {
+	return OptCreateSandboxRequestHostLabels{
+		Value: v,
+		Set:   true,
+	}
+}
+
+// OptCreateSandboxRequestHostLabels is optional CreateSandboxRequestHostLabels.
+type OptCreateSandboxRequestHostLabels struct {
+	Value CreateSandboxRequestHostLabels
+	Set   bool
+}
+
+// IsSet returns true if OptCreateSandboxRequestHostLabels was set.
+func (o OptCreateSandboxRequestHostLabels) IsSet() bool { return o.Set }
+
+// Reset unsets value.
+func (o *OptCreateSandboxRequestHostLabels) Reset() {
+	var v CreateSandboxRequestHostLabels
+	o.Value = v
+	o.Set = false
+}
+
+// SetTo sets value to v.
+func (o *OptCreateSandboxRequestHostLabels) SetTo(v CreateSandboxRequestHostLabels) {
+	o.Set = true
+	o.Value = v
+}
+
+// Get returns value and boolean that denotes whether value was set.
+func (o OptCreateSandboxRequestHostLabels) Get() (v CreateSandboxRequestHostLabels, ok bool) {
+	if !o.Set {
+		return v, false
+	}
+	return o.Value, true
+}
+
+// Or returns value if set, or given parameter if does not.
+func (o OptCreateSandboxRequestHostLabels) Or(d CreateSandboxRequestHostLabels) CreateSandboxRequestHostLabels {
 	if v, ok := o.Get(); ok {
 		return v
 	}

@@ -185,6 +185,13 @@ type Handler interface {
 	//
 	// DELETE /v1/teams/{id}
 	DeleteTeam(ctx context.Context, params DeleteTeamParams) error
+	// DestroyHostStray implements destroyHostStray operation.
+	//
+	// The host is told within a minute, or when it is back; repeating it is harmless until then. What is
+	// saved of it goes too.
+	//
+	// DELETE /v1/hosts/{id}/strays/{sandbox}
+	DestroyHostStray(ctx context.Context, params DestroyHostStrayParams) error
 	// DrainHost implements drainHost operation.
 	//
 	// The host gets no new sandboxes from now on. Those that run there are paused, several at once; a
@@ -319,6 +326,13 @@ type Handler interface {
 	//
 	// GET /v1/sandboxes/{id}/files/list
 	ListFiles(ctx context.Context, params ListFilesParams) (*FileEntryList, error)
+	// ListHostStrays implements listHostStrays operation.
+	//
+	// Sandboxes that have no record, as after a backup was restored: they are paused and kept for seven
+	// days. And claims to sandboxes that are another host's, which change nothing.
+	//
+	// GET /v1/hosts/{id}/strays
+	ListHostStrays(ctx context.Context, params ListHostStraysParams) (*HostStrayList, error)
 	// ListHosts implements listHosts operation.
 	//
 	// All hosts for a platform admin, the team's own for others.

@@ -50,7 +50,6 @@ import (
 	"skerry.dev/skerry/internal/control/sandbox/sandboxio"
 	"skerry.dev/skerry/internal/control/sandbox/sandboxio/sandboxiohttp"
 	"skerry.dev/skerry/internal/control/sandbox/sandboxpg"
-	"skerry.dev/skerry/internal/control/scheduler"
 	"skerry.dev/skerry/internal/control/team"
 	"skerry.dev/skerry/internal/control/team/teamhttp"
 	"skerry.dev/skerry/internal/control/team/teampg"
@@ -226,8 +225,7 @@ func (c *control) openRooms(ctx context.Context) (err error) {
 	sandboxes := watchedStore{sandboxpg.New(c.pool), c.tel.Observer()}
 	c.watch = sandbox.NewWatch(sandboxes, c.log)
 	c.runner = sandbox.NewRunner(sandboxes, agents, c.templates, c.cfg.secret, c.watch, sandbox.Config{OnStep: steps(c.tel.Observer())}, c.log)
-	sched := scheduler.RoundRobinScheduler{Overcommit: scheduler.Overcommit{CPU: c.cfg.CPUOvercommit, Memory: c.cfg.MemOvercommit}}
-	c.sandboxes = sandbox.NewService(sandboxes, sched, c.templates, agents, c.runner, c.watch, c.cfg.secret, c.log)
+	c.sandboxes = sandbox.NewService(sandboxes, c.cfg.scheduler, c.templates, agents, c.runner, c.watch, c.cfg.secret, c.log)
 	c.quotas = quota.NewService(quotapg.New(c.pool))
 	c.teams = team.NewService(teampg.New(c.pool), c.sandboxes, account.NormalizeEmail, c.cfg.URL, clock.System{}, c.log)
 	c.monitor = host.NewHostMonitor(hosts, sandbox.NewReconciler(c.sandboxes, 0, c.log), c.log)
@@ -318,7 +316,7 @@ func (c *control) openWeb(context.Context) (err error) {
 	c.api, err = c.web.Handler(handler{
 		Accounts: accounts, logins: logins{ways}, APIKeys: apikeyhttp.New(c.apiKeys, c.replays), Trail: trail,
 		Teams: teamhttp.New(c.teams, c.replays), Limits: quotahttp.New(c.quotas),
-		Handlers:  hosthttp.New(c.hosts, c.sandboxes, c.replays),
+		Handlers:  hosthttp.New(c.hosts, c.sandboxes, c.sandboxes, c.replays),
 		templates: templates{built}, sandboxes: sandboxes{sandboxhttp.New(c.sandboxes, c.replays)}, traffic: traffic{c.streams}, events: events{changes},
 	})
 	return err

@@ -286,11 +286,11 @@ func TestFromAnEmptyDatabaseToASandbox(t *testing.T) {
 func TestO5_EveryFaultInOneList(t *testing.T) {
 	err := Config{
 		Secret: "hunter2", Listen: "nonsense", AgentListen: ":", URL: "ftp://x", AgentURL: "http://x", TLSCert: "a", StoreDir: "rel", Signup: "b@d",
-		TrustedProxies: "x", CPUOvercommit: 0.5, MemOvercommit: -1,
+		TrustedProxies: "x", CPUOvercommit: 0.5, MemOvercommit: -1, Scheduler: "random",
 	}.Validate()
 	for _, want := range []string{
 		"DATABASE_URL", "SKERRY_SECRET", "SKERRY_LISTEN", "SKERRY_AGENT_LISTEN", "SKERRY_URL", "SKERRY_AGENT_URL", "SKERRY_TLS_CERT", "SKERRY_STORE_DIR",
-		"SKERRY_SIGNUP", "SKERRY_TRUSTED_PROXIES", "SKERRY_CPU_OVERCOMMIT", "SKERRY_MEMORY_OVERCOMMIT",
+		"SKERRY_SIGNUP", "SKERRY_TRUSTED_PROXIES", "SKERRY_CPU_OVERCOMMIT", "SKERRY_MEMORY_OVERCOMMIT", "SKERRY_SCHEDULER",
 	} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s is not in the list: %v", want, err)

@@ -61,6 +61,7 @@ type Config struct {
 	OIDCSecret   string `name:"oidc-client-secret" help:"Its secret." env:"SKERRY_OIDC_CLIENT_SECRET" placeholder:"SECRET"`
 	OIDCName     string `name:"oidc-name" help:"What the login page calls it." env:"SKERRY_OIDC_NAME" default:"Single sign-on" placeholder:"NAME"`
 
+	Scheduler     string  `help:"On which of the hosts that have room a sandbox starts: round-robin, least-loaded or bin-pack." env:"SKERRY_SCHEDULER" default:"round-robin" placeholder:"POLICY"`
 	CPUOvercommit float64 `name:"cpu-overcommit" help:"How many times a host's CPUs are promised." env:"SKERRY_CPU_OVERCOMMIT" default:"32" placeholder:"N"`
 	MemOvercommit float64 `name:"memory-overcommit" help:"How many times a host's memory is promised." env:"SKERRY_MEMORY_OVERCOMMIT" default:"4" placeholder:"N"`
 
@@ -78,6 +79,7 @@ func (c Config) Defaults(data string) Config {
 	set(&c.AgentListen, "127.0.0.1:7071")
 	set(&c.StoreDir, filepath.Join(data, "store"))
 	over := scheduler.DefaultOvercommit()
+	set(&c.Scheduler, scheduler.RoundRobin)
 	if c.CPUOvercommit == 0 {
 		c.CPUOvercommit = over.CPU
 	}
@@ -130,10 +132,11 @@ func loopback(listen string) bool {
 // settings are a Config that was read.
 type settings struct {
 	Config
-	secret  keyring.Secret
-	signup  account.SignupPolicy
-	proxies web.Proxies
-	keep    audit.Retention
+	secret    keyring.Secret
+	signup    account.SignupPolicy
+	proxies   web.Proxies
+	keep      audit.Retention
+	scheduler scheduler.Scheduler
 }
 
 // Validate lists every fault at once. Secrets are never part of it.
@@ -199,6 +202,8 @@ func (c Config) parse() (settings, error) {
 	}
 	s.proxies, err = web.ParseProxies(c.TrustedProxies)
 	fault("SKERRY_TRUSTED_PROXIES", err)
+	s.scheduler, err = scheduler.New(c.Scheduler, scheduler.Overcommit{CPU: c.CPUOvercommit, Memory: c.MemOvercommit})
+	fault("SKERRY_SCHEDULER", err)
 	if !(c.CPUOvercommit >= 1 && c.CPUOvercommit <= 1000) {
 		fault("SKERRY_CPU_OVERCOMMIT", errors.New("must be between 1 and 1000"))
 	}

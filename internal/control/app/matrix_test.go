@@ -129,6 +129,8 @@ var matrix = map[string]line{
 	"deleteHost":          {"14444+333331", "DELETE /v1/hosts/{sparehost}", ""},
 	"drainHost":           {"14444+333331", "POST /v1/hosts/{sparehost}/drain", `{}`},
 	"undrainHost":         {"14444+333331", "POST /v1/hosts/{sparehost}/undrain", ""},
+	"listHostStrays":      {"14444+333331", "GET /v1/hosts/{host}/strays", ""},
+	"destroyHostStray":    {"144444333331", "DELETE /v1/hosts/{host}/strays/{sandbox}", ""}, // it is none
 	"registerHost":        {anybodys, "POST /v1/hosts/register", `{"registration_token":"x","csr":"x","facts":{"hostname":"h","arch":"amd64","cpus":1,"memory_bytes":1,"disk_bytes":1,"kernel":"k","version":"v","address":"h:1","engines":[]}}`},
 	"refreshHost":         {ownSecret, "POST /v1/hosts/auth/refresh", `{"refresh_token":"x","csr":"x"}`},
 	"heartbeat":           {hostOnly, "POST /v1/hosts/{host}/heartbeat", `{"generation":1,"address":"{address}","version":"1","load":{"sandboxes":0,"cpu_millis":0,"memory_bytes":0,"disk_free_bytes":1}}`},

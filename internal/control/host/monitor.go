@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,13 +23,19 @@ const (
 	lookEvery      = 5 * time.Second
 	// reconcileLimit is each host's own deadline.
 	reconcileLimit = 20 * time.Second
-	// parallel bounds how many hosts are looked at at once.
-	parallel = 32
+	// parallel bounds how many hosts are looked at at once: most of those hands are
+	// idle, so that many slow hosts leave some for the others.
+	parallel = 256
 )
 
-// Reconciler compares one host with the rows.
+// Reconciler compares hosts with the rows.
 type Reconciler interface {
 	ReconcileHost(ctx context.Context, h Ref) error
+	// MarkMissing is told when hosts out of service that have been silent for so
+	// long can be judged. It is told again and again.
+	MarkMissing(ctx context.Context, silence time.Duration) error
+	// Forget lets go of a host that is in service no more.
+	Forget(h id.Host)
 }
 
 // HostMonitor takes hosts out of service that fell silent, and has each host in
@@ -46,16 +53,22 @@ type HostMonitor struct {
 	// gap; it judges nobody before a full window.
 	watchedSince time.Time
 
-	mu     sync.Mutex
+	// freed wakes the loop when a hand is free again while hosts wait for one.
+	freed chan struct{}
+
+	mu sync.Mutex
+	// last and active are of hosts in service alone.
 	last   map[id.Host]time.Time
 	active map[id.Host]bool
+	waits  bool // hosts that are due found no hand
 }
 
 // NewHostMonitor makes a monitor.
 func NewHostMonitor(store Store, reconciler Reconciler, log *slog.Logger) *HostMonitor {
 	return &HostMonitor{
 		store: store, reconciler: reconciler, log: log, hints: make(chan id.Host, 64), now: time.Now, staleAfter: StaleAfter,
-		last: map[id.Host]time.Time{}, active: map[id.Host]bool{},
+		freed: make(chan struct{}, 1),
+		last:  map[id.Host]time.Time{}, active: map[id.Host]bool{},
 	}
 }
 
@@ -77,24 +90,32 @@ func (m *HostMonitor) Run(ctx context.Context) error {
 	slots := make(chan struct{}, parallel)
 	ticker := time.NewTicker(lookEvery)
 	defer ticker.Stop()
-	for {
-		if err := observe.Round(ctx, "host_monitor", m.judge); err != nil && ctx.Err() == nil {
-			m.log.WarnContext(ctx, "cannot look at hosts", "error", err)
+	for look := true; ; {
+		if look {
+			if err := observe.Round(ctx, "host_monitor", m.judge); err != nil && ctx.Err() == nil {
+				m.log.WarnContext(ctx, "cannot look at hosts", "error", err)
+			}
 		}
 		m.reconcileDue(ctx, slots, &passes)
+		look = true
 		select {
 		case <-ctx.Done():
 			return nil
 		case h := <-m.hints:
 			m.mu.Lock()
-			delete(m.last, h)
+			if _, known := m.last[h]; known {
+				m.last[h] = time.Time{}
+			}
 			m.mu.Unlock()
+		case <-m.freed:
+			look = false // only on with those that wait for a hand
 		case <-ticker.C:
 		}
 	}
 }
 
-// judge marks hosts that have been silent for the whole window.
+// judge marks hosts that have been silent for the whole window, and what runs
+// there.
 func (m *HostMonitor) judge(ctx context.Context) error {
 	if m.watchedSince.IsZero() {
 		if _, err := m.store.ListActiveHosts(ctx); err != nil {
@@ -116,54 +137,84 @@ func (m *HostMonitor) judge(ctx context.Context) error {
 		observe.From(ctx).Moved("host", string(StatusUnreachable), -1)
 		m.log.WarnContext(ctx, "host fell silent", "host_id", h.ID.String())
 	}
+	if err := m.reconciler.MarkMissing(ctx, m.staleAfter); err != nil {
+		m.watchedSince = time.Time{}
+		return err
+	}
 	return nil
 }
 
-// reconcileDue starts a pass over each host whose turn it is. A host whose last
-// pass has not ended is left out, and holds up nobody.
+// reconcileDue starts a pass over each host whose turn it is, those first that
+// waited the longest. A host whose last pass has not ended is left out, and holds
+// up nobody.
 func (m *HostMonitor) reconcileDue(ctx context.Context, slots chan struct{}, passes *sync.WaitGroup) {
 	hosts, err := m.store.ListActiveHosts(ctx)
 	if err != nil {
 		return // judge has logged it
 	}
-	for _, h := range hosts {
-		if !m.begin(h.ID) {
-			continue
-		}
+	for _, h := range m.due(hosts) {
 		select {
 		case slots <- struct{}{}:
 		default:
-			m.finish(h.ID, false)
-			return // all hands are busy; the next look goes on
+			m.mu.Lock()
+			m.waits = true
+			m.mu.Unlock()
+			return // all hands are busy; the first that is free again goes on
 		}
+		m.mu.Lock()
+		m.active[h.ID] = true
+		m.mu.Unlock()
 		passes.Go(func() {
-			defer func() { <-slots }()
+			defer m.free(slots)
 			pctx, cancel := context.WithTimeout(ctx, reconcileLimit)
 			defer cancel()
 			err := observe.Round(ctx, "host_reconciler", func(context.Context) error { return m.reconciler.ReconcileHost(pctx, h) })
 			if err != nil && ctx.Err() == nil {
 				m.log.WarnContext(ctx, "cannot reconcile a host", "host_id", h.ID.String(), "error", err)
 			}
-			m.finish(h.ID, true)
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			delete(m.active, h.ID)
+			m.last[h.ID] = m.now()
 		})
 	}
 }
 
-func (m *HostMonitor) begin(h id.Host) bool {
+// due are the hosts whose turn it is, the longest unseen first. Hosts in service
+// no more are forgotten.
+func (m *HostMonitor) due(hosts []Ref) []Ref {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.active[h] || m.now().Sub(m.last[h]) < reconcileEvery {
-		return false
+	m.waits = false
+	now := m.now()
+	there := make(map[id.Host]bool, len(hosts))
+	var out []Ref
+	for _, h := range hosts {
+		there[h.ID] = true
+		if !m.active[h.ID] && now.Sub(m.last[h.ID]) >= reconcileEvery {
+			out = append(out, h)
+		}
 	}
-	m.active[h] = true
-	return true
+	for h := range m.last {
+		if !there[h] && !m.active[h] {
+			delete(m.last, h)
+			m.reconciler.Forget(h)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b Ref) int { return m.last[a.ID].Compare(m.last[b.ID]) })
+	return out
 }
 
-func (m *HostMonitor) finish(h id.Host, looked bool) {
+// free gives a hand back, and wakes the loop when somebody waits for it.
+func (m *HostMonitor) free(slots chan struct{}) {
+	<-slots
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.active, h)
-	if looked {
-		m.last[h] = m.now()
+	waits := m.waits
+	m.mu.Unlock()
+	if waits {
+		select {
+		case m.freed <- struct{}{}:
+		default:
+		}
 	}
 }

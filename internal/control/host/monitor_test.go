@@ -54,6 +54,10 @@ type passes struct {
 	count map[id.Host]int
 }
 
+func (p *passes) MarkMissing(context.Context, time.Duration) error { return nil }
+
+func (p *passes) Forget(id.Host) {}
+
 func (p *passes) ReconcileHost(ctx context.Context, h Ref) error {
 	p.mu.Lock()
 	p.count[h.ID]++

@@ -61,7 +61,10 @@ func (r *Runner) driveCreate(ctx context.Context, op Operation) error {
 		return err
 	})
 	if err != nil {
-		if errors.Is(err, errCrowded) && callCtx.Err() == nil || ctx.Err() != nil || again(err) && time.Since(op.CreatedAt) < r.cfg.Patience && callCtx.Err() == nil {
+		// A host that knows a later life of it is asked again: this operation was
+		// overtaken, or the database is an older one and about to be brought forward.
+		if errors.Is(err, errCrowded) && callCtx.Err() == nil || ctx.Err() != nil ||
+			(errs.Is(err, "stale_incarnation") || again(err) && time.Since(op.CreatedAt) < r.cfg.Patience) && callCtx.Err() == nil {
 			return err
 		}
 		if callCtx.Err() != nil {

@@ -129,7 +129,7 @@ func (s *Service) forking(ctx context.Context, by principal.Principal, x Sandbox
 			Operation: Operation{ID: id.NewOperation(), SandboxID: c.ID, TeamID: c.TeamID, Kind: KindCreate, Incarnation: 1, Params: Params{Together: together}},
 		})
 	}
-	f.Place = s.placer(ctx, by, want)
+	f.Place = s.placer(by, want)
 	f.Begin.Event, f.Begin.EventData = "forking", map[string]any{"copies": together, "by": by.ActorName()}
 	f.Audit = func(h id.Host) []audit.Entry {
 		entries := []audit.Entry{audit.By(by).SandboxForked(x.TeamID, x.ID, together)}

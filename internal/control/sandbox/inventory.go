@@ -101,7 +101,8 @@ type suspicions struct {
 	generation int64
 	absent     map[Key]bool
 	orphans    map[Key]time.Time // first seen
-	strays     map[id.Snapshot]time.Time
+	unknown    map[Key]time.Time
+	states     map[id.Snapshot]time.Time
 }
 
 // Key names one incarnation.
@@ -153,6 +154,9 @@ func (r *Reconciler) ReconcileHost(ctx context.Context, h host.Ref) error {
 	for _, x := range after {
 		rows[x.ID] = x
 	}
+	if err := r.bringForward(ctx, h, rows, inv); err != nil {
+		return err
+	}
 	still := unchanged(before, rows, h.ID)
 	if err := r.judgeRows(ctx, h, s, still, inv); err != nil {
 		return err
@@ -163,7 +167,39 @@ func (r *Reconciler) ReconcileHost(ctx context.Context, h host.Ref) error {
 	if err := r.judgeStates(ctx, h, s, inv); err != nil {
 		return err
 	}
-	return r.tellDeadlines(ctx, h)
+	if err := r.tellDeadlines(ctx, h); err != nil {
+		return err
+	}
+	return r.judgeStrays(ctx, h, s, rows, inv)
+}
+
+// Forget lets go of what was seen of a host that is in service no more. When it
+// is back, the first look at it is a first one.
+func (r *Reconciler) Forget(h id.Host) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.hosts, h)
+}
+
+// missingBatch bounds one statement of MarkMissing.
+const missingBatch = 500
+
+// MarkMissing makes missing what runs on hosts that fell silent so long ago.
+// What is in transition is moved on by its operation; what is paused stays so.
+func (r *Reconciler) MarkMissing(ctx context.Context, silence time.Duration) error {
+	for {
+		gone, err := r.store.MarkMissing(ctx, silence, missingBatch)
+		if err != nil {
+			return err
+		}
+		for _, x := range gone {
+			r.watch.Publish(x)
+			r.agents.Forget(x.Host, x.ID, x.Incarnation)
+		}
+		if len(gone) < missingBatch {
+			return nil
+		}
+	}
 }
 
 func (r *Reconciler) suspicions(h id.Host) *suspicions {
@@ -178,7 +214,7 @@ func (r *Reconciler) suspicions(h id.Host) *suspicions {
 }
 
 func (s *suspicions) clear(generation int64) {
-	s.generation, s.absent, s.orphans, s.strays = generation, nil, nil, nil
+	s.generation, s.absent, s.orphans, s.unknown, s.states = generation, nil, nil, nil, nil
 }
 
 // unchanged are the rows of the host that no operation moves and nothing touched
@@ -195,15 +231,12 @@ func unchanged(before []Sandbox, after map[id.Sandbox]Sandbox, h id.Host) []Sand
 }
 
 // judgeInstances destroys what belongs to a row that has ended. What the
-// database never knew, or knows on another host, is left alone: a restored
-// backup must not kill work.
+// database never knew, knows on another host or in an earlier life is no orphan.
 func (r *Reconciler) judgeInstances(ctx context.Context, h host.Ref, s *suspicions, rows map[id.Sandbox]Sandbox, inv Inventory) error {
 	orphans := map[Key]time.Time{}
 	for _, in := range inv.Instances {
 		x, known := rows[in.Sandbox]
-		if in.Unknown || !known || x.Host.ID != h.ID {
-			r.log.WarnContext(ctx, "host holds what this database does not know there", "sandbox_id", in.Sandbox.String(),
-				"incarnation", in.Incarnation, "host_id", h.ID.String())
+		if in.Unknown || !known || x.Host.ID != h.ID || in.Incarnation > x.Incarnation {
 			continue
 		}
 		if x.Status.Live() {
@@ -251,7 +284,7 @@ func (r *Reconciler) judgeStates(ctx context.Context, h host.Ref, s *suspicions,
 	}
 	seen := make(map[id.Snapshot]time.Time, len(stray))
 	for _, state := range stray {
-		since, again := s.strays[state]
+		since, again := s.states[state]
 		if !again {
 			since = r.now()
 		}
@@ -263,7 +296,7 @@ func (r *Reconciler) judgeStates(ctx context.Context, h host.Ref, s *suspicions,
 			r.log.InfoContext(ctx, "cannot remove a stray state now; the next pass will", "snapshot_id", state.String(), "error", err)
 		}
 	}
-	s.strays = seen
+	s.states = seen
 	return nil
 }
 

@@ -249,6 +249,32 @@ type Store interface {
 	// OnHost reads all rows that an inventory of the host is compared with: the
 	// live ones of the host, and those of any host among the named ids.
 	OnHost(ctx context.Context, h id.Host, named []id.Sandbox) ([]Sandbox, error)
+	// Reconciled ends a look at a host: of its strays those are forgotten that it
+	// holds no more.
+	Reconciled(ctx context.Context, h id.Host, held []id.Sandbox) error
+	// MarkMissing makes missing, up to limit, what runs on hosts out of service
+	// that have been silent for so long.
+	MarkMissing(ctx context.Context, silence time.Duration, limit int) ([]Sandbox, error)
+	// BringForward gives a living row the later incarnation that its host knows,
+	// closes its operation and makes it missing, to be judged by that. It is no
+	// transition of a life: the row was older than the truth. One that changed
+	// meanwhile is invalid_state.
+	BringForward(ctx context.Context, row Sandbox, incarnation int64) (Sandbox, error)
+	// NoteStrays keeps note of strays, up to a bound a host, records new ones and
+	// foreign claims once a day, and returns them as they are then.
+	NoteStrays(ctx context.Context, h id.Host, strays []Stray) ([]Stray, error)
+	// DueStrays are those whose time is over.
+	DueStrays(ctx context.Context, h id.Host, limit int) ([]Stray, error)
+	ListStrays(ctx context.Context, h id.Host, p page.Request) (page.Page[Stray], error)
+	// AskStrayGone makes one due. StrayPaused and DropStray note what was done;
+	// repeats change nothing.
+	AskStrayGone(ctx context.Context, h id.Host, x id.Sandbox, entry func(id.Team) audit.Entry) error
+	StrayPaused(ctx context.Context, h id.Host, x id.Sandbox, entry func(id.Team) audit.Entry) error
+	DropStray(ctx context.Context, h id.Host, x id.Sandbox, entry func(id.Team) audit.Entry) error
+	// UnnamedStates are those of the given ones that no row places on the host.
+	UnnamedStates(ctx context.Context, h id.Host, states []id.Snapshot) ([]id.Snapshot, error)
+	// PruneHosts removes what is old of what was noted of hosts.
+	PruneHosts(ctx context.Context, limit int) (int, error)
 	// Note adds an event by itself.
 	Note(ctx context.Context, sandbox id.Sandbox, kind string, data map[string]any) error
 

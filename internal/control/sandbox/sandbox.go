@@ -150,6 +150,8 @@ type CreateRequest struct {
 	Env                   map[string]string
 	Engine                string
 	Internet              *bool
+	// HostLabels are what a host must carry to come into question.
+	HostLabels map[string]string
 }
 
 // Bounds of a create.
@@ -170,6 +172,9 @@ const (
 	minCheckpointSec  = 60
 	maxCheckpointSec  = 86400
 	maxFork           = 64
+	maxHostLabels     = 16
+	maxLabelName      = 64
+	maxLabelValue     = 256
 )
 
 // Validate checks what can be checked without looking at anything else.
@@ -208,6 +213,14 @@ func (r CreateRequest) Validate() error {
 	}
 	if err := validateMetadata(r.Metadata); err != nil {
 		return err
+	}
+	if len(r.HostLabels) > maxHostLabels {
+		return errs.Field("host_labels", fmt.Sprintf("host_labels may have at most %d entries.", maxHostLabels))
+	}
+	for k, v := range r.HostLabels {
+		if k == "" || len(k) > maxLabelName || len(v) > maxLabelValue || !storable(k) || !storable(v) {
+			return errs.Field("host_labels", fmt.Sprintf("A host label must be a name of 1 to %d bytes and a value of at most %d.", maxLabelName, maxLabelValue))
+		}
 	}
 	return validateEnv(r.Env)
 }

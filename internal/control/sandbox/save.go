@@ -112,7 +112,7 @@ func (s *Service) resuming(ctx context.Context, x Sandbox, by principal.Principa
 	return Begin{
 		ID: x.ID, From: StatusPaused, To: StatusResuming, NewIncarnation: true, Operation: id.NewOperation(), Kind: KindResume,
 		Params: Params{State: state.ID, Memory: memory, TimeoutSec: x.TimeoutSec, Reason: PausedRequested},
-		Place:  s.placer(ctx, by, wanted(x, state)),
+		Place:  s.placer(by, wanted(x, state)),
 		Event:  "resuming", EventData: map[string]any{"memory": memory, "by": by.ActorName()}, Audit: &entry,
 	}, nil
 }

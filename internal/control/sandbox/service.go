@@ -3,10 +3,12 @@ package sandbox
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"math"
+	"strings"
 	"time"
 
 	"skerry.dev/skerry/internal/artifact"
@@ -105,10 +107,11 @@ func (s *Service) Create(ctx context.Context, by principal.Principal, req Create
 		return Receipt{}, err
 	}
 	lease, reserved := s.runner.reserve()
-	x, err := s.store.CreatePending(ctx, n, lease, s.placer(ctx, by, n.Want), func(h id.Host) audit.Entry {
+	x, err := s.store.CreatePending(ctx, n, lease, s.placer(by, n.Want), func(h id.Host) audit.Entry {
 		return audit.By(by).SandboxCreated(team, n.Sandbox.ID, n.Sandbox.TemplateName, h)
 	})
 	if err != nil {
+		s.unplaced(ctx, err)
 		if reserved {
 			s.runner.release()
 		}
@@ -172,7 +175,7 @@ func (s *Service) planFrom(by principal.Principal, team id.Team, req CreateReque
 	}
 	x.FromState = &state.ID
 	n.Want = wanted(*x, state)
-	n.Want.Engine = state.Engine
+	n.Want.Engine, n.Want.Labels = state.Engine, req.HostLabels
 	return n, nil
 }
 
@@ -206,7 +209,7 @@ func (s *Service) plan(by principal.Principal, team id.Team, req CreateRequest, 
 	return NewSandbox{
 		Sandbox:   x,
 		Operation: Operation{ID: id.NewOperation(), SandboxID: x.ID, TeamID: team, Kind: KindCreate, Incarnation: 1, Attempts: 1},
-		Want:      scheduler.Request{CPUMillis: x.CPUMillis, MemoryMB: x.MemoryMB, DiskMB: x.DiskMB, Engine: engine},
+		Want:      scheduler.Request{CPUMillis: x.CPUMillis, MemoryMB: x.MemoryMB, DiskMB: x.DiskMB, Engine: engine, Arch: tpl.Arch, Labels: req.HostLabels, Image: x.ImageDigest},
 	}, nil
 }
 
@@ -218,32 +221,48 @@ func override(to *int64, v *int64) {
 
 // placer refuses with the reasons. Which hosts there are, and how full with
 // other teams' work, is for platform admins and the log.
-func (s *Service) placer(ctx context.Context, by principal.Principal, want scheduler.Request) Placer {
+func (s *Service) placer(by principal.Principal, want scheduler.Request) Placer {
 	return func(hosts []scheduler.HostView) (scheduler.Decision, error) {
 		d := s.scheduler.Pick(want, hosts)
 		if d.Placed {
 			return d, nil
 		}
 		message := "No host has room for this sandbox now. Try again, ask for less, or add a host."
-		if len(hosts) == 0 {
+		switch {
+		case len(hosts) == 0 && want.Hosts != nil:
+			return d, hostAway()
+		case len(hosts) == 0:
 			message = "No host is online. Wait for one, or add one with POST /v1/hosts."
-		}
-		why := d.Refusals[:min(len(d.Refusals), maxRefusals)]
-		s.log.InfoContext(ctx, "no host has room", "hosts", len(hosts), "refusals", why)
-		if want.Hosts != nil {
+		case want.Hosts != nil:
 			if e := unplaceable(d.Refusals); e != nil {
 				return d, e
 			}
 			message = "The host that has the saved state has no room now. Try again, or end something there."
-			if len(hosts) == 0 {
-				return d, hostAway()
-			}
 		}
-		refused := errs.Unavailable("no_capacity", message).After(5 * time.Second)
+		why := refusals(d.Refusals[:min(len(d.Refusals), maxRefusals)])
+		refused := errs.Unavailable("no_capacity", message).After(5 * time.Second).Because(why)
 		if by.IsAdmin {
-			return d, refused.With("hosts", why)
+			return d, refused.With("hosts", []scheduler.Refusal(why))
 		}
 		return d, refused.With("hosts", counted(d.Refusals))
+	}
+}
+
+// refusals are why no host takes a sandbox, for the log.
+type refusals []scheduler.Refusal
+
+func (r refusals) Error() string {
+	lines := make([]string, len(r))
+	for i, x := range r {
+		lines[i] = x.Host + ": " + x.Message
+	}
+	return strings.Join(lines, "; ")
+}
+
+// unplaced logs a placement that was refused, with what the caller may not know.
+func (s *Service) unplaced(ctx context.Context, err error) {
+	if errs.Is(err, "no_capacity") {
+		s.log.InfoContext(ctx, "no host has room", "refusals", errors.Unwrap(errs.As(err)))
 	}
 }
 

@@ -222,6 +222,7 @@ func (w *Sweep) old(ctx context.Context) error {
 		func() (int, error) { return s.store.Prune(ctx, Retention, pruneBatch) },
 		func() (int, error) { return s.store.PruneStates(ctx, Retention, pruneBatch) },
 		func() (int, error) { return s.store.PruneSamples(ctx, 20*pruneBatch) },
+		func() (int, error) { return s.store.PruneHosts(ctx, pruneBatch) },
 	} {
 		n, perr := prune()
 		err = errors.Join(err, perr)

@@ -21,10 +21,7 @@ func (r *Reconciler) judgeRows(ctx context.Context, h host.Ref, s *suspicions, r
 			instances[in.Sandbox] = in
 		}
 	}
-	held := make(map[id.Snapshot]Held, len(inv.States))
-	for _, st := range inv.States {
-		held[st.ID] = st
-	}
+	held := heldByID(inv)
 	absent := map[Key]bool{}
 	for _, x := range rows {
 		in, there := instances[x.ID]
@@ -113,6 +110,45 @@ func (r *Reconciler) judgeMissing(ctx context.Context, h host.Ref, x Sandbox, in
 		return r.stop(ctx, h, x, endReason(in.EndReason))
 	}
 	return nil
+}
+
+// bringForward corrects rows that are older than what their host holds, as after
+// an older database was restored: an incarnation is written down before a host
+// hears of it, so that a host can never be ahead otherwise. The rows are changed
+// in the map too.
+func (r *Reconciler) bringForward(ctx context.Context, h host.Ref, rows map[id.Sandbox]Sandbox, inv Inventory) error {
+	held := heldByID(inv)
+	for _, in := range inv.Instances {
+		x, known := rows[in.Sandbox]
+		settled := in.Phase == PhaseRunning || in.Phase == PhasePaused || in.Phase == PhaseExited
+		if !known || in.Unknown || x.Host.ID != h.ID || !x.Status.Live() || x.Status == StatusStopping || in.Incarnation <= x.Incarnation || !settled {
+			continue
+		}
+		moved, err := r.store.BringForward(ctx, x, in.Incarnation)
+		if errs.Is(err, "invalid_state") {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		r.log.WarnContext(ctx, "a host is ahead of the database; its sandbox is brought forward", "sandbox_id", x.ID.String(), "host_id", h.ID.String(),
+			"status", string(x.Status), "incarnation", x.Incarnation, "to", in.Incarnation)
+		r.watch.Publish(moved)
+		moved.Host = x.Host
+		rows[x.ID] = moved
+		if err := r.judgeMissing(ctx, h, moved, in, true, held); err != nil && !errs.Is(err, "invalid_state") {
+			return err
+		}
+	}
+	return nil
+}
+
+func heldByID(inv Inventory) map[id.Snapshot]Held {
+	held := make(map[id.Snapshot]Held, len(inv.States))
+	for _, st := range inv.States {
+		held[st.ID] = st
+	}
+	return held
 }
 
 func (r *Reconciler) miss(ctx context.Context, x Sandbox, why string) error {

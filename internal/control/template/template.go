@@ -35,9 +35,13 @@ type Template struct {
 	CPUMillis      int64
 	MemoryMB       int64
 	DiskMB         int64
+	// Arch is what the image is made for; empty where that is not known.
+	Arch           string
 	DefaultUser    string
 	DefaultWorkdir string
 	CreatedAt      time.Time
+	// BuiltOn is the host that made the image, of one about to be published.
+	BuiltOn id.Host
 }
 
 // Platform reports whether it is shared with all teams.
@@ -68,7 +72,8 @@ type Store interface {
 
 // Hosts finds a host that can build.
 type Hosts interface {
-	ListActiveHosts(ctx context.Context) ([]host.Ref, error)
+	// ListBuilders are the platform's own hosts that take work now.
+	ListBuilders(ctx context.Context) ([]host.Ref, error)
 }
 
 // Builder is the agents, as far as they build. log is called for each line, in
@@ -187,7 +192,7 @@ func (s *Service) BuildBase(ctx context.Context, by principal.Principal, log fun
 	if err := MayBuild(by); err != nil {
 		return Template{}, err
 	}
-	hosts, err := s.hosts.ListActiveHosts(ctx)
+	hosts, err := s.hosts.ListBuilders(ctx)
 	if err != nil {
 		return Template{}, err
 	}
@@ -208,6 +213,7 @@ func (s *Service) BuildBase(ctx context.Context, by principal.Principal, log fun
 	t := Template{
 		ID: id.NewTemplate(), TeamID: id.PlatformTeamID, Name: BaseName,
 		ImageDigest: built.Digest, ImageSizeBytes: built.SizeBytes, ManifestDigest: built.ManifestDigest,
+		BuiltOn: hosts[0].ID,
 	}
 	return s.store.Publish(ctx, t, audit.By(by).TemplateBuilt(t.TeamID, t.ID, t.Name, true))
 }

@@ -25,16 +25,23 @@ type Reports interface {
 	Samples(ctx context.Context, from id.Host, samples []sandbox.Sample) error
 }
 
+// Strays are what a host holds that is not known to be there.
+type Strays interface {
+	Strays(ctx context.Context, h id.Host, p page.Request) (page.Page[sandbox.Stray], error)
+	DestroyStray(ctx context.Context, by principal.Principal, h id.Host, x id.Sandbox) error
+}
+
 // Handlers serves the routes. Principals come from the request's context.
 type Handlers struct {
 	hosts   *host.Service
 	reports Reports
+	strays  Strays
 	replays *idempotency.Service
 }
 
 // New makes the handlers.
-func New(hosts *host.Service, reports Reports, replays *idempotency.Service) *Handlers {
-	return &Handlers{hosts: hosts, reports: reports, replays: replays}
+func New(hosts *host.Service, reports Reports, strays Strays, replays *idempotency.Service) *Handlers {
+	return &Handlers{hosts: hosts, reports: reports, strays: strays, replays: replays}
 }
 
 // CreateHost implements createHost.

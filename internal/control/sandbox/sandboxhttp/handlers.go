@@ -55,7 +55,7 @@ func (h *Handlers) CreateSandbox(ctx context.Context, req *restapi.CreateSandbox
 func createRequest(req *restapi.CreateSandboxRequest) sandbox.CreateRequest {
 	out := sandbox.CreateRequest{
 		Template: req.Template.Or(""), Snapshot: req.Snapshot.Or(""), CheckpointIntervalSec: wide(req.CheckpointIntervalSec), OnTimeout: sandbox.OnTimeout(req.OnTimeout.Value), Engine: string(req.Engine.Value),
-		Metadata: req.Metadata.Value, Env: req.Env.Value,
+		Metadata: req.Metadata.Value, Env: req.Env.Value, HostLabels: req.HostLabels.Value,
 		MemoryMB: wide(req.MemoryMB), DiskMB: wide(req.DiskMB), TimeoutSec: wide(req.TimeoutSec), IdleTimeoutSec: wide(req.IdleTimeoutSec),
 	}
 	if v, ok := req.Vcpus.Get(); ok {

@@ -1,13 +1,52 @@
 -- name: LockCandidateHosts :many
 -- Locks in the order of ids, so that two creates never wait for each other. The
 -- lock is the weaker one: rows that merely refer to a host are not held up.
-SELECT h.id, h.name, h.engines, h.cpu_count, h.memory_bytes, h.disk_bytes, h.last_placed_at, h.address
+SELECT h.id, h.name, h.engines, h.arch, h.labels, h.cpu_count, h.memory_bytes, h.disk_bytes, h.last_placed_at, h.address,
+    (SELECT coalesce(array_agg(i.image_digest), '{}') FROM host_images i WHERE i.host_id = h.id)::text[] AS images
 FROM hosts h
 JOIN teams t ON t.id = sqlc.arg(team_id) AND t.deleted_at IS NULL
 WHERE h.status = 'online' AND h.deleted_at IS NULL
   AND h.team_id = CASE WHEN t.is_byoc THEN t.id ELSE '00000000-0000-0000-0000-000000000000'::uuid END
 ORDER BY h.id
 FOR NO KEY UPDATE OF h;
+
+-- name: PoolOf :one
+-- Whose hosts a living team's sandboxes are put on: its own and only those, or
+-- the platform's.
+SELECT (CASE WHEN is_byoc THEN id ELSE '00000000-0000-0000-0000-000000000000'::uuid END)::uuid AS pool
+FROM teams WHERE id = sqlc.arg(id) AND deleted_at IS NULL;
+
+-- name: ViewPool :many
+-- What a decision begins with; it holds only once the host taken was locked.
+SELECT h.id, h.name, h.engines, h.arch, h.labels, h.cpu_count, h.memory_bytes, h.disk_bytes, h.last_placed_at, h.address,
+    (SELECT coalesce(array_agg(i.image_digest), '{}') FROM host_images i WHERE i.host_id = h.id)::text[] AS images
+FROM hosts h
+WHERE h.status = 'online' AND h.deleted_at IS NULL AND h.team_id = sqlc.arg(pool)
+ORDER BY h.id;
+
+-- name: TryHost :many
+-- One of the team's hosts, unless somebody else is just deciding on it.
+SELECT h.id, h.name, h.engines, h.arch, h.labels, h.cpu_count, h.memory_bytes, h.disk_bytes, h.last_placed_at, h.address,
+    (SELECT coalesce(array_agg(i.image_digest), '{}') FROM host_images i WHERE i.host_id = h.id)::text[] AS images
+FROM hosts h
+JOIN teams t ON t.id = sqlc.arg(team_id) AND t.deleted_at IS NULL
+WHERE h.id = sqlc.arg(id) AND h.status = 'online' AND h.deleted_at IS NULL
+  AND h.team_id = CASE WHEN t.is_byoc THEN t.id ELSE '00000000-0000-0000-0000-000000000000'::uuid END
+FOR NO KEY UPDATE OF h SKIP LOCKED;
+
+-- name: LockHost :many
+SELECT h.id, h.name, h.engines, h.arch, h.labels, h.cpu_count, h.memory_bytes, h.disk_bytes, h.last_placed_at, h.address,
+    (SELECT coalesce(array_agg(i.image_digest), '{}') FROM host_images i WHERE i.host_id = h.id)::text[] AS images
+FROM hosts h
+JOIN teams t ON t.id = sqlc.arg(team_id) AND t.deleted_at IS NULL
+WHERE h.id = sqlc.arg(id) AND h.status = 'online' AND h.deleted_at IS NULL
+  AND h.team_id = CASE WHEN t.is_byoc THEN t.id ELSE '00000000-0000-0000-0000-000000000000'::uuid END
+FOR NO KEY UPDATE OF h;
+
+-- name: NoteImage :exec
+-- Written once an hour at most: it is only a preference.
+INSERT INTO host_images (host_id, image_digest) VALUES (sqlc.arg(host_id), sqlc.arg(image_digest))
+ON CONFLICT (host_id, image_digest) DO UPDATE SET used_at = now() WHERE host_images.used_at < now() - interval '1 hour';
 
 -- name: ReservedByHost :many
 -- A statement of its own, after the locks: it must see what those who held
@@ -184,10 +223,13 @@ WHERE id = sqlc.arg(id) AND status = 'open' AND lease_owner = sqlc.arg(owner)::u
 
 -- name: ExpiredSandboxes :many
 -- Those to be paused only where their host can be told. One that its host paused
--- by itself keeps its deadline, for the case that it was to be killed.
+-- by itself keeps its deadline, for the case that it was to be killed. Nothing is
+-- killed on a host in reach that was not looked at lately: this database may be
+-- older than what runs there.
 SELECT s.id, s.on_timeout FROM sandboxes s JOIN hosts h ON h.id = s.host_id
 WHERE s.ended_at IS NULL AND s.deadline_at < now() AND coalesce(s.retry_at < now(), true)
   AND ((s.status = 'running' AND (s.on_timeout = 'kill' OR h.status IN ('online', 'draining'))) OR (s.status = 'paused' AND s.on_timeout = 'kill'))
+  AND (s.on_timeout <> 'kill' OR h.status NOT IN ('online', 'draining') OR coalesce(h.reconciled_at > now() - make_interval(secs => sqlc.arg(looked_secs)::float8), true))
 ORDER BY s.deadline_at
 LIMIT sqlc.arg(max_rows);
 
@@ -214,9 +256,11 @@ ORDER BY s.checkpoint_due_at
 LIMIT sqlc.arg(max_rows);
 
 -- name: PausedTooLong :many
-SELECT id FROM sandboxes
-WHERE status = 'paused' AND paused_at < now() - make_interval(secs => sqlc.arg(limit_secs)::float8)
-ORDER BY paused_at
+-- Like a kill, only once its host was looked at lately, where that can be.
+SELECT s.id FROM sandboxes s JOIN hosts h ON h.id = s.host_id
+WHERE s.status = 'paused' AND s.paused_at < now() - make_interval(secs => sqlc.arg(limit_secs)::float8)
+  AND (h.status NOT IN ('online', 'draining') OR coalesce(h.reconciled_at > now() - make_interval(secs => sqlc.arg(looked_secs)::float8), true))
+ORDER BY s.paused_at
 LIMIT sqlc.arg(max_rows);
 
 -- name: MissingTooLong :many
@@ -461,7 +505,8 @@ DELETE FROM sandbox_samples WHERE (sandbox_id, at) IN (
 
 -- name: HostView :many
 -- One host for what can only go there, locked as candidates are.
-SELECT h.id, h.name, h.engines, h.cpu_count, h.memory_bytes, h.disk_bytes, h.last_placed_at, h.address
+SELECT h.id, h.name, h.engines, h.arch, h.labels, h.cpu_count, h.memory_bytes, h.disk_bytes, h.last_placed_at, h.address,
+    (SELECT coalesce(array_agg(i.image_digest), '{}') FROM host_images i WHERE i.host_id = h.id)::text[] AS images
 FROM hosts h
 WHERE h.id = sqlc.arg(id) AND h.status = 'online' AND h.deleted_at IS NULL
 FOR NO KEY UPDATE OF h;
@@ -545,3 +590,115 @@ RETURNING sandboxes.id, (
     SELECT count(*) FROM operations o JOIN hosts h ON h.id = sandboxes.host_id
     WHERE o.sandbox_id = sandboxes.id AND o.kind = 'pause' AND o.status = 'failed' AND o.params->>'reason' = sqlc.arg(reason)::text
       AND o.created_at >= h.drain_requested_at)::bigint AS failed;
+
+-- name: MarkMissing :many
+-- What runs on hosts that have been silent for the whole window and are out of
+-- service for it.
+WITH gone AS (
+    SELECT s.id FROM sandboxes s JOIN hosts h ON h.id = s.host_id
+    WHERE s.status = 'running' AND h.status = 'unreachable' AND h.deleted_at IS NULL
+      AND coalesce(h.last_heartbeat_at, h.registered_at, h.created_at) < now() - make_interval(secs => sqlc.arg(after_secs)::float8)
+    ORDER BY s.id
+    LIMIT sqlc.arg(max_rows)
+    FOR NO KEY UPDATE OF s SKIP LOCKED
+), moved AS (
+    UPDATE sandboxes SET status = 'missing', updated_at = now()
+    FROM gone WHERE sandboxes.id = gone.id AND sandboxes.status = 'running'
+    RETURNING sandboxes.*
+), noted AS (
+    INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
+    SELECT moved.id, moved.team_id, 'missing', jsonb_build_object('reason', sqlc.arg(reason)::text) FROM moved
+)
+SELECT * FROM moved;
+
+-- name: BringForward :one
+-- The row was locked by LockSandbox in this transaction. Its deadline was that of
+-- an earlier life; what it is now is decided next.
+WITH moved AS (
+    UPDATE sandboxes SET status = 'missing', incarnation = sqlc.arg(to_incarnation), deadline_at = NULL, updated_at = now()
+    WHERE sandboxes.id = sqlc.arg(id) AND sandboxes.status = sqlc.arg(from_status) AND sandboxes.incarnation = sqlc.arg(incarnation)
+      AND sandboxes.incarnation < sqlc.arg(to_incarnation)
+    RETURNING *
+), closed AS (
+    UPDATE operations o SET status = 'superseded', reason = 'brought_forward', message = sqlc.arg(message), finished_at = now(),
+        lease_owner = NULL, lease_until = NULL
+    FROM moved WHERE o.sandbox_id = moved.id AND o.status = 'open'
+), noted AS (
+    INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
+    SELECT moved.id, moved.team_id, 'brought_forward', sqlc.arg(event_data)::jsonb FROM moved
+)
+SELECT * FROM moved;
+
+-- name: Reconciled :exec
+-- The end of a look at a host: strays that it holds no more are forgotten, claims
+-- to others' sandboxes after a day.
+WITH gone AS (
+    DELETE FROM host_strays s
+    WHERE s.host_id = sqlc.arg(host_id) AND NOT s.sandbox_id = ANY(sqlc.arg(held)::uuid[])
+      AND (s.kind = 'unknown' OR s.last_seen_at < now() - interval '1 day')
+)
+UPDATE hosts SET reconciled_at = now() WHERE hosts.id = sqlc.arg(host_id);
+
+-- name: NoteStrays :many
+-- Their number is bounded: a host may claim anything. new says that the trail is
+-- to hear of it.
+INSERT INTO host_strays (host_id, sandbox_id, incarnation, kind, phase, state_id, paused_at, destroy_at)
+SELECT sqlc.arg(host_id), u.sandbox, u.incarnation, u.kind, u.phase, u.state, CASE WHEN u.phase = 'paused' THEN now() END,
+    CASE WHEN u.kind = 'unknown' THEN now() + make_interval(secs => sqlc.arg(keep_secs)::float8) END
+FROM (SELECT unnest(sqlc.arg(sandboxes)::uuid[]) AS sandbox, unnest(sqlc.arg(incarnations)::bigint[]) AS incarnation,
+        unnest(sqlc.arg(kinds)::text[]) AS kind, unnest(sqlc.arg(phases)::text[]) AS phase, unnest(sqlc.arg(states)::uuid[]) AS state) u
+WHERE EXISTS (SELECT FROM host_strays k WHERE k.host_id = sqlc.arg(host_id) AND k.sandbox_id = u.sandbox)
+   OR (SELECT count(*) FROM host_strays k WHERE k.host_id = sqlc.arg(host_id)) < sqlc.arg(most)::bigint
+ON CONFLICT (host_id, sandbox_id) DO UPDATE SET incarnation = excluded.incarnation, kind = excluded.kind, last_seen_at = now(),
+    phase = CASE WHEN excluded.phase = '' THEN host_strays.phase ELSE excluded.phase END,
+    paused_at = CASE WHEN excluded.phase = 'paused' THEN coalesce(host_strays.paused_at, now()) WHEN excluded.phase = '' THEN host_strays.paused_at END,
+    destroy_at = CASE WHEN host_strays.kind = excluded.kind THEN host_strays.destroy_at ELSE excluded.destroy_at END,
+    told_at = CASE
+        WHEN host_strays.kind <> excluded.kind OR excluded.kind = 'foreign' AND host_strays.told_at < now() - interval '1 day' THEN now()
+        ELSE host_strays.told_at END
+RETURNING sandbox_id, incarnation, kind, phase, state_id, first_seen_at, last_seen_at, paused_at, destroy_at,
+    (told_at = now())::bool AS new;
+
+-- name: DueStrays :many
+SELECT sandbox_id, incarnation, kind, phase, state_id, first_seen_at, last_seen_at, paused_at, destroy_at FROM host_strays
+WHERE host_id = sqlc.arg(host_id) AND destroy_at <= now()
+ORDER BY destroy_at
+LIMIT sqlc.arg(max_rows);
+
+-- name: TeamOfHost :one
+SELECT team_id FROM hosts WHERE id = sqlc.arg(id);
+
+-- name: NotOfHost :many
+-- Of the named sandboxes those whose row is another host's.
+SELECT id FROM sandboxes WHERE id = ANY(sqlc.arg(ids)::uuid[]) AND host_id <> sqlc.arg(host_id);
+
+-- name: StrayPaused :execrows
+UPDATE host_strays SET paused_at = now(), phase = 'paused'
+WHERE host_id = sqlc.arg(host_id) AND sandbox_id = sqlc.arg(sandbox_id) AND paused_at IS NULL;
+
+-- name: DropStray :execrows
+DELETE FROM host_strays WHERE host_id = sqlc.arg(host_id) AND sandbox_id = sqlc.arg(sandbox_id);
+
+-- name: AskStrayGone :execrows
+UPDATE host_strays SET destroy_at = least(destroy_at, now()) WHERE host_id = sqlc.arg(host_id) AND sandbox_id = sqlc.arg(sandbox_id);
+
+-- name: ListStrays :many
+SELECT sandbox_id, incarnation, kind, phase, first_seen_at, last_seen_at, paused_at, destroy_at FROM host_strays
+WHERE host_id = sqlc.arg(host_id) AND (sqlc.narg(after)::uuid IS NULL OR sandbox_id > sqlc.narg(after)::uuid)
+ORDER BY sandbox_id
+LIMIT sqlc.arg(max_rows);
+
+-- name: UnnamedStates :many
+-- Of the given ones those that no row places on this host.
+SELECT u.state::uuid AS state FROM (SELECT unnest(sqlc.arg(states)::uuid[]) AS state) u
+WHERE NOT EXISTS (SELECT FROM snapshots p WHERE p.id = u.state AND p.host_id = sqlc.arg(host_id));
+
+-- name: PruneImages :execrows
+DELETE FROM host_images WHERE (host_id, image_digest) IN (
+    SELECT i.host_id, i.image_digest FROM host_images i WHERE i.used_at < now() - interval '7 days' ORDER BY i.used_at LIMIT sqlc.arg(max_rows));
+
+-- name: PruneStrays :execrows
+-- Of hosts that were deleted.
+DELETE FROM host_strays WHERE (host_id, sandbox_id) IN (
+    SELECT s.host_id, s.sandbox_id FROM host_strays s JOIN hosts h ON h.id = s.host_id
+    WHERE h.deleted_at IS NOT NULL ORDER BY s.last_seen_at LIMIT sqlc.arg(max_rows));

@@ -180,6 +180,7 @@ func (s *Store) Report(ctx context.Context, from id.Host, generation int64, repo
 	var ended []sandbox.Sandbox
 	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
 		ended = ended[:0]
+		others := map[id.Sandbox]int64{} // not of this host, or told before
 		for _, r := range reports {
 			data, err := object(r.Data)
 			if err != nil {
@@ -191,6 +192,9 @@ func (s *Store) Report(ctx context.Context, from id.Host, generation int64, repo
 			})
 			if err != nil {
 				return err
+			}
+			if n == 0 {
+				others[r.Sandbox] = r.Incarnation
 			}
 			if n == 0 || r.Kind != sandbox.ReportExited {
 				continue // told before, or not of this host; or nothing that changes the status
@@ -204,7 +208,7 @@ func (s *Store) Report(ctx context.Context, from id.Host, generation int64, repo
 			}
 			ended = append(ended, moved)
 		}
-		return nil
+		return s.claimed(ctx, tx, from, others)
 	})
 	return ended, err
 }

@@ -289,9 +289,13 @@ func (s *Store) PruneStates(ctx context.Context, retention time.Duration, limit 
 	return int(n), pg.Map(err)
 }
 
+// looked is how long ago a host in reach must have been looked at for anything to
+// be ended there without being asked for. It is several looks long.
+const looked = 2 * time.Minute
+
 // Expired implements sandbox.Store.
 func (s *Store) Expired(ctx context.Context, limit int) ([]sandbox.Expired, error) {
-	rows, err := s.q.ExpiredSandboxes(ctx, s.pool, int32(limit))
+	rows, err := s.q.ExpiredSandboxes(ctx, s.pool, sqlcgen.ExpiredSandboxesParams{LookedSecs: looked.Seconds(), MaxRows: int32(limit)})
 	if err != nil {
 		return nil, pg.Map(err)
 	}
@@ -331,7 +335,7 @@ func (s *Store) CheckpointsDue(ctx context.Context, limit int) ([]id.Sandbox, er
 
 // PausedTooLong implements sandbox.Store.
 func (s *Store) PausedTooLong(ctx context.Context, limit int) ([]id.Sandbox, error) {
-	out, err := s.q.PausedTooLong(ctx, s.pool, sqlcgen.PausedTooLongParams{LimitSecs: sandbox.PausedLimit.Seconds(), MaxRows: int32(limit)})
+	out, err := s.q.PausedTooLong(ctx, s.pool, sqlcgen.PausedTooLongParams{LimitSecs: sandbox.PausedLimit.Seconds(), LookedSecs: looked.Seconds(), MaxRows: int32(limit)})
 	return out, pg.Map(err)
 }
 
@@ -355,7 +359,16 @@ func (s *Store) InsertSamples(ctx context.Context, from id.Host, samples []sandb
 		p.Ids, p.Ats, p.Cpus = append(p.Ids, x.Sandbox.UUID()), append(p.Ats, x.At), append(p.Cpus, int32(x.CPUMillis))
 		p.Memories, p.Disks, p.Processes = append(p.Memories, x.MemoryBytes), append(p.Disks, x.DiskBytes), append(p.Processes, int32(x.Processes))
 	}
-	return pg.Map(s.q.InsertSamples(ctx, s.pool, p))
+	return pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
+		if err := s.q.InsertSamples(ctx, tx, p); err != nil {
+			return err
+		}
+		told := make(map[id.Sandbox]int64, len(samples))
+		for _, x := range samples {
+			told[x.Sandbox] = 0
+		}
+		return s.claimed(ctx, tx, from, told)
+	})
 }
 
 // Samples implements sandbox.Store.

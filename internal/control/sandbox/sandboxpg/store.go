@@ -28,19 +28,34 @@ import (
 
 // Store implements sandbox.Store.
 type Store struct {
-	pool *pgxpool.Pool
-	q    *sqlcgen.Queries
+	pool  *pgxpool.Pool
+	q     *sqlcgen.Queries
+	pools *pools
 }
 
 // New uses the pool.
-func New(pool *pgxpool.Pool) *Store { return &Store{pool: pool, q: sqlcgen.New()} }
+func New(pool *pgxpool.Pool) *Store { return &Store{pool: pool, q: sqlcgen.New(), pools: newPools()} }
 
 // CreatePending implements sandbox.Store.
 func (s *Store) CreatePending(ctx context.Context, n sandbox.NewSandbox, lease sandbox.Lease, place sandbox.Placer, entry func(id.Host) audit.Entry) (sandbox.Sandbox, error) {
+	g, err := s.survey(ctx, n.Sandbox.TeamID)
+	if err != nil {
+		return sandbox.Sandbox{}, err
+	}
+	out, err := s.create(ctx, n, lease, place, entry, g)
+	if errors.Is(err, errCrowded) {
+		// From the start: what was locked on the way is let go first.
+		g.all = true
+		return s.create(ctx, n, lease, place, entry, g)
+	}
+	return out, err
+}
+
+func (s *Store) create(ctx context.Context, n sandbox.NewSandbox, lease sandbox.Lease, place sandbox.Placer, entry func(id.Host) audit.Entry, g ground) (sandbox.Sandbox, error) {
 	var out sandbox.Sandbox
 	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
 		return idempotencypg.Once(ctx, tx, func() (any, error) {
-			made, err := s.createPending(ctx, tx, n, lease, place)
+			made, err := s.createPending(ctx, tx, n, lease, place, g)
 			if err != nil {
 				return nil, err
 			}
@@ -51,15 +66,11 @@ func (s *Store) CreatePending(ctx context.Context, n sandbox.NewSandbox, lease s
 	return out, err
 }
 
-func (s *Store) createPending(ctx context.Context, tx pgx.Tx, n sandbox.NewSandbox, lease sandbox.Lease, place sandbox.Placer) (sandbox.Sandbox, error) {
+func (s *Store) createPending(ctx context.Context, tx pgx.Tx, n sandbox.NewSandbox, lease sandbox.Lease, place sandbox.Placer, g ground) (sandbox.Sandbox, error) {
 	if err := checkQuota(ctx, tx, n); err != nil {
 		return sandbox.Sandbox{}, err
 	}
-	views, addresses, err := s.candidates(ctx, tx, n.Sandbox.TeamID)
-	if err != nil {
-		return sandbox.Sandbox{}, err
-	}
-	decision, err := place(views)
+	decision, address, err := s.placed(ctx, tx, n, place, g)
 	if err != nil {
 		return sandbox.Sandbox{}, err
 	}
@@ -75,7 +86,7 @@ func (s *Store) createPending(ctx context.Context, tx pgx.Tx, n sandbox.NewSandb
 			return sandbox.Sandbox{}, sandbox.StateGone(stateOf(state, "", ""))
 		}
 	}
-	return s.insertPending(ctx, tx, n, lease, decision, addresses[decision.HostID])
+	return s.insertPending(ctx, tx, n, lease, decision, address)
 }
 
 // checkQuota asks whether the team may have these too, before anything else is
@@ -122,64 +133,10 @@ func (s *Store) insertPending(ctx context.Context, tx pgx.Tx, n sandbox.NewSandb
 	if err != nil {
 		return sandbox.Sandbox{}, err
 	}
+	if err := s.q.NoteImage(ctx, tx, sqlcgen.NoteImageParams{HostID: decision.HostID, ImageDigest: x.ImageDigest}); err != nil {
+		return sandbox.Sandbox{}, err
+	}
 	return fromRow(row, address, string(host.StatusOnline))
-}
-
-// candidates locks the team's hosts and reads what is reserved on them.
-func (s *Store) candidates(ctx context.Context, tx pgx.Tx, team id.Team) ([]scheduler.HostView, map[id.Host]string, error) {
-	rows, err := s.q.LockCandidateHosts(ctx, tx, team)
-	if err != nil {
-		return nil, nil, err
-	}
-	return s.views(ctx, tx, rows)
-}
-
-// own is candidates for what can only be on one host; none while that is out of
-// reach.
-func (s *Store) own(ctx context.Context, tx pgx.Tx, h id.Host) ([]scheduler.HostView, map[id.Host]string, error) {
-	found, err := s.q.HostView(ctx, tx, h)
-	if err != nil {
-		return nil, nil, err
-	}
-	rows := make([]sqlcgen.LockCandidateHostsRow, len(found))
-	for i, r := range found {
-		rows[i] = sqlcgen.LockCandidateHostsRow(r)
-	}
-	return s.views(ctx, tx, rows)
-}
-
-// views adds what is reserved, after the hosts were locked.
-func (s *Store) views(ctx context.Context, tx pgx.Tx, rows []sqlcgen.LockCandidateHostsRow) ([]scheduler.HostView, map[id.Host]string, error) {
-	ids := make([]uuid.UUID, len(rows))
-	for i, r := range rows {
-		ids[i] = r.ID.UUID()
-	}
-	reserved, err := s.q.ReservedByHost(ctx, tx, sqlcgen.ReservedByHostParams{Compute: words(sandbox.ComputeStatuses()), Hosts: ids})
-	if err != nil {
-		return nil, nil, err
-	}
-	byHost := make(map[id.Host]sqlcgen.ReservedByHostRow, len(reserved))
-	for _, r := range reserved {
-		byHost[r.HostID] = r
-	}
-	views := make([]scheduler.HostView, len(rows))
-	addresses := make(map[id.Host]string, len(rows))
-	for i, r := range rows {
-		engines, err := host.ParseEngines(r.Engines)
-		if err != nil {
-			return nil, nil, err
-		}
-		held := byHost[r.ID]
-		views[i] = scheduler.HostView{
-			ID: r.ID, Name: r.Name, Engines: engines, CPUCount: int64(r.CpuCount), MemoryBytes: r.MemoryBytes, DiskBytes: r.DiskBytes,
-			ReservedCPUMillis: held.CpuMillis, ReservedMemoryMB: held.MemoryMb, ReservedDiskMB: held.DiskMb,
-		}
-		if r.LastPlacedAt != nil {
-			views[i].LastPlacedAt = *r.LastPlacedAt
-		}
-		addresses[r.ID] = r.Address
-	}
-	return views, addresses, nil
 }
 
 // Apply implements sandbox.Store. Without an audit entry and a state it is one

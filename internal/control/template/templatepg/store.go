@@ -93,6 +93,7 @@ func (s *Store) Publish(ctx context.Context, t template.Template, entry audit.En
 		row, err := s.q.Insert(ctx, tx, sqlcgen.InsertParams{
 			ID: t.ID, TeamID: t.TeamID, Name: t.Name, ImageDigest: string(t.ImageDigest),
 			ImageSizeBytes: t.ImageSizeBytes, ManifestDigest: string(t.ManifestDigest),
+			BuiltOn: t.BuiltOn.UUID(),
 		})
 		if err != nil {
 			return err
@@ -118,6 +119,7 @@ func fromRow(r sqlcgen.Template) template.Template {
 		ID: r.ID, TeamID: r.TeamID, Name: r.Name, Status: r.Status, Error: r.Error,
 		ImageDigest: artifact.Digest(r.ImageDigest), ImageSizeBytes: r.ImageSizeBytes, ManifestDigest: artifact.Digest(r.ManifestDigest),
 		Engine: r.Engine, CPUMillis: int64(r.CpuMillis), MemoryMB: int64(r.MemoryMb), DiskMB: int64(r.DiskMb),
+		Arch:        r.Arch,
 		DefaultUser: r.DefaultUser, DefaultWorkdir: r.DefaultWorkdir, CreatedAt: r.CreatedAt,
 	}
 }

@@ -22,7 +22,7 @@ import (
 
 type hosts []host.Ref
 
-func (h hosts) ListActiveHosts(context.Context) ([]host.Ref, error) { return h, nil }
+func (h hosts) ListBuilders(context.Context) ([]host.Ref, error) { return h, nil }
 
 type builder struct{ digest string }
 

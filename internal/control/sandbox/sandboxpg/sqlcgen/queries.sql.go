@@ -58,6 +58,23 @@ func (q *Queries) AdoptState(ctx context.Context, db DBTX, arg AdoptStateParams)
 	return id, err
 }
 
+const askStrayGone = `-- name: AskStrayGone :execrows
+UPDATE host_strays SET destroy_at = least(destroy_at, now()) WHERE host_id = $1 AND sandbox_id = $2
+`
+
+type AskStrayGoneParams struct {
+	HostID    id.Host
+	SandboxID id.Sandbox
+}
+
+func (q *Queries) AskStrayGone(ctx context.Context, db DBTX, arg AskStrayGoneParams) (int64, error) {
+	result, err := db.Exec(ctx, askStrayGone, arg.HostID, arg.SandboxID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
 const beginDelete = `-- name: BeginDelete :one
 WITH moved AS (
     UPDATE sandboxes SET status = 'stopping', incarnation = incarnation + 1, end_reason = $1, updated_at = now()
@@ -323,6 +340,128 @@ func (q *Queries) BeginOperation(ctx context.Context, db DBTX, arg BeginOperatio
 	return i, err
 }
 
+const bringForward = `-- name: BringForward :one
+WITH moved AS (
+    UPDATE sandboxes SET status = 'missing', incarnation = $1, deadline_at = NULL, updated_at = now()
+    WHERE sandboxes.id = $2 AND sandboxes.status = $3 AND sandboxes.incarnation = $4
+      AND sandboxes.incarnation < $1
+    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at
+), closed AS (
+    UPDATE operations o SET status = 'superseded', reason = 'brought_forward', message = $5, finished_at = now(),
+        lease_owner = NULL, lease_until = NULL
+    FROM moved WHERE o.sandbox_id = moved.id AND o.status = 'open'
+), noted AS (
+    INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
+    SELECT moved.id, moved.team_id, 'brought_forward', $6::jsonb FROM moved
+)
+SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at FROM moved
+`
+
+type BringForwardParams struct {
+	ToIncarnation int64
+	ID            id.Sandbox
+	FromStatus    string
+	Incarnation   int64
+	Message       string
+	EventData     json.RawMessage
+}
+
+type BringForwardRow struct {
+	ID                    uuid.UUID
+	TeamID                id.Team
+	HostID                uuid.UUID
+	TemplateID            id.Template
+	TemplateName          string
+	ImageDigest           string
+	Status                string
+	Incarnation           int64
+	Engine                string
+	EngineVersion         string
+	CpuMillis             int32
+	MemoryMb              int32
+	DiskMb                int32
+	Internet              bool
+	EnvSealed             []byte
+	Metadata              json.RawMessage
+	TimeoutSec            int32
+	OnTimeout             string
+	IdleTimeoutSec        *int32
+	DeadlineAt            *time.Time
+	IdleCheckAt           *time.Time
+	CheckpointIntervalSec *int32
+	CheckpointDueAt       *time.Time
+	RetryAt               *time.Time
+	FromSnapshotID        *uuid.UUID
+	StateID               *uuid.UUID
+	StateAt               *time.Time
+	PausedAt              *time.Time
+	PausedReason          string
+	EndReason             string
+	Error                 string
+	CreatedByType         string
+	CreatedByID           string
+	CreatedByName         string
+	CreatedAt             time.Time
+	StartedAt             *time.Time
+	EndedAt               *time.Time
+	UpdatedAt             time.Time
+}
+
+// The row was locked by LockSandbox in this transaction. Its deadline was that of
+// an earlier life; what it is now is decided next.
+func (q *Queries) BringForward(ctx context.Context, db DBTX, arg BringForwardParams) (BringForwardRow, error) {
+	row := db.QueryRow(ctx, bringForward,
+		arg.ToIncarnation,
+		arg.ID,
+		arg.FromStatus,
+		arg.Incarnation,
+		arg.Message,
+		arg.EventData,
+	)
+	var i BringForwardRow
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.HostID,
+		&i.TemplateID,
+		&i.TemplateName,
+		&i.ImageDigest,
+		&i.Status,
+		&i.Incarnation,
+		&i.Engine,
+		&i.EngineVersion,
+		&i.CpuMillis,
+		&i.MemoryMb,
+		&i.DiskMb,
+		&i.Internet,
+		&i.EnvSealed,
+		&i.Metadata,
+		&i.TimeoutSec,
+		&i.OnTimeout,
+		&i.IdleTimeoutSec,
+		&i.DeadlineAt,
+		&i.IdleCheckAt,
+		&i.CheckpointIntervalSec,
+		&i.CheckpointDueAt,
+		&i.RetryAt,
+		&i.FromSnapshotID,
+		&i.StateID,
+		&i.StateAt,
+		&i.PausedAt,
+		&i.PausedReason,
+		&i.EndReason,
+		&i.Error,
+		&i.CreatedByType,
+		&i.CreatedByID,
+		&i.CreatedByName,
+		&i.CreatedAt,
+		&i.StartedAt,
+		&i.EndedAt,
+		&i.UpdatedAt,
+	)
+	return i, err
+}
+
 const checkpointsDue = `-- name: CheckpointsDue :many
 SELECT s.id FROM sandboxes s JOIN hosts h ON h.id = s.host_id
 WHERE s.status = 'running' AND s.checkpoint_due_at < now() AND h.status IN ('online', 'draining')
@@ -493,6 +632,23 @@ func (q *Queries) DropStatesOnHost(ctx context.Context, db DBTX, arg DropStatesO
 	return items, nil
 }
 
+const dropStray = `-- name: DropStray :execrows
+DELETE FROM host_strays WHERE host_id = $1 AND sandbox_id = $2
+`
+
+type DropStrayParams struct {
+	HostID    id.Host
+	SandboxID id.Sandbox
+}
+
+func (q *Queries) DropStray(ctx context.Context, db DBTX, arg DropStrayParams) (int64, error) {
+	result, err := db.Exec(ctx, dropStray, arg.HostID, arg.SandboxID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
 const dropped = `-- name: Dropped :exec
 UPDATE snapshots SET status = 'deleted', deleted_at = now() WHERE id = $1 AND status IN ('failed', 'deleting')
 `
@@ -500,6 +656,60 @@ UPDATE snapshots SET status = 'deleted', deleted_at = now() WHERE id = $1 AND st
 func (q *Queries) Dropped(ctx context.Context, db DBTX, argID id.Snapshot) error {
 	_, err := db.Exec(ctx, dropped, argID)
 	return err
+}
+
+const dueStrays = `-- name: DueStrays :many
+SELECT sandbox_id, incarnation, kind, phase, state_id, first_seen_at, last_seen_at, paused_at, destroy_at FROM host_strays
+WHERE host_id = $1 AND destroy_at <= now()
+ORDER BY destroy_at
+LIMIT $2
+`
+
+type DueStraysParams struct {
+	HostID  id.Host
+	MaxRows int32
+}
+
+type DueStraysRow struct {
+	SandboxID   id.Sandbox
+	Incarnation int64
+	Kind        string
+	Phase       string
+	StateID     id.Snapshot
+	FirstSeenAt time.Time
+	LastSeenAt  time.Time
+	PausedAt    *time.Time
+	DestroyAt   *time.Time
+}
+
+func (q *Queries) DueStrays(ctx context.Context, db DBTX, arg DueStraysParams) ([]DueStraysRow, error) {
+	rows, err := db.Query(ctx, dueStrays, arg.HostID, arg.MaxRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []DueStraysRow
+	for rows.Next() {
+		var i DueStraysRow
+		if err := rows.Scan(
+			&i.SandboxID,
+			&i.Incarnation,
+			&i.Kind,
+			&i.Phase,
+			&i.StateID,
+			&i.FirstSeenAt,
+			&i.LastSeenAt,
+			&i.PausedAt,
+			&i.DestroyAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const endOnHost = `-- name: EndOnHost :many
@@ -564,9 +774,15 @@ const expiredSandboxes = `-- name: ExpiredSandboxes :many
 SELECT s.id, s.on_timeout FROM sandboxes s JOIN hosts h ON h.id = s.host_id
 WHERE s.ended_at IS NULL AND s.deadline_at < now() AND coalesce(s.retry_at < now(), true)
   AND ((s.status = 'running' AND (s.on_timeout = 'kill' OR h.status IN ('online', 'draining'))) OR (s.status = 'paused' AND s.on_timeout = 'kill'))
+  AND (s.on_timeout <> 'kill' OR h.status NOT IN ('online', 'draining') OR coalesce(h.reconciled_at > now() - make_interval(secs => $1::float8), true))
 ORDER BY s.deadline_at
-LIMIT $1
+LIMIT $2
 `
+
+type ExpiredSandboxesParams struct {
+	LookedSecs float64
+	MaxRows    int32
+}
 
 type ExpiredSandboxesRow struct {
 	ID        id.Sandbox
@@ -574,9 +790,11 @@ type ExpiredSandboxesRow struct {
 }
 
 // Those to be paused only where their host can be told. One that its host paused
-// by itself keeps its deadline, for the case that it was to be killed.
-func (q *Queries) ExpiredSandboxes(ctx context.Context, db DBTX, maxRows int32) ([]ExpiredSandboxesRow, error) {
-	rows, err := db.Query(ctx, expiredSandboxes, maxRows)
+// by itself keeps its deadline, for the case that it was to be killed. Nothing is
+// killed on a host in reach that was not looked at lately: this database may be
+// older than what runs there.
+func (q *Queries) ExpiredSandboxes(ctx context.Context, db DBTX, arg ExpiredSandboxesParams) ([]ExpiredSandboxesRow, error) {
+	rows, err := db.Query(ctx, expiredSandboxes, arg.LookedSecs, arg.MaxRows)
 	if err != nil {
 		return nil, err
 	}
@@ -850,7 +1068,8 @@ func (q *Queries) HoldBack(ctx context.Context, db DBTX, arg HoldBackParams) err
 }
 
 const hostView = `-- name: HostView :many
-SELECT h.id, h.name, h.engines, h.cpu_count, h.memory_bytes, h.disk_bytes, h.last_placed_at, h.address
+SELECT h.id, h.name, h.engines, h.arch, h.labels, h.cpu_count, h.memory_bytes, h.disk_bytes, h.last_placed_at, h.address,
+    (SELECT coalesce(array_agg(i.image_digest), '{}') FROM host_images i WHERE i.host_id = h.id)::text[] AS images
 FROM hosts h
 WHERE h.id = $1 AND h.status = 'online' AND h.deleted_at IS NULL
 FOR NO KEY UPDATE OF h
@@ -860,11 +1079,14 @@ type HostViewRow struct {
 	ID           id.Host
 	Name         string
 	Engines      json.RawMessage
+	Arch         string
+	Labels       json.RawMessage
 	CpuCount     int32
 	MemoryBytes  int64
 	DiskBytes    int64
 	LastPlacedAt *time.Time
 	Address      string
+	Images       []string
 }
 
 // One host for what can only go there, locked as candidates are.
@@ -881,11 +1103,14 @@ func (q *Queries) HostView(ctx context.Context, db DBTX, argID id.Host) ([]HostV
 			&i.ID,
 			&i.Name,
 			&i.Engines,
+			&i.Arch,
+			&i.Labels,
 			&i.CpuCount,
 			&i.MemoryBytes,
 			&i.DiskBytes,
 			&i.LastPlacedAt,
 			&i.Address,
+			&i.Images,
 		); err != nil {
 			return nil, err
 		}
@@ -1557,6 +1782,59 @@ func (q *Queries) ListStates(ctx context.Context, db DBTX, arg ListStatesParams)
 	return items, nil
 }
 
+const listStrays = `-- name: ListStrays :many
+SELECT sandbox_id, incarnation, kind, phase, first_seen_at, last_seen_at, paused_at, destroy_at FROM host_strays
+WHERE host_id = $1 AND ($2::uuid IS NULL OR sandbox_id > $2::uuid)
+ORDER BY sandbox_id
+LIMIT $3
+`
+
+type ListStraysParams struct {
+	HostID  id.Host
+	After   *uuid.UUID
+	MaxRows int32
+}
+
+type ListStraysRow struct {
+	SandboxID   id.Sandbox
+	Incarnation int64
+	Kind        string
+	Phase       string
+	FirstSeenAt time.Time
+	LastSeenAt  time.Time
+	PausedAt    *time.Time
+	DestroyAt   *time.Time
+}
+
+func (q *Queries) ListStrays(ctx context.Context, db DBTX, arg ListStraysParams) ([]ListStraysRow, error) {
+	rows, err := db.Query(ctx, listStrays, arg.HostID, arg.After, arg.MaxRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ListStraysRow
+	for rows.Next() {
+		var i ListStraysRow
+		if err := rows.Scan(
+			&i.SandboxID,
+			&i.Incarnation,
+			&i.Kind,
+			&i.Phase,
+			&i.FirstSeenAt,
+			&i.LastSeenAt,
+			&i.PausedAt,
+			&i.DestroyAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const livesFrom = `-- name: LivesFrom :one
 SELECT EXISTS (SELECT FROM sandboxes WHERE state_id = $1::uuid AND ended_at IS NULL)
 `
@@ -1570,7 +1848,8 @@ func (q *Queries) LivesFrom(ctx context.Context, db DBTX, snapshotID uuid.UUID) 
 }
 
 const lockCandidateHosts = `-- name: LockCandidateHosts :many
-SELECT h.id, h.name, h.engines, h.cpu_count, h.memory_bytes, h.disk_bytes, h.last_placed_at, h.address
+SELECT h.id, h.name, h.engines, h.arch, h.labels, h.cpu_count, h.memory_bytes, h.disk_bytes, h.last_placed_at, h.address,
+    (SELECT coalesce(array_agg(i.image_digest), '{}') FROM host_images i WHERE i.host_id = h.id)::text[] AS images
 FROM hosts h
 JOIN teams t ON t.id = $1 AND t.deleted_at IS NULL
 WHERE h.status = 'online' AND h.deleted_at IS NULL
@@ -1583,11 +1862,14 @@ type LockCandidateHostsRow struct {
 	ID           id.Host
 	Name         string
 	Engines      json.RawMessage
+	Arch         string
+	Labels       json.RawMessage
 	CpuCount     int32
 	MemoryBytes  int64
 	DiskBytes    int64
 	LastPlacedAt *time.Time
 	Address      string
+	Images       []string
 }
 
 // Locks in the order of ids, so that two creates never wait for each other. The
@@ -1605,11 +1887,75 @@ func (q *Queries) LockCandidateHosts(ctx context.Context, db DBTX, teamID id.Tea
 			&i.ID,
 			&i.Name,
 			&i.Engines,
+			&i.Arch,
+			&i.Labels,
 			&i.CpuCount,
 			&i.MemoryBytes,
 			&i.DiskBytes,
 			&i.LastPlacedAt,
 			&i.Address,
+			&i.Images,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const lockHost = `-- name: LockHost :many
+SELECT h.id, h.name, h.engines, h.arch, h.labels, h.cpu_count, h.memory_bytes, h.disk_bytes, h.last_placed_at, h.address,
+    (SELECT coalesce(array_agg(i.image_digest), '{}') FROM host_images i WHERE i.host_id = h.id)::text[] AS images
+FROM hosts h
+JOIN teams t ON t.id = $1 AND t.deleted_at IS NULL
+WHERE h.id = $2 AND h.status = 'online' AND h.deleted_at IS NULL
+  AND h.team_id = CASE WHEN t.is_byoc THEN t.id ELSE '00000000-0000-0000-0000-000000000000'::uuid END
+FOR NO KEY UPDATE OF h
+`
+
+type LockHostParams struct {
+	TeamID id.Team
+	ID     id.Host
+}
+
+type LockHostRow struct {
+	ID           id.Host
+	Name         string
+	Engines      json.RawMessage
+	Arch         string
+	Labels       json.RawMessage
+	CpuCount     int32
+	MemoryBytes  int64
+	DiskBytes    int64
+	LastPlacedAt *time.Time
+	Address      string
+	Images       []string
+}
+
+func (q *Queries) LockHost(ctx context.Context, db DBTX, arg LockHostParams) ([]LockHostRow, error) {
+	rows, err := db.Query(ctx, lockHost, arg.TeamID, arg.ID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []LockHostRow
+	for rows.Next() {
+		var i LockHostRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.Name,
+			&i.Engines,
+			&i.Arch,
+			&i.Labels,
+			&i.CpuCount,
+			&i.MemoryBytes,
+			&i.DiskBytes,
+			&i.LastPlacedAt,
+			&i.Address,
+			&i.Images,
 		); err != nil {
 			return nil, err
 		}
@@ -1830,6 +2176,133 @@ func (q *Queries) MarkDeleting(ctx context.Context, db DBTX, argID id.Snapshot) 
 	return err
 }
 
+const markMissing = `-- name: MarkMissing :many
+WITH gone AS (
+    SELECT s.id FROM sandboxes s JOIN hosts h ON h.id = s.host_id
+    WHERE s.status = 'running' AND h.status = 'unreachable' AND h.deleted_at IS NULL
+      AND coalesce(h.last_heartbeat_at, h.registered_at, h.created_at) < now() - make_interval(secs => $1::float8)
+    ORDER BY s.id
+    LIMIT $2
+    FOR NO KEY UPDATE OF s SKIP LOCKED
+), moved AS (
+    UPDATE sandboxes SET status = 'missing', updated_at = now()
+    FROM gone WHERE sandboxes.id = gone.id AND sandboxes.status = 'running'
+    RETURNING sandboxes.id, sandboxes.team_id, sandboxes.host_id, sandboxes.template_id, sandboxes.template_name, sandboxes.image_digest, sandboxes.status, sandboxes.incarnation, sandboxes.engine, sandboxes.engine_version, sandboxes.cpu_millis, sandboxes.memory_mb, sandboxes.disk_mb, sandboxes.internet, sandboxes.env_sealed, sandboxes.metadata, sandboxes.timeout_sec, sandboxes.on_timeout, sandboxes.idle_timeout_sec, sandboxes.deadline_at, sandboxes.idle_check_at, sandboxes.checkpoint_interval_sec, sandboxes.checkpoint_due_at, sandboxes.retry_at, sandboxes.from_snapshot_id, sandboxes.state_id, sandboxes.state_at, sandboxes.paused_at, sandboxes.paused_reason, sandboxes.end_reason, sandboxes.error, sandboxes.created_by_type, sandboxes.created_by_id, sandboxes.created_by_name, sandboxes.created_at, sandboxes.started_at, sandboxes.ended_at, sandboxes.updated_at
+), noted AS (
+    INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
+    SELECT moved.id, moved.team_id, 'missing', jsonb_build_object('reason', $3::text) FROM moved
+)
+SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at FROM moved
+`
+
+type MarkMissingParams struct {
+	AfterSecs float64
+	MaxRows   int32
+	Reason    string
+}
+
+type MarkMissingRow struct {
+	ID                    uuid.UUID
+	TeamID                id.Team
+	HostID                uuid.UUID
+	TemplateID            id.Template
+	TemplateName          string
+	ImageDigest           string
+	Status                string
+	Incarnation           int64
+	Engine                string
+	EngineVersion         string
+	CpuMillis             int32
+	MemoryMb              int32
+	DiskMb                int32
+	Internet              bool
+	EnvSealed             []byte
+	Metadata              json.RawMessage
+	TimeoutSec            int32
+	OnTimeout             string
+	IdleTimeoutSec        *int32
+	DeadlineAt            *time.Time
+	IdleCheckAt           *time.Time
+	CheckpointIntervalSec *int32
+	CheckpointDueAt       *time.Time
+	RetryAt               *time.Time
+	FromSnapshotID        *uuid.UUID
+	StateID               *uuid.UUID
+	StateAt               *time.Time
+	PausedAt              *time.Time
+	PausedReason          string
+	EndReason             string
+	Error                 string
+	CreatedByType         string
+	CreatedByID           string
+	CreatedByName         string
+	CreatedAt             time.Time
+	StartedAt             *time.Time
+	EndedAt               *time.Time
+	UpdatedAt             time.Time
+}
+
+// What runs on hosts that have been silent for the whole window and are out of
+// service for it.
+func (q *Queries) MarkMissing(ctx context.Context, db DBTX, arg MarkMissingParams) ([]MarkMissingRow, error) {
+	rows, err := db.Query(ctx, markMissing, arg.AfterSecs, arg.MaxRows, arg.Reason)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []MarkMissingRow
+	for rows.Next() {
+		var i MarkMissingRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.TeamID,
+			&i.HostID,
+			&i.TemplateID,
+			&i.TemplateName,
+			&i.ImageDigest,
+			&i.Status,
+			&i.Incarnation,
+			&i.Engine,
+			&i.EngineVersion,
+			&i.CpuMillis,
+			&i.MemoryMb,
+			&i.DiskMb,
+			&i.Internet,
+			&i.EnvSealed,
+			&i.Metadata,
+			&i.TimeoutSec,
+			&i.OnTimeout,
+			&i.IdleTimeoutSec,
+			&i.DeadlineAt,
+			&i.IdleCheckAt,
+			&i.CheckpointIntervalSec,
+			&i.CheckpointDueAt,
+			&i.RetryAt,
+			&i.FromSnapshotID,
+			&i.StateID,
+			&i.StateAt,
+			&i.PausedAt,
+			&i.PausedReason,
+			&i.EndReason,
+			&i.Error,
+			&i.CreatedByType,
+			&i.CreatedByID,
+			&i.CreatedByName,
+			&i.CreatedAt,
+			&i.StartedAt,
+			&i.EndedAt,
+			&i.UpdatedAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const missingTooLong = `-- name: MissingTooLong :many
 SELECT id, incarnation FROM sandboxes
 WHERE status = 'missing' AND updated_at < now() - make_interval(secs => $1::float8)
@@ -1944,6 +2417,137 @@ func (q *Queries) NamedState(ctx context.Context, db DBTX, arg NamedStateParams)
 	return i, err
 }
 
+const notOfHost = `-- name: NotOfHost :many
+SELECT id FROM sandboxes WHERE id = ANY($1::uuid[]) AND host_id <> $2
+`
+
+type NotOfHostParams struct {
+	Ids    []uuid.UUID
+	HostID id.Host
+}
+
+// Of the named sandboxes those whose row is another host's.
+func (q *Queries) NotOfHost(ctx context.Context, db DBTX, arg NotOfHostParams) ([]id.Sandbox, error) {
+	rows, err := db.Query(ctx, notOfHost, arg.Ids, arg.HostID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []id.Sandbox
+	for rows.Next() {
+		var id id.Sandbox
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const noteImage = `-- name: NoteImage :exec
+INSERT INTO host_images (host_id, image_digest) VALUES ($1, $2)
+ON CONFLICT (host_id, image_digest) DO UPDATE SET used_at = now() WHERE host_images.used_at < now() - interval '1 hour'
+`
+
+type NoteImageParams struct {
+	HostID      id.Host
+	ImageDigest string
+}
+
+// Written once an hour at most: it is only a preference.
+func (q *Queries) NoteImage(ctx context.Context, db DBTX, arg NoteImageParams) error {
+	_, err := db.Exec(ctx, noteImage, arg.HostID, arg.ImageDigest)
+	return err
+}
+
+const noteStrays = `-- name: NoteStrays :many
+INSERT INTO host_strays (host_id, sandbox_id, incarnation, kind, phase, state_id, paused_at, destroy_at)
+SELECT $1, u.sandbox, u.incarnation, u.kind, u.phase, u.state, CASE WHEN u.phase = 'paused' THEN now() END,
+    CASE WHEN u.kind = 'unknown' THEN now() + make_interval(secs => $2::float8) END
+FROM (SELECT unnest($3::uuid[]) AS sandbox, unnest($4::bigint[]) AS incarnation,
+        unnest($5::text[]) AS kind, unnest($6::text[]) AS phase, unnest($7::uuid[]) AS state) u
+WHERE EXISTS (SELECT FROM host_strays k WHERE k.host_id = $1 AND k.sandbox_id = u.sandbox)
+   OR (SELECT count(*) FROM host_strays k WHERE k.host_id = $1) < $8::bigint
+ON CONFLICT (host_id, sandbox_id) DO UPDATE SET incarnation = excluded.incarnation, kind = excluded.kind, last_seen_at = now(),
+    phase = CASE WHEN excluded.phase = '' THEN host_strays.phase ELSE excluded.phase END,
+    paused_at = CASE WHEN excluded.phase = 'paused' THEN coalesce(host_strays.paused_at, now()) WHEN excluded.phase = '' THEN host_strays.paused_at END,
+    destroy_at = CASE WHEN host_strays.kind = excluded.kind THEN host_strays.destroy_at ELSE excluded.destroy_at END,
+    told_at = CASE
+        WHEN host_strays.kind <> excluded.kind OR excluded.kind = 'foreign' AND host_strays.told_at < now() - interval '1 day' THEN now()
+        ELSE host_strays.told_at END
+RETURNING sandbox_id, incarnation, kind, phase, state_id, first_seen_at, last_seen_at, paused_at, destroy_at,
+    (told_at = now())::bool AS new
+`
+
+type NoteStraysParams struct {
+	HostID       id.Host
+	KeepSecs     float64
+	Sandboxes    []uuid.UUID
+	Incarnations []int64
+	Kinds        []string
+	Phases       []string
+	States       []uuid.UUID
+	Most         int64
+}
+
+type NoteStraysRow struct {
+	SandboxID   id.Sandbox
+	Incarnation int64
+	Kind        string
+	Phase       string
+	StateID     id.Snapshot
+	FirstSeenAt time.Time
+	LastSeenAt  time.Time
+	PausedAt    *time.Time
+	DestroyAt   *time.Time
+	New         bool
+}
+
+// Their number is bounded: a host may claim anything. new says that the trail is
+// to hear of it.
+func (q *Queries) NoteStrays(ctx context.Context, db DBTX, arg NoteStraysParams) ([]NoteStraysRow, error) {
+	rows, err := db.Query(ctx, noteStrays,
+		arg.HostID,
+		arg.KeepSecs,
+		arg.Sandboxes,
+		arg.Incarnations,
+		arg.Kinds,
+		arg.Phases,
+		arg.States,
+		arg.Most,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []NoteStraysRow
+	for rows.Next() {
+		var i NoteStraysRow
+		if err := rows.Scan(
+			&i.SandboxID,
+			&i.Incarnation,
+			&i.Kind,
+			&i.Phase,
+			&i.StateID,
+			&i.FirstSeenAt,
+			&i.LastSeenAt,
+			&i.PausedAt,
+			&i.DestroyAt,
+			&i.New,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const onHost = `-- name: OnHost :many
 SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
@@ -2038,19 +2642,22 @@ func (q *Queries) OpenOperation(ctx context.Context, db DBTX, sandboxID id.Sandb
 }
 
 const pausedTooLong = `-- name: PausedTooLong :many
-SELECT id FROM sandboxes
-WHERE status = 'paused' AND paused_at < now() - make_interval(secs => $1::float8)
-ORDER BY paused_at
-LIMIT $2
+SELECT s.id FROM sandboxes s JOIN hosts h ON h.id = s.host_id
+WHERE s.status = 'paused' AND s.paused_at < now() - make_interval(secs => $1::float8)
+  AND (h.status NOT IN ('online', 'draining') OR coalesce(h.reconciled_at > now() - make_interval(secs => $2::float8), true))
+ORDER BY s.paused_at
+LIMIT $3
 `
 
 type PausedTooLongParams struct {
-	LimitSecs float64
-	MaxRows   int32
+	LimitSecs  float64
+	LookedSecs float64
+	MaxRows    int32
 }
 
+// Like a kill, only once its host was looked at lately, where that can be.
 func (q *Queries) PausedTooLong(ctx context.Context, db DBTX, arg PausedTooLongParams) ([]id.Sandbox, error) {
-	rows, err := db.Query(ctx, pausedTooLong, arg.LimitSecs, arg.MaxRows)
+	rows, err := db.Query(ctx, pausedTooLong, arg.LimitSecs, arg.LookedSecs, arg.MaxRows)
 	if err != nil {
 		return nil, err
 	}
@@ -2085,6 +2692,20 @@ func (q *Queries) Ping(ctx context.Context, db DBTX, arg PingParams) (id.Sandbox
 	var id id.Sandbox
 	err := row.Scan(&id)
 	return id, err
+}
+
+const poolOf = `-- name: PoolOf :one
+SELECT (CASE WHEN is_byoc THEN id ELSE '00000000-0000-0000-0000-000000000000'::uuid END)::uuid AS pool
+FROM teams WHERE id = $1 AND deleted_at IS NULL
+`
+
+// Whose hosts a living team's sandboxes are put on: its own and only those, or
+// the platform's.
+func (q *Queries) PoolOf(ctx context.Context, db DBTX, argID id.Team) (uuid.UUID, error) {
+	row := db.QueryRow(ctx, poolOf, argID)
+	var pool uuid.UUID
+	err := row.Scan(&pool)
+	return pool, err
 }
 
 const postponeIdle = `-- name: PostponeIdle :exec
@@ -2137,6 +2758,19 @@ func (q *Queries) PruneEnded(ctx context.Context, db DBTX, arg PruneEndedParams)
 	return items, nil
 }
 
+const pruneImages = `-- name: PruneImages :execrows
+DELETE FROM host_images WHERE (host_id, image_digest) IN (
+    SELECT i.host_id, i.image_digest FROM host_images i WHERE i.used_at < now() - interval '7 days' ORDER BY i.used_at LIMIT $1)
+`
+
+func (q *Queries) PruneImages(ctx context.Context, db DBTX, maxRows int32) (int64, error) {
+	result, err := db.Exec(ctx, pruneImages, maxRows)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
 const pruneSamples = `-- name: PruneSamples :execrows
 DELETE FROM sandbox_samples WHERE (sandbox_id, at) IN (
     SELECT o.sandbox_id, o.at FROM sandbox_samples o WHERE o.at < now() - interval '1 day' ORDER BY o.at LIMIT $1)
@@ -2172,6 +2806,42 @@ func (q *Queries) PruneStates(ctx context.Context, db DBTX, arg PruneStatesParam
 		return 0, err
 	}
 	return result.RowsAffected(), nil
+}
+
+const pruneStrays = `-- name: PruneStrays :execrows
+DELETE FROM host_strays WHERE (host_id, sandbox_id) IN (
+    SELECT s.host_id, s.sandbox_id FROM host_strays s JOIN hosts h ON h.id = s.host_id
+    WHERE h.deleted_at IS NOT NULL ORDER BY s.last_seen_at LIMIT $1)
+`
+
+// Of hosts that were deleted.
+func (q *Queries) PruneStrays(ctx context.Context, db DBTX, maxRows int32) (int64, error) {
+	result, err := db.Exec(ctx, pruneStrays, maxRows)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const reconciled = `-- name: Reconciled :exec
+WITH gone AS (
+    DELETE FROM host_strays s
+    WHERE s.host_id = $1 AND NOT s.sandbox_id = ANY($2::uuid[])
+      AND (s.kind = 'unknown' OR s.last_seen_at < now() - interval '1 day')
+)
+UPDATE hosts SET reconciled_at = now() WHERE hosts.id = $1
+`
+
+type ReconciledParams struct {
+	HostID id.Host
+	Held   []uuid.UUID
+}
+
+// The end of a look at a host: strays that it holds no more are forgotten, claims
+// to others' sandboxes after a day.
+func (q *Queries) Reconciled(ctx context.Context, db DBTX, arg ReconciledParams) error {
+	_, err := db.Exec(ctx, reconciled, arg.HostID, arg.Held)
+	return err
 }
 
 const redrop = `-- name: Redrop :exec
@@ -2418,6 +3088,24 @@ func (q *Queries) ShareState(ctx context.Context, db DBTX, argID id.Snapshot) (S
 		&i.DeletedAt,
 	)
 	return i, err
+}
+
+const strayPaused = `-- name: StrayPaused :execrows
+UPDATE host_strays SET paused_at = now(), phase = 'paused'
+WHERE host_id = $1 AND sandbox_id = $2 AND paused_at IS NULL
+`
+
+type StrayPausedParams struct {
+	HostID    id.Host
+	SandboxID id.Sandbox
+}
+
+func (q *Queries) StrayPaused(ctx context.Context, db DBTX, arg StrayPausedParams) (int64, error) {
+	result, err := db.Exec(ctx, strayPaused, arg.HostID, arg.SandboxID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const strayStates = `-- name: StrayStates :many
@@ -2747,6 +3435,17 @@ func (q *Queries) TakeIdle(ctx context.Context, db DBTX, arg TakeIdleParams) ([]
 	return items, nil
 }
 
+const teamOfHost = `-- name: TeamOfHost :one
+SELECT team_id FROM hosts WHERE id = $1
+`
+
+func (q *Queries) TeamOfHost(ctx context.Context, db DBTX, argID id.Host) (id.Team, error) {
+	row := db.QueryRow(ctx, teamOfHost, argID)
+	var team_id id.Team
+	err := row.Scan(&team_id)
+	return team_id, err
+}
+
 const transition = `-- name: Transition :one
 WITH moved AS (
     UPDATE sandboxes SET
@@ -2933,6 +3632,154 @@ func (q *Queries) Transition(ctx context.Context, db DBTX, arg TransitionParams)
 		&i.UpdatedAt,
 	)
 	return i, err
+}
+
+const tryHost = `-- name: TryHost :many
+SELECT h.id, h.name, h.engines, h.arch, h.labels, h.cpu_count, h.memory_bytes, h.disk_bytes, h.last_placed_at, h.address,
+    (SELECT coalesce(array_agg(i.image_digest), '{}') FROM host_images i WHERE i.host_id = h.id)::text[] AS images
+FROM hosts h
+JOIN teams t ON t.id = $1 AND t.deleted_at IS NULL
+WHERE h.id = $2 AND h.status = 'online' AND h.deleted_at IS NULL
+  AND h.team_id = CASE WHEN t.is_byoc THEN t.id ELSE '00000000-0000-0000-0000-000000000000'::uuid END
+FOR NO KEY UPDATE OF h SKIP LOCKED
+`
+
+type TryHostParams struct {
+	TeamID id.Team
+	ID     id.Host
+}
+
+type TryHostRow struct {
+	ID           id.Host
+	Name         string
+	Engines      json.RawMessage
+	Arch         string
+	Labels       json.RawMessage
+	CpuCount     int32
+	MemoryBytes  int64
+	DiskBytes    int64
+	LastPlacedAt *time.Time
+	Address      string
+	Images       []string
+}
+
+// One of the team's hosts, unless somebody else is just deciding on it.
+func (q *Queries) TryHost(ctx context.Context, db DBTX, arg TryHostParams) ([]TryHostRow, error) {
+	rows, err := db.Query(ctx, tryHost, arg.TeamID, arg.ID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []TryHostRow
+	for rows.Next() {
+		var i TryHostRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.Name,
+			&i.Engines,
+			&i.Arch,
+			&i.Labels,
+			&i.CpuCount,
+			&i.MemoryBytes,
+			&i.DiskBytes,
+			&i.LastPlacedAt,
+			&i.Address,
+			&i.Images,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const unnamedStates = `-- name: UnnamedStates :many
+SELECT u.state::uuid AS state FROM (SELECT unnest($1::uuid[]) AS state) u
+WHERE NOT EXISTS (SELECT FROM snapshots p WHERE p.id = u.state AND p.host_id = $2)
+`
+
+type UnnamedStatesParams struct {
+	States []uuid.UUID
+	HostID id.Host
+}
+
+// Of the given ones those that no row places on this host.
+func (q *Queries) UnnamedStates(ctx context.Context, db DBTX, arg UnnamedStatesParams) ([]uuid.UUID, error) {
+	rows, err := db.Query(ctx, unnamedStates, arg.States, arg.HostID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []uuid.UUID
+	for rows.Next() {
+		var state uuid.UUID
+		if err := rows.Scan(&state); err != nil {
+			return nil, err
+		}
+		items = append(items, state)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const viewPool = `-- name: ViewPool :many
+SELECT h.id, h.name, h.engines, h.arch, h.labels, h.cpu_count, h.memory_bytes, h.disk_bytes, h.last_placed_at, h.address,
+    (SELECT coalesce(array_agg(i.image_digest), '{}') FROM host_images i WHERE i.host_id = h.id)::text[] AS images
+FROM hosts h
+WHERE h.status = 'online' AND h.deleted_at IS NULL AND h.team_id = $1
+ORDER BY h.id
+`
+
+type ViewPoolRow struct {
+	ID           id.Host
+	Name         string
+	Engines      json.RawMessage
+	Arch         string
+	Labels       json.RawMessage
+	CpuCount     int32
+	MemoryBytes  int64
+	DiskBytes    int64
+	LastPlacedAt *time.Time
+	Address      string
+	Images       []string
+}
+
+// What a decision begins with; it holds only once the host taken was locked.
+func (q *Queries) ViewPool(ctx context.Context, db DBTX, pool id.Team) ([]ViewPoolRow, error) {
+	rows, err := db.Query(ctx, viewPool, pool)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ViewPoolRow
+	for rows.Next() {
+		var i ViewPoolRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.Name,
+			&i.Engines,
+			&i.Arch,
+			&i.Labels,
+			&i.CpuCount,
+			&i.MemoryBytes,
+			&i.DiskBytes,
+			&i.LastPlacedAt,
+			&i.Address,
+			&i.Images,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const yieldLease = `-- name: YieldLease :exec

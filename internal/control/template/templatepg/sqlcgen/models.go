@@ -28,4 +28,5 @@ type Template struct {
 	CreatedAt      time.Time
 	UpdatedAt      time.Time
 	DeletedAt      *time.Time
+	Arch           string
 }

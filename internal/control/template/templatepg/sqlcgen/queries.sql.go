@@ -14,7 +14,7 @@ import (
 )
 
 const byID = `-- name: ByID :one
-SELECT id, team_id, name, status, error, image_digest, image_size_bytes, manifest_digest, engine, cpu_millis, memory_mb, disk_mb, default_user, default_workdir, created_at, updated_at, deleted_at FROM templates WHERE id = $1
+SELECT id, team_id, name, status, error, image_digest, image_size_bytes, manifest_digest, engine, cpu_millis, memory_mb, disk_mb, default_user, default_workdir, created_at, updated_at, deleted_at, arch FROM templates WHERE id = $1
 `
 
 func (q *Queries) ByID(ctx context.Context, db DBTX, argID id.Template) (Template, error) {
@@ -38,14 +38,16 @@ func (q *Queries) ByID(ctx context.Context, db DBTX, argID id.Template) (Templat
 		&i.CreatedAt,
 		&i.UpdatedAt,
 		&i.DeletedAt,
+		&i.Arch,
 	)
 	return i, err
 }
 
 const insert = `-- name: Insert :one
-INSERT INTO templates (id, team_id, name, status, image_digest, image_size_bytes, manifest_digest)
-VALUES ($1, $2, $3, 'ready', $4, $5, $6)
-RETURNING id, team_id, name, status, error, image_digest, image_size_bytes, manifest_digest, engine, cpu_millis, memory_mb, disk_mb, default_user, default_workdir, created_at, updated_at, deleted_at
+INSERT INTO templates (id, team_id, name, status, image_digest, image_size_bytes, manifest_digest, arch)
+VALUES ($1, $2, $3, 'ready', $4, $5, $6,
+    coalesce((SELECT h.arch FROM hosts h WHERE h.id = $7::uuid), ''))
+RETURNING id, team_id, name, status, error, image_digest, image_size_bytes, manifest_digest, engine, cpu_millis, memory_mb, disk_mb, default_user, default_workdir, created_at, updated_at, deleted_at, arch
 `
 
 type InsertParams struct {
@@ -55,8 +57,10 @@ type InsertParams struct {
 	ImageDigest    string
 	ImageSizeBytes int64
 	ManifestDigest string
+	BuiltOn        uuid.UUID
 }
 
+// The image is for what the host is that built it.
 func (q *Queries) Insert(ctx context.Context, db DBTX, arg InsertParams) (Template, error) {
 	row := db.QueryRow(ctx, insert,
 		arg.ID,
@@ -65,6 +69,7 @@ func (q *Queries) Insert(ctx context.Context, db DBTX, arg InsertParams) (Templa
 		arg.ImageDigest,
 		arg.ImageSizeBytes,
 		arg.ManifestDigest,
+		arg.BuiltOn,
 	)
 	var i Template
 	err := row.Scan(
@@ -85,12 +90,13 @@ func (q *Queries) Insert(ctx context.Context, db DBTX, arg InsertParams) (Templa
 		&i.CreatedAt,
 		&i.UpdatedAt,
 		&i.DeletedAt,
+		&i.Arch,
 	)
 	return i, err
 }
 
 const list = `-- name: List :many
-SELECT id, team_id, name, status, error, image_digest, image_size_bytes, manifest_digest, engine, cpu_millis, memory_mb, disk_mb, default_user, default_workdir, created_at, updated_at, deleted_at FROM templates
+SELECT id, team_id, name, status, error, image_digest, image_size_bytes, manifest_digest, engine, cpu_millis, memory_mb, disk_mb, default_user, default_workdir, created_at, updated_at, deleted_at, arch FROM templates
 WHERE deleted_at IS NULL AND team_id IN ($1, '00000000-0000-0000-0000-000000000000'::uuid)
   AND ($2::timestamptz IS NULL OR (created_at, id) < ($2::timestamptz, $3::uuid))
 ORDER BY created_at DESC, id DESC
@@ -136,6 +142,7 @@ func (q *Queries) List(ctx context.Context, db DBTX, arg ListParams) ([]Template
 			&i.CreatedAt,
 			&i.UpdatedAt,
 			&i.DeletedAt,
+			&i.Arch,
 		); err != nil {
 			return nil, err
 		}
@@ -158,7 +165,7 @@ func (q *Queries) LockTeam(ctx context.Context, db DBTX, argID id.Team) error {
 }
 
 const resolveByName = `-- name: ResolveByName :one
-SELECT id, team_id, name, status, error, image_digest, image_size_bytes, manifest_digest, engine, cpu_millis, memory_mb, disk_mb, default_user, default_workdir, created_at, updated_at, deleted_at FROM templates
+SELECT id, team_id, name, status, error, image_digest, image_size_bytes, manifest_digest, engine, cpu_millis, memory_mb, disk_mb, default_user, default_workdir, created_at, updated_at, deleted_at, arch FROM templates
 WHERE name = $1 AND deleted_at IS NULL
   AND team_id IN ($2, '00000000-0000-0000-0000-000000000000'::uuid)
 ORDER BY (team_id = $2) DESC
@@ -192,6 +199,7 @@ func (q *Queries) ResolveByName(ctx context.Context, db DBTX, arg ResolveByNameP
 		&i.CreatedAt,
 		&i.UpdatedAt,
 		&i.DeletedAt,
+		&i.Arch,
 	)
 	return i, err
 }
