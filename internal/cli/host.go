@@ -19,6 +19,7 @@ type hostCmd struct {
 	Update  hostUpdateCmd  `cmd:"" help:"Rename a host, or change its labels and where it is."`
 	Drain   hostDrainCmd   `cmd:"" help:"Place nothing new on a host and pause what runs there."`
 	Undrain hostUndrainCmd `cmd:"" help:"Let a host take sandboxes again."`
+	Strays  hostStraysCmd  `cmd:"" help:"Show what a host holds that is not known to be there."`
 	Delete  hostDeleteCmd  `cmd:"" aliases:"rm" help:"Take a host away for good."`
 }
 

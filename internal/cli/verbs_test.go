@@ -89,6 +89,10 @@ func hostVerbs(t *testing.T, root, ann *shell) {
 	if shown := root.must(t, "host", "undrain", "crate"); strings.Contains(shown, "until") {
 		t.Errorf("host undrain prints %s", shown)
 	}
+	if strays := asJSON[[]thing](t, root, "host", "strays", "crate"); len(strays) != 0 {
+		t.Errorf("strays %+v", strays)
+	}
+	root.fails(t, exitNotFound, "", "host", "strays", "crate", "--destroy", "sb-01936d5a-0000-7000-8000-000000000001")
 	if lost := asJSON[[]thing](t, root, "host", "delete", "crate", "--dry-run"); len(lost) != 0 {
 		t.Errorf("would lose %+v", lost)
 	}
