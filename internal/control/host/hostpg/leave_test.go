@@ -299,19 +299,20 @@ func TestH11_DeletingRacesWithPlacing(t *testing.T) {
 	servers := []*sandboxtest.Server{f.Serve(sandbox.Config{}), f.Serve(sandbox.Config{})}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	rounds := 20
-	if testing.Short() {
-		rounds = 4
-	}
+	rounds := testkit.Scaled(100, 6)
 	lost, kept := 0, 0
 	for round := range rounds {
 		h := f.AddHost(4096, 4096*1024)
+		added := time.Now() // servers look at the hosts anew twice a second
+		testkit.Eventually(t, 10*time.Second, "the servers know of the host", func() bool { return time.Since(added) > 600*time.Millisecond })
 		var wg sync.WaitGroup
 		made := make([]sandbox.Receipt, 12)
+		var created atomic.Int64
 		for i := range made {
 			wg.Go(func() {
 				s := servers[i%2].Service
 				receipt, err := s.Create(ctx, f.User(), sandbox.CreateRequest{Template: "base"})
+				created.Add(1)
 				if err != nil {
 					t.Errorf("create: %v", err)
 					return
@@ -325,9 +326,11 @@ func TestH11_DeletingRacesWithPlacing(t *testing.T) {
 			})
 		}
 		wg.Go(func() {
-			testkit.Eventually(t, time.Minute, "something is on the host", func() bool {
-				return f.count(t, `SELECT count(*) FROM sandboxes WHERE host_id = $1`, h) > round%4
-			})
+			look := time.NewTicker(time.Millisecond)
+			defer look.Stop()
+			for created.Load() < 12 && f.count(t, `SELECT count(*) FROM sandboxes WHERE host_id = $1`, h) <= round%4 {
+				<-look.C
+			}
 			if err := f.hosts.Delete(ctx, f.admin, h, true); err != nil {
 				t.Errorf("delete: %v", err)
 			}
