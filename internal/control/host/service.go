@@ -77,8 +77,9 @@ type Deletion struct {
 
 // Rotation is what a refresh changes.
 type Rotation struct {
-	Family    id.HostRefreshToken
-	Counter   int64 // of the token presented
+	Family id.HostRefreshToken
+	// Counter and TokenHash are of the token presented, which was derived by us.
+	Counter   int64
 	TokenHash []byte
 	PublicKey []byte
 	// Next is the hash of the successor of the token presented.
@@ -110,9 +111,10 @@ type Store interface {
 	// Heartbeat answer a *DeletedError to a host that was deleted.
 	Register(ctx context.Context, r Registration) (Joined, error)
 	// Rotate issues the successor of a refresh token. The predecessor stays
-	// valid until the successor is used. ErrRefreshToken for all else; reuse of
-	// an older token revokes the family when the key is the host's, and takes the
-	// host out of service.
+	// valid until the successor is used; one newer than the store knows counts
+	// too, for the store may be a restored one. ErrRefreshToken for all else;
+	// reuse of an older token revokes the family when the key is the host's, and
+	// takes the host out of service.
 	Rotate(ctx context.Context, r Rotation) (Joined, error)
 	// Alive says whose a family of credentials is, while it lives.
 	Alive(ctx context.Context, family id.HostRefreshToken) (id.Host, error)

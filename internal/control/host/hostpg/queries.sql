@@ -68,7 +68,7 @@ WHERE f.id = sqlc.arg(id)
 FOR UPDATE OF f;
 
 -- name: RotateFamily :one
-UPDATE host_refresh_tokens SET counter = counter + 1, previous_hash = token_hash, token_hash = sqlc.arg(token_hash), rotated_at = now(),
+UPDATE host_refresh_tokens SET counter = sqlc.arg(presented)::bigint + 1, previous_hash = sqlc.arg(presented_hash), token_hash = sqlc.arg(token_hash), rotated_at = now(),
     expires_at = now() + make_interval(secs => sqlc.arg(lifetime_secs)::float8)
 WHERE id = sqlc.arg(id)
 RETURNING expires_at;
@@ -137,7 +137,7 @@ SELECT sqlc.embed(h), t.name AS team_name, r.sandboxes, r.active, r.cpu_millis, 
         SELECT FROM host_refresh_tokens f WHERE f.host_id = h.id AND f.revoked_at IS NULL AND f.expires_at > now()))::bool AS needs_registration,
     coalesce(CASE WHEN h.drain_requested_at IS NOT NULL THEN (
         SELECT o.message FROM sandboxes x JOIN operations o ON o.sandbox_id = x.id
-        WHERE x.host_id = h.id AND x.status = 'running' AND o.kind = 'pause' AND o.status = 'failed'
+        WHERE x.host_id = h.id AND x.ended_at IS NULL AND x.status = 'running' AND o.kind = 'pause' AND o.status = 'failed'
           AND o.params->>'reason' = sqlc.arg(drain_reason)::text AND o.created_at >= h.drain_requested_at
         ORDER BY o.finished_at DESC LIMIT 1) END, '')::text AS drain_error
 FROM hosts h JOIN teams t ON t.id = h.team_id
@@ -156,7 +156,7 @@ SELECT sqlc.embed(h), t.name AS team_name, r.sandboxes, r.active, r.cpu_millis, 
         SELECT FROM host_refresh_tokens f WHERE f.host_id = h.id AND f.revoked_at IS NULL AND f.expires_at > now()))::bool AS needs_registration,
     coalesce(CASE WHEN h.drain_requested_at IS NOT NULL THEN (
         SELECT o.message FROM sandboxes x JOIN operations o ON o.sandbox_id = x.id
-        WHERE x.host_id = h.id AND x.status = 'running' AND o.kind = 'pause' AND o.status = 'failed'
+        WHERE x.host_id = h.id AND x.ended_at IS NULL AND x.status = 'running' AND o.kind = 'pause' AND o.status = 'failed'
           AND o.params->>'reason' = sqlc.arg(drain_reason)::text AND o.created_at >= h.drain_requested_at
         ORDER BY o.finished_at DESC LIMIT 1) END, '')::text AS drain_error
 FROM hosts h JOIN teams t ON t.id = h.team_id

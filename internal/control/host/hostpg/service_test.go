@@ -284,6 +284,50 @@ func TestH4_RefreshRotatesWithoutLosing(t *testing.T) {
 	}
 }
 
+// An older database that was restored knows fewer of the tokens it gave out: a
+// host that renewed since is no thief.
+func TestO7_H4_ARestoredDatabaseKnowsItsHostsAgain(t *testing.T) {
+	w := newWorld(t)
+	ctx, m := context.Background(), newMachine(t)
+	first := w.register(t, m)
+	refresh := func(token string) host.Credentials {
+		t.Helper()
+		c, err := w.hosts.Refresh(ctx, principal.Principal{}, token, m.csr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	owner := pgtest.Owner(t, w.pool)
+	if _, err := owner.Exec(ctx, `CREATE TABLE backup AS SELECT * FROM host_refresh_tokens`); err != nil {
+		t.Fatal(err)
+	}
+	second := refresh(first.RefreshToken)
+	third := refresh(second.RefreshToken)
+	if _, err := owner.Exec(ctx, `UPDATE host_refresh_tokens f SET counter = b.counter, token_hash = b.token_hash, previous_hash = b.previous_hash
+		FROM backup b WHERE b.id = f.id`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.hosts.Refresh(ctx, principal.Principal{}, third.RefreshToken, newMachine(t).csr); !errs.Is(err, host.ErrRefreshToken.Reason) {
+		t.Errorf("another key: %v", err)
+	}
+	fourth := refresh(third.RefreshToken)
+	if again := refresh(third.RefreshToken); again.RefreshToken != fourth.RefreshToken {
+		t.Error("after a lost answer there is another successor")
+	}
+	fifth := refresh(fourth.RefreshToken)
+	if n := w.audited(t, "token_reuse"); n != 1 {
+		t.Errorf("%d reuses are recorded, 1 with another key was tried", n)
+	}
+	// What is older than a confirmed successor is still that.
+	if _, err := w.hosts.Refresh(ctx, principal.Principal{}, third.RefreshToken, m.csr); !errs.Is(err, host.ErrRefreshToken.Reason) {
+		t.Errorf("one older than a confirmed successor: %v", err)
+	}
+	if _, err := w.hosts.Refresh(ctx, principal.Principal{}, fifth.RefreshToken, m.csr); !errs.Is(err, host.ErrRefreshToken.Reason) {
+		t.Errorf("the family lives on: %v", err)
+	}
+}
+
 // A new start of the agent may have another engine: placement goes by the last
 // heartbeat that tells.
 func TestP6_TheLastHeartbeatSaysWhatIsOffered(t *testing.T) {

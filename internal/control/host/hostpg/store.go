@@ -215,9 +215,13 @@ func (s *Store) Rotate(ctx context.Context, r host.Rotation) (host.Joined, error
 		ours := bytes.Equal(f.PublicKey, r.PublicKey)
 		refused = false
 		switch {
-		case ours && bytes.Equal(f.TokenHash, r.TokenHash):
-			expires, err := s.q.RotateFamily(ctx, tx, sqlcgen.RotateFamilyParams{ID: f.ID, TokenHash: r.Next, LifetimeSecs: host.RefreshLifetime.Seconds()})
-			out = host.Joined{Host: f.HostID, Family: f.ID, Counter: f.Counter + 1, Expires: expires}
+		case ours && (r.Counter > f.Counter || bytes.Equal(f.TokenHash, r.TokenHash)):
+			// One that is newer than all we know of was issued by us all the same:
+			// this database is an older one that was restored, and catches up.
+			expires, err := s.q.RotateFamily(ctx, tx, sqlcgen.RotateFamilyParams{
+				ID: f.ID, Presented: r.Counter, PresentedHash: r.TokenHash, TokenHash: r.Next, LifetimeSecs: host.RefreshLifetime.Seconds(),
+			})
+			out = host.Joined{Host: f.HostID, Family: f.ID, Counter: r.Counter + 1, Expires: expires}
 			return err
 		case ours && bytes.Equal(f.PreviousHash, r.TokenHash):
 			// The answer was lost, or the call made several times: the same

@@ -107,7 +107,7 @@ SELECT h.id, h.team_id, h.type, h.name, h.provider, h.availability_zone, h.label
         SELECT FROM host_refresh_tokens f WHERE f.host_id = h.id AND f.revoked_at IS NULL AND f.expires_at > now()))::bool AS needs_registration,
     coalesce(CASE WHEN h.drain_requested_at IS NOT NULL THEN (
         SELECT o.message FROM sandboxes x JOIN operations o ON o.sandbox_id = x.id
-        WHERE x.host_id = h.id AND x.status = 'running' AND o.kind = 'pause' AND o.status = 'failed'
+        WHERE x.host_id = h.id AND x.ended_at IS NULL AND x.status = 'running' AND o.kind = 'pause' AND o.status = 'failed'
           AND o.params->>'reason' = $1::text AND o.created_at >= h.drain_requested_at
         ORDER BY o.finished_at DESC LIMIT 1) END, '')::text AS drain_error
 FROM hosts h JOIN teams t ON t.id = h.team_id
@@ -451,7 +451,7 @@ SELECT h.id, h.team_id, h.type, h.name, h.provider, h.availability_zone, h.label
         SELECT FROM host_refresh_tokens f WHERE f.host_id = h.id AND f.revoked_at IS NULL AND f.expires_at > now()))::bool AS needs_registration,
     coalesce(CASE WHEN h.drain_requested_at IS NOT NULL THEN (
         SELECT o.message FROM sandboxes x JOIN operations o ON o.sandbox_id = x.id
-        WHERE x.host_id = h.id AND x.status = 'running' AND o.kind = 'pause' AND o.status = 'failed'
+        WHERE x.host_id = h.id AND x.ended_at IS NULL AND x.status = 'running' AND o.kind = 'pause' AND o.status = 'failed'
           AND o.params->>'reason' = $1::text AND o.created_at >= h.drain_requested_at
         ORDER BY o.finished_at DESC LIMIT 1) END, '')::text AS drain_error
 FROM hosts h JOIN teams t ON t.id = h.team_id
@@ -815,20 +815,28 @@ func (q *Queries) RevokeTokens(ctx context.Context, db DBTX, hostID id.Host) err
 }
 
 const rotateFamily = `-- name: RotateFamily :one
-UPDATE host_refresh_tokens SET counter = counter + 1, previous_hash = token_hash, token_hash = $1, rotated_at = now(),
-    expires_at = now() + make_interval(secs => $2::float8)
-WHERE id = $3
+UPDATE host_refresh_tokens SET counter = $1::bigint + 1, previous_hash = $2, token_hash = $3, rotated_at = now(),
+    expires_at = now() + make_interval(secs => $4::float8)
+WHERE id = $5
 RETURNING expires_at
 `
 
 type RotateFamilyParams struct {
-	TokenHash    []byte
-	LifetimeSecs float64
-	ID           id.HostRefreshToken
+	Presented     int64
+	PresentedHash []byte
+	TokenHash     []byte
+	LifetimeSecs  float64
+	ID            id.HostRefreshToken
 }
 
 func (q *Queries) RotateFamily(ctx context.Context, db DBTX, arg RotateFamilyParams) (time.Time, error) {
-	row := db.QueryRow(ctx, rotateFamily, arg.TokenHash, arg.LifetimeSecs, arg.ID)
+	row := db.QueryRow(ctx, rotateFamily,
+		arg.Presented,
+		arg.PresentedHash,
+		arg.TokenHash,
+		arg.LifetimeSecs,
+		arg.ID,
+	)
 	var expires_at time.Time
 	err := row.Scan(&expires_at)
 	return expires_at, err
