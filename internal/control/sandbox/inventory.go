@@ -78,6 +78,11 @@ func endReason(said string) string {
 // it is we who look wrongly.
 const orphanGrace = time.Minute
 
+// lostGraces is how many graces a sandbox that ran and that its host knows
+// nothing of stays missing before it counts as lost. An inventory that lacks it
+// may be a false view too, and what has ended never comes back.
+const lostGraces = 60
+
 // Reconciler compares what a host holds with what the rows say. It is called by
 // the host monitor, one call a host at a time, and remembers between calls what
 // it saw only once: no verdict rests on one look.

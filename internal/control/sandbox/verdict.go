@@ -32,7 +32,9 @@ func (r *Reconciler) judgeRows(ctx context.Context, h host.Ref, s *suspicions, r
 		case StatusPaused:
 			err = r.judgePaused(ctx, h, s, x, in, there, held, absent)
 		case StatusMissing:
-			err = r.judgeMissing(ctx, h, x, in, there, held)
+			if err = r.judgeMissing(ctx, h, x, in, there, held); err == nil && !there {
+				err = r.judgeLost(ctx, h, s, x, absent)
+			}
 		}
 		if err != nil && !errs.Is(err, "invalid_state") {
 			return err
@@ -43,7 +45,8 @@ func (r *Reconciler) judgeRows(ctx context.Context, h host.Ref, s *suspicions, r
 }
 
 // judgeRunning ends a row whose sandbox is proven gone: at once when the agent
-// says that it exited, after a second look when it is merely not there.
+// says that it exited. One that is merely not there is missing after a second
+// look.
 func (r *Reconciler) judgeRunning(ctx context.Context, h host.Ref, s *suspicions, x Sandbox, in Instance, there bool, held map[id.Snapshot]Held, absent map[Key]bool) error {
 	key := Key{x.ID, x.Incarnation}
 	switch {
@@ -54,6 +57,18 @@ func (r *Reconciler) judgeRunning(ctx context.Context, h host.Ref, s *suspicions
 	case there && in.Incarnation >= x.Incarnation:
 		return nil
 	case s.absent[key]:
+		return r.miss(ctx, x, "its host does not know it")
+	}
+	absent[key] = true
+	return nil
+}
+
+// judgeLost ends what its host, which can be asked, has not known for long. What
+// was paused is waited for as long as what is missing may be: its state may be on
+// a disk that is not there now.
+func (r *Reconciler) judgeLost(ctx context.Context, h host.Ref, s *suspicions, x Sandbox, absent map[Key]bool) error {
+	key := Key{x.ID, x.Incarnation}
+	if x.PausedAt == nil && s.absent[key] && r.now().Sub(x.UpdatedAt) >= lostGraces*r.grace {
 		return r.stop(ctx, h, x, EndLost)
 	}
 	absent[key] = true

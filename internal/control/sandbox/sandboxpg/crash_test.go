@@ -214,6 +214,7 @@ func whole(t *testing.T, w *sandboxtest.World, s *sandboxtest.Server) {
 	}
 	if held := w.Agents.States(); held != ready {
 		t.Errorf("hosts hold %d states, %d rows are ready", held, ready)
+		left(t, w)
 	}
 	rows, err := w.Pool.Query(ctx, `SELECT id, status, incarnation, state_id FROM sandboxes`)
 	if err != nil {
@@ -279,7 +280,7 @@ func TestRC02_AnInventoryTakenDuringACreateKillsNothing(t *testing.T) {
 	}
 }
 
-func TestH8_WhatIsGoneIsStoppedAtTheSecondLook(t *testing.T) {
+func TestH8_WhatIsGoneIsMissingAndThenStopped(t *testing.T) {
 	w := sandboxtest.NewWorld(t, pgtest.New(t), 8, 8192)
 	s := w.Serve(sandbox.Config{})
 	ctx := context.Background()
@@ -298,8 +299,16 @@ func TestH8_WhatIsGoneIsStoppedAtTheSecondLook(t *testing.T) {
 	if err := s.Reconciler.ReconcileHost(ctx, w.Ref(w.Hosts[0])); err != nil {
 		t.Fatal(err)
 	}
+	if got := get(t, w, x.ID); got.Status != sandbox.StatusMissing {
+		t.Errorf("after the second look: %s", got.Status)
+	}
+	for range 2 {
+		if err := s.Reconciler.ReconcileHost(ctx, w.Ref(w.Hosts[0])); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if got := get(t, w, x.ID); got.Status != sandbox.StatusStopped || got.EndReason != sandbox.EndLost {
-		t.Errorf("after the second look: %s %q", got.Status, got.EndReason)
+		t.Errorf("when its time was over: %s %q", got.Status, got.EndReason)
 	}
 	if w.Agents.Count() != 0 {
 		t.Error("the remains of the exited one are left")
@@ -412,4 +421,22 @@ func TestS8_ThoseInsideAreToldOfTheEndWithinASecond(t *testing.T) {
 		}
 		return time.Since(start)
 	})
+}
+
+// left tells which states are held that no row calls ready.
+func left(t *testing.T, w *sandboxtest.World) {
+	t.Helper()
+	inv, err := w.Agents.Inventory(context.Background(), w.Ref(w.Hosts[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, st := range inv.States {
+		var row string
+		err := w.Pool.QueryRow(context.Background(), `SELECT concat_ws(' ', s.status, s.incarnation, s.end_reason, s.state_id, '; its row', p.kind, p.status, p.drop_at - now())
+			FROM sandboxes s LEFT JOIN snapshots p ON p.id = $1 WHERE s.id = $2 AND p.status IS DISTINCT FROM 'ready'`, st.ID, st.Sandbox).Scan(&row)
+		if err == nil {
+			phase, at := w.Agents.Phase(st.Sandbox)
+			t.Logf("%s of %s: %s; on its host %q/%d", st.ID, st.Sandbox, row, phase, at)
+		}
+	}
 }

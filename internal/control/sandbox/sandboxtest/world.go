@@ -126,6 +126,14 @@ func (w *World) Serve(cfg sandbox.Config) *Server {
 	return s
 }
 
+// Reconciler is one of a server that sees its hosts through other eyes.
+func (w *World) Reconciler(s *Server, agents sandbox.Agents, grace time.Duration) *sandbox.Reconciler {
+	log := slog.New(slog.DiscardHandler)
+	templates := template.NewService(templatepg.New(w.Pool), nil, nil, grants{}, "https://x")
+	service := sandbox.NewService(w.Store, scheduler.RoundRobinScheduler{Overcommit: Overcommit()}, templates, agents, s.Runner, s.Watch, w.Secret, log)
+	return sandbox.NewReconciler(service, grace, log)
+}
+
 // Stop ends the server in order and waits for it.
 func (s *Server) Stop() {
 	s.stop()
