@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"maps"
+	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -177,6 +179,46 @@ func TestHI03_ARunningHostTakesTheTokenItIsOffered(t *testing.T) {
 	})
 	within(t, "contact", func() bool { return !i.Turned() && !i.Heard().IsZero() })
 	stop()
+}
+
+// TestHI03_TheTokenOfADeletedHostIsDropped: it will never be taken, and says
+// nothing about this host.
+func TestHI03_TheTokenOfADeletedHostIsDropped(t *testing.T) {
+	s := newSetup(t)
+	i := s.registered(t)
+	statement := s.ca.Statement(id.NewHost())
+	s.control.Lock()
+	s.control.Intercept = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Path != "/v1/hosts/register" {
+			return false
+		}
+		w.WriteHeader(http.StatusGone)
+		_, _ = io.WriteString(w, `{"error":{"code":"host_deleted","details":{"statement":"`+statement+`"}}}`)
+		return true
+	}
+	s.control.Unlock()
+	dropped := func() bool {
+		accepted, waiting, err := identity.Accepted(s.dir, "of-a-deleted-one")
+		return err == nil && !accepted && !waiting
+	}
+	stop := run(t, i, newBox())
+	offer := identity.Offer{Token: "of-a-deleted-one", Pin: s.ca.Pin()}
+	if err := identity.LeaveOffer(s.dir, offer); err != nil {
+		t.Fatal(err)
+	}
+	within(t, "the token dropped", dropped)
+	stop()
+	// The same at a start.
+	if err := identity.LeaveOffer(s.dir, offer); err != nil {
+		t.Fatal(err)
+	}
+	i = open(t, s.config())
+	if err := i.Register(t.Context(), identity.Facts{}); err != nil || !dropped() {
+		t.Errorf("the token waits: %v", err)
+	}
+	if deleted(i) || i.HostID() != s.control.HostID {
+		t.Error("this host takes itself for deleted")
+	}
 }
 
 // TestHI03_AHostThatJoinedAnewIsHeardAtOnce: until its heartbeat the server

@@ -268,7 +268,7 @@ func (i *Identity) Register(ctx context.Context, facts Facts) error {
 	switch {
 	case err == nil || have == nil || errors.Is(err, ErrDeleted):
 		return err
-	case Unauthorized(err):
+	case voidToken(err):
 		i.cfg.Logger.Warn("the new registration token was refused; going on with the credentials this host has", "err", err)
 		return nil
 	default: // Rejoin tries again
@@ -294,10 +294,17 @@ func (i *Identity) register(ctx context.Context, facts Facts, o Offer) error {
 		i.cfg.Step(StepAnswered)
 		err = i.adopt(got, hash(o.Token), o.Pin)
 	}
-	if err == nil || Unauthorized(err) {
+	if err == nil || voidToken(err) {
 		err = errors.Join(err, i.store.withdraw(o.Token))
 	}
 	return err
+}
+
+// voidToken reports whether a registration was refused for good: the token is
+// void, or is that of a host that was deleted and is not this one.
+func voidToken(err error) bool {
+	var r *Refused
+	return Unauthorized(err) || errors.As(err, &r) && r.Status == http.StatusGone && r.Code == "host_deleted" && !errors.Is(err, ErrDeleted)
 }
 
 func hash(token string) string {

@@ -29,12 +29,13 @@ func LeaveOffer(dir string, o Offer) error { return store{dir: dir}.saveOffer(o)
 // Accepted reports whether the credentials in dir were got with a token, and
 // whether the token is still on offer there.
 func Accepted(dir, token string) (accepted, waiting bool, err error) {
+	// The offer first: it is withdrawn once the credentials are there.
 	s := store{dir: dir}
-	creds, _, err := s.load()
+	o, ok, err := s.offer()
 	if err != nil {
 		return false, false, err
 	}
-	o, ok, err := s.offer()
+	creds, _, err := s.load()
 	return creds.TokenHash == hash(token), ok && o.Token == token, err
 }
 
