@@ -27,7 +27,7 @@ import (
 
 // programs are what sandboxes of a fleet find beside a shell.
 var programs = []string{
-	"bash", "sh", "cat", "cut", "dd", "env", "false", "head", "id", "ls", "mkdir", "mv", "rm", "seq", "setsid", "sha256sum", "sleep", "sync",
+	"bash", "sh", "cat", "cut", "dd", "env", "false", "head", "id", "ls", "mkdir", "mkfifo", "mv", "rm", "seq", "setsid", "sha256sum", "sleep", "sync",
 	"touch", "true", "uname",
 }
 

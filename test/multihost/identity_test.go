@@ -95,10 +95,7 @@ func TestHI06_ACertificateIsNobodyElses(t *testing.T) {
 	})
 
 	// Now a says that it is at b's address.
-	before := w.worker(t, 0, nil)
-	for before.host != b {
-		before = w.worker(t, 0, nil)
-	}
+	before := w.on(t, b)
 	a.Set("SKERRY_HOST_ADDRESS=" + b.Addr.String() + ":7072")
 	defer func() {
 		a.Set("SKERRY_HOST_ADDRESS=" + a.Addr.String() + ":7072")

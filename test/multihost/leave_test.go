@@ -13,7 +13,8 @@ import (
 func (w *world) on(t *testing.T, h *fleet.Host) *worker {
 	t.Helper()
 	for i := range 2 * len(w.Hosts) {
-		if k := w.worker(t, i%2, nil); k.host == h {
+		if k := w.place(t, i%2, nil); k.host == h {
+			k.begin(t, i%2)
 			return k
 		}
 	}
@@ -43,7 +44,7 @@ func TestH12_ST10_ADrainedHostPausesItsSandboxes(t *testing.T) {
 		return err == nil && now.Status == "draining" && now.Drained
 	})
 	for i := range 3 {
-		if k := w.worker(t, i%2, nil); k.host == h {
+		if k := w.place(t, i%2, nil); k.host == h {
 			t.Errorf("H12: %s was placed on a host that is drained", k.id)
 		}
 	}

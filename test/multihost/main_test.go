@@ -57,7 +57,21 @@ func start(ctx context.Context, agents int) (*fleet.Fleet, error) {
 // world is the shared fleet in the hands of one test.
 type world struct {
 	*fleet.Fleet
-	t *testing.T
+	made []string // its sandboxes
+}
+
+// remove deletes the test's sandboxes, all at once: what runs in one may take a
+// moment to end.
+func (w *world) remove(t *testing.T) {
+	var removing sync.WaitGroup
+	for _, box := range w.made {
+		removing.Go(func() {
+			if _, err := w.Servers[0].Try(context.Background(), "DELETE", "/v1/sandboxes/"+box, nil, nil); err != nil {
+				t.Errorf("delete: %v", err)
+			}
+		})
+	}
+	removing.Wait()
 }
 
 func open(t *testing.T) *world {
@@ -79,11 +93,12 @@ func open(t *testing.T) *world {
 	if shared.err != nil {
 		t.Fatal(shared.err)
 	}
-	w := &world{shared.Fleet, t}
+	w := &world{Fleet: shared.Fleet}
 	if err := w.Login(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		w.remove(t)
 		if t.Failed() {
 			w.Dump(os.Stderr)
 		}

@@ -145,7 +145,7 @@ func TestRC06_ASlowHostDelaysNobody(t *testing.T) {
 	defer thaw()
 	// Long enough for the servers to want its inventory, and for its silence to
 	// be noticed.
-	deadline := time.Now().Add(scale().silence + 10*time.Second)
+	deadline := time.Now().Add(scale().silence + 3*time.Second)
 	var longest time.Duration
 	for calls := 0; time.Now().Before(deadline) || calls == 0; calls++ {
 		for _, k := range workers[1:] {

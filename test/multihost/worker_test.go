@@ -31,20 +31,37 @@ func small(more map[string]any) map[string]any {
 	return options
 }
 
-// counting prints the boot's id, the count, and the digest of the file.
+// counting counts without starting processes, which are dear; telling prints the
+// boot's id, the count, and the digest of the file.
 const (
-	counting = `head -c 300000 /dev/urandom >/home/user/data; setsid bash -c 'i=0; while :; do i=$((i+1)); echo $i >/tmp/n.new; mv /tmp/n.new /tmp/n; sleep 0.1; done' </dev/null >/dev/null 2>&1 &`
+	counting = `head -c 300000 /dev/urandom >/home/user/data; mkfifo /tmp/never; setsid bash -c 'exec 3<>/tmp/never; i=0; while :; do i=$((i+1)); echo $i >/tmp/n; read -rt 0.1 -u 3 _; done' </dev/null >/dev/null 2>&1 &`
 	telling  = `cat /proc/sys/kernel/random/boot_id /tmp/n && sha256sum </home/user/data`
 )
 
 // worker makes one through a server.
 func (w *world) worker(t *testing.T, through int, more map[string]any) *worker {
 	t.Helper()
-	box := w.Servers[through].Create(t, small(more))
-	k := &worker{w: w, id: box.ID, host: w.hostOf(t, box.ID)}
-	w.Servers[through].Sh(t, k.id, counting)
-	k.look(t)
+	k := w.place(t, through, more)
+	k.begin(t, through)
 	return k
+}
+
+// place makes the sandbox of a worker.
+func (w *world) place(t *testing.T, through int, more map[string]any) *worker {
+	t.Helper()
+	request := small(more)
+	request["template"] = "base"
+	var box sandbox
+	w.Servers[through].Must(t, "POST", "/v1/sandboxes", request, &box)
+	w.made = append(w.made, box.ID)
+	return &worker{w: w, id: box.ID, host: w.hostOf(t, box.ID)}
+}
+
+// begin has it count.
+func (k *worker) begin(t *testing.T, through int) {
+	t.Helper()
+	k.w.Servers[through].Sh(t, k.id, counting)
+	k.look(t)
 }
 
 // hostOf is where a sandbox is.
