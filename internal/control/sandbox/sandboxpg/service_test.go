@@ -127,10 +127,7 @@ func TestC8_AnotherTeamSeesNothing(t *testing.T) {
 }
 
 func TestH13_FortyCreatesOnRoomForFour(t *testing.T) {
-	rounds := 5
-	if testing.Short() {
-		rounds = 2
-	}
+	rounds := testkit.Scaled(50, 3)
 	w := sandboxtest.NewWorld(t, pgtest.New(t), 64, 4096)
 	s := w.Serve(sandbox.Config{})
 	req := request()
