@@ -235,20 +235,29 @@ func unchanged(before []Sandbox, after map[id.Sandbox]Sandbox, h id.Host) []Sand
 	return out
 }
 
-// judgeInstances destroys what belongs to a row that has ended. What the
-// database never knew, knows on another host or in an earlier life is no orphan.
+// judgeInstances destroys what belongs to a row that has ended, whichever host
+// the row names: a machine may have joined anew as another one. What the
+// database never knew, or in an earlier life, is no orphan, nor is what was given
+// up as lost.
 func (r *Reconciler) judgeInstances(ctx context.Context, h host.Ref, s *suspicions, rows map[id.Sandbox]Sandbox, inv Inventory) error {
 	orphans := map[Key]time.Time{}
+	held := heldByID(inv)
 	for _, in := range inv.Instances {
 		x, known := rows[in.Sandbox]
-		if in.Unknown || !known || x.Host.ID != h.ID || in.Incarnation > x.Incarnation {
+		if in.Unknown || !known || in.Incarnation > x.Incarnation {
 			continue
 		}
 		if x.Status.Live() {
 			continue // its operation or its next transition decides
 		}
-		if in.Phase == PhasePaused && x.StateID != nil && *x.StateID == in.State && x.StateStatus == StateReady {
-			continue // what is left to recover from
+		if recoverable(in, x, h.ID) {
+			continue
+		}
+		if lost(x) && in.Phase != PhaseExited {
+			if err := r.recover(ctx, h, x, in, held); err != nil {
+				return err
+			}
+			continue
 		}
 		key := Key{in.Sandbox, in.Incarnation}
 		since, again := s.orphans[key]
@@ -336,6 +345,9 @@ func (r *Reconciler) destroy(ctx context.Context, h host.Ref, x Sandbox, in Inst
 		return nil
 	}
 	r.log.WarnContext(ctx, "destroyed an orphan", "sandbox_id", x.ID.String(), "incarnation", in.Incarnation, "host_id", h.ID.String())
+	if x.Host.ID != h.ID {
+		return nil // a host has no say in the events of another's
+	}
 	return r.store.Note(ctx, x.ID, "orphan_destroyed", map[string]any{"incarnation": in.Incarnation, "host": h.ID.String()})
 }
 

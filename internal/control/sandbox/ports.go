@@ -259,6 +259,9 @@ type Store interface {
 	// closes its operation and makes it missing, to be judged by that. It is no
 	// transition of a life: the row was older than the truth. One that changed
 	// meanwhile is invalid_state.
+	// Recover makes a state what is left to recover from of a row that ended as
+	// lost. Nothing happens when it is not so.
+	Recover(ctx context.Context, row Sandbox, held Held, envSealed []byte) error
 	BringForward(ctx context.Context, row Sandbox, incarnation int64) (Sandbox, error)
 	// NoteStrays keeps note of strays, up to a bound a host, records new ones and
 	// foreign claims once a day, and returns them as they are then.

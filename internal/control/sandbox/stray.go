@@ -75,8 +75,11 @@ func stray(in Instance, x Sandbox, known bool, h id.Host) (StrayKind, bool) {
 		return "", false // wait what becomes of it
 	case !known:
 		return StrayUnknown, true
+	case lost(x) && !recoverable(in, x, h):
+		return StrayUnknown, true
 	case x.Host.ID != h:
-		return StrayForeign, true
+		// What has ended is an orphan, unless it began after all that is known.
+		return StrayForeign, x.Status.Live() || in.Incarnation > x.Incarnation
 	case !x.Status.Live() && in.Incarnation > x.Incarnation:
 		// It began after all that is known of it: the database is the older one.
 		return StrayUnknown, true

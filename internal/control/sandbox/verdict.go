@@ -127,6 +127,9 @@ func (r *Reconciler) judgeMissing(ctx context.Context, h host.Ref, x Sandbox, in
 	return nil
 }
 
+// mostAhead is how many lives a host may be ahead of an older database.
+const mostAhead = 1_000_000
+
 // bringForward corrects rows that are older than what their host holds, as after
 // an older database was restored: an incarnation is written down before a host
 // hears of it, so that a host can never be ahead otherwise. The rows are changed
@@ -136,6 +139,10 @@ func (r *Reconciler) bringForward(ctx context.Context, h host.Ref, rows map[id.S
 	for _, in := range inv.Instances {
 		x, known := rows[in.Sandbox]
 		settled := in.Phase == PhaseRunning || in.Phase == PhasePaused || in.Phase == PhaseExited
+		if in.Incarnation-x.Incarnation > mostAhead {
+			r.log.WarnContext(ctx, "a host claims an incarnation that cannot be", "sandbox_id", in.Sandbox.String(), "host_id", h.ID.String(), "incarnation", in.Incarnation)
+			continue
+		}
 		if !known || in.Unknown || x.Host.ID != h.ID || !x.Status.Live() || x.Status == StatusStopping || in.Incarnation <= x.Incarnation || !settled {
 			continue
 		}
@@ -155,6 +162,34 @@ func (r *Reconciler) bringForward(ctx context.Context, h host.Ref, rows map[id.S
 			return err
 		}
 	}
+	return nil
+}
+
+// lost says that a row ended because its host did not show it for long. Nobody
+// has seen that it is gone.
+func lost(x Sandbox) bool { return !x.Status.Live() && x.EndReason == EndLost }
+
+// recoverable says that an instance is what is left to recover from of a row that
+// has ended.
+func recoverable(in Instance, x Sandbox, h id.Host) bool {
+	return x.Host.ID == h && in.Phase == PhasePaused && x.StateID != nil && *x.StateID == in.State && x.StateStatus == StateReady
+}
+
+// recover takes note of the state in which what was given up came back: it is
+// what its owner can recover from. What still runs is paused first, as a stray.
+func (r *Reconciler) recover(ctx context.Context, h host.Ref, x Sandbox, in Instance, held map[id.Snapshot]Held) error {
+	state, whole := held[in.State]
+	if x.Host.ID != h.ID || in.Phase != PhasePaused || !whole || state.Sandbox != x.ID {
+		return nil
+	}
+	sealed, err := resealedEnv(r.service.secret, x, state.ID)
+	if err != nil {
+		return err
+	}
+	if err := r.store.Recover(ctx, x, state, sealed); err != nil {
+		return err
+	}
+	r.log.InfoContext(ctx, "what was given up is back and can be recovered from", "sandbox_id", x.ID.String(), "host_id", h.ID.String(), "snapshot_id", state.ID.String())
 	return nil
 }
 

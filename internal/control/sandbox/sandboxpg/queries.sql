@@ -366,6 +366,17 @@ ON CONFLICT (id) DO UPDATE SET status = 'ready', engine_version = excluded.engin
 WHERE snapshots.sandbox_id = excluded.sandbox_id AND snapshots.host_id = excluded.host_id AND snapshots.kind IN ('pause', 'checkpoint')
 RETURNING id;
 
+-- name: RecoverFrom :one
+WITH moved AS (
+    UPDATE sandboxes SET state_id = sqlc.arg(state_id)::uuid, state_at = now(), updated_at = now()
+    WHERE sandboxes.id = sqlc.arg(id) AND sandboxes.ended_at IS NOT NULL AND sandboxes.end_reason = 'lost'
+    RETURNING sandboxes.id, sandboxes.team_id
+), noted AS (
+    INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
+    SELECT moved.id, moved.team_id, 'recoverable', jsonb_build_object('snapshot_id', sqlc.arg(state_id)::uuid, 'seen_by', 'inventory') FROM moved
+)
+SELECT moved.id FROM moved;
+
 -- name: CompleteState :one
 UPDATE snapshots SET status = 'ready', engine_version = sqlc.arg(engine_version), cpu_features = sqlc.arg(cpu_features)::text[], memory = sqlc.arg(memory),
     size_bytes = sqlc.arg(size_bytes), digest = sqlc.arg(digest), error = '', ready_at = now()
@@ -513,9 +524,9 @@ FOR NO KEY UPDATE OF h;
 
 -- name: StrayStates :many
 -- Of the states that a host has those that nobody ever knew, of sandboxes of
--- that host that have ended.
+-- that host that have ended, and not only been given up as lost.
 SELECT u.state::uuid AS state FROM (SELECT unnest(sqlc.arg(states)::uuid[]) AS state, unnest(sqlc.arg(sandboxes)::uuid[]) AS sandbox) u
-JOIN sandboxes s ON s.id = u.sandbox AND s.host_id = sqlc.arg(host_id) AND s.ended_at IS NOT NULL
+JOIN sandboxes s ON s.id = u.sandbox AND s.host_id = sqlc.arg(host_id) AND s.ended_at IS NOT NULL AND s.end_reason <> 'lost'
 WHERE NOT EXISTS (SELECT FROM snapshots p WHERE p.id = u.state);
 
 -- name: LockOnHost :many
@@ -574,14 +585,15 @@ SELECT (SELECT count(*) FROM sandboxes s
 UPDATE sandboxes SET retry_at = now() + make_interval(secs => sqlc.arg(lease_secs)::float8)
 WHERE sandboxes.id IN (
     SELECT s.id FROM sandboxes s
-    WHERE s.status = 'running' AND s.id IN (
+    WHERE s.status = 'running' AND s.ended_at IS NULL AND s.id = ANY(ARRAY(
         SELECT due.id FROM (
             SELECT r.id, r.host_id, row_number() OVER (PARTITION BY r.host_id ORDER BY r.id) AS turn
-            FROM hosts h JOIN sandboxes r ON r.host_id = h.id
+            FROM hosts h JOIN sandboxes r ON r.host_id = h.id AND r.ended_at IS NULL
             WHERE h.status = 'draining' AND coalesce(h.drain_deadline_at > now(), true)
               AND r.status = 'running' AND coalesce(r.retry_at < now(), true)
         ) due
-        WHERE due.turn <= sqlc.arg(at_once)::bigint - (SELECT count(*) FROM sandboxes b WHERE b.host_id = due.host_id AND b.status = 'pausing'))
+        WHERE due.turn <= sqlc.arg(at_once)::bigint
+            - (SELECT count(*) FROM sandboxes b WHERE b.host_id = due.host_id AND b.status = 'pausing' AND b.ended_at IS NULL)))
     ORDER BY s.id
     LIMIT sqlc.arg(max_rows)
     FOR NO KEY UPDATE OF s SKIP LOCKED)
@@ -596,7 +608,7 @@ RETURNING sandboxes.id, (
 -- service for it.
 WITH gone AS (
     SELECT s.id FROM sandboxes s JOIN hosts h ON h.id = s.host_id
-    WHERE s.status = 'running' AND h.status = 'unreachable' AND h.deleted_at IS NULL
+    WHERE s.status = 'running' AND s.ended_at IS NULL AND h.status = 'unreachable' AND h.deleted_at IS NULL
       AND coalesce(h.last_heartbeat_at, h.registered_at, h.created_at) < now() - make_interval(secs => sqlc.arg(after_secs)::float8)
     ORDER BY s.id
     LIMIT sqlc.arg(max_rows)

@@ -101,6 +101,37 @@ func (s *Store) Adopt(ctx context.Context, a sandbox.Adopt) (sandbox.Sandbox, er
 	return out, err
 }
 
+// Recover implements sandbox.Store.
+func (s *Store) Recover(ctx context.Context, x sandbox.Sandbox, held sandbox.Held, envSealed []byte) error {
+	features := held.CPUFeatures
+	if features == nil {
+		features = []string{}
+	}
+	return pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
+		if _, err := s.q.LockSandbox(ctx, tx, x.ID); err != nil {
+			return err
+		}
+		_, err := s.q.AdoptState(ctx, tx, sqlcgen.AdoptStateParams{
+			ID: held.ID, SandboxID: x.ID, EngineVersion: held.EngineVersion, CpuFeatures: features, Memory: held.Memory,
+			EnvSealed: envSealed, SizeBytes: held.SizeBytes, Digest: held.Digest, CreatedBy: "host",
+		})
+		if errors.Is(err, pgx.ErrNoRows) {
+			return errForeignState
+		}
+		if err != nil {
+			return err
+		}
+		_, err = s.q.RecoverFrom(ctx, tx, sqlcgen.RecoverFromParams{ID: x.ID, StateID: held.ID.UUID()})
+		if errors.Is(err, pgx.ErrNoRows) {
+			return sandbox.InvalidState(x) // it was not lost after all
+		}
+		if err != nil {
+			return err
+		}
+		return s.q.Supplant(ctx, tx, held.ID)
+	})
+}
+
 // SetDeadline implements sandbox.Store.
 func (s *Store) SetDeadline(ctx context.Context, team id.Team, x id.Sandbox, in time.Duration) (bool, error) {
 	_, err := s.q.SetDeadline(ctx, s.pool, sqlcgen.SetDeadlineParams{ID: x, TeamID: team, Secs: in.Seconds()})

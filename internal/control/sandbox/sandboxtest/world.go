@@ -32,13 +32,17 @@ type World struct {
 	Secret keyring.Secret
 	Team   id.Team
 	Hosts  []id.Host
+	// Scheduler of the servers started from now on.
+	Scheduler scheduler.Scheduler
 }
 
 // NewWorld fills an empty, migrated database with one host of the given size.
 func NewWorld(t testing.TB, pool *pgxpool.Pool, cpus, memoryMB int) *World {
 	t.Helper()
 	secret, _ := keyring.NewSecret()
-	w := &World{t: t, Pool: pool, Store: sandboxpg.New(pool), Agents: NewAgents(), Secret: secret}
+	w := &World{
+		t: t, Pool: pool, Store: sandboxpg.New(pool), Agents: NewAgents(), Secret: secret, Scheduler: scheduler.RoundRobinScheduler{Overcommit: Overcommit()},
+	}
 	w.Team = w.NewTeam()
 	digest := strings.Repeat("ab", 32)
 	w.exec(`INSERT INTO templates (id, team_id, name, status, image_digest, image_size_bytes, manifest_digest) VALUES ($1, $2, 'base', 'ready', $3, 1, $3)`,
@@ -115,7 +119,7 @@ func (w *World) Serve(cfg sandbox.Config) *Server {
 	templates := template.NewService(templatepg.New(w.Pool), nil, nil, grants{}, "https://x")
 	s.Watch = sandbox.NewWatch(w.Store, log)
 	s.Runner = sandbox.NewRunner(w.Store, w.Agents, templates, w.Secret, s.Watch, cfg, log)
-	s.Service = sandbox.NewService(w.Store, scheduler.RoundRobinScheduler{Overcommit: Overcommit()}, templates, w.Agents, s.Runner, s.Watch, w.Secret, log)
+	s.Service = sandbox.NewService(w.Store, w.Scheduler, templates, w.Agents, s.Runner, s.Watch, w.Secret, log)
 	s.Sweep = sandbox.NewSweep(s.Service, log)
 	s.Reconciler = sandbox.NewReconciler(s.Service, time.Nanosecond, log)
 	started := make(chan struct{})
@@ -130,7 +134,7 @@ func (w *World) Serve(cfg sandbox.Config) *Server {
 func (w *World) Reconciler(s *Server, agents sandbox.Agents, grace time.Duration) *sandbox.Reconciler {
 	log := slog.New(slog.DiscardHandler)
 	templates := template.NewService(templatepg.New(w.Pool), nil, nil, grants{}, "https://x")
-	service := sandbox.NewService(w.Store, scheduler.RoundRobinScheduler{Overcommit: Overcommit()}, templates, agents, s.Runner, s.Watch, w.Secret, log)
+	service := sandbox.NewService(w.Store, w.Scheduler, templates, agents, s.Runner, s.Watch, w.Secret, log)
 	return sandbox.NewReconciler(service, grace, log)
 }
 

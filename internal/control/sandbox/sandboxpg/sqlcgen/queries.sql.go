@@ -2179,7 +2179,7 @@ func (q *Queries) MarkDeleting(ctx context.Context, db DBTX, argID id.Snapshot) 
 const markMissing = `-- name: MarkMissing :many
 WITH gone AS (
     SELECT s.id FROM sandboxes s JOIN hosts h ON h.id = s.host_id
-    WHERE s.status = 'running' AND h.status = 'unreachable' AND h.deleted_at IS NULL
+    WHERE s.status = 'running' AND s.ended_at IS NULL AND h.status = 'unreachable' AND h.deleted_at IS NULL
       AND coalesce(h.last_heartbeat_at, h.registered_at, h.created_at) < now() - make_interval(secs => $1::float8)
     ORDER BY s.id
     LIMIT $2
@@ -2844,6 +2844,30 @@ func (q *Queries) Reconciled(ctx context.Context, db DBTX, arg ReconciledParams)
 	return err
 }
 
+const recoverFrom = `-- name: RecoverFrom :one
+WITH moved AS (
+    UPDATE sandboxes SET state_id = $1::uuid, state_at = now(), updated_at = now()
+    WHERE sandboxes.id = $2 AND sandboxes.ended_at IS NOT NULL AND sandboxes.end_reason = 'lost'
+    RETURNING sandboxes.id, sandboxes.team_id
+), noted AS (
+    INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
+    SELECT moved.id, moved.team_id, 'recoverable', jsonb_build_object('snapshot_id', $1::uuid, 'seen_by', 'inventory') FROM moved
+)
+SELECT moved.id FROM moved
+`
+
+type RecoverFromParams struct {
+	StateID uuid.UUID
+	ID      id.Sandbox
+}
+
+func (q *Queries) RecoverFrom(ctx context.Context, db DBTX, arg RecoverFromParams) (uuid.UUID, error) {
+	row := db.QueryRow(ctx, recoverFrom, arg.StateID, arg.ID)
+	var id uuid.UUID
+	err := row.Scan(&id)
+	return id, err
+}
+
 const redrop = `-- name: Redrop :exec
 UPDATE snapshots SET status = 'deleting', deleted_at = NULL, drop_at = NULL
 WHERE id = ANY($1::uuid[]) AND host_id = $2 AND status = 'deleted'
@@ -3110,7 +3134,7 @@ func (q *Queries) StrayPaused(ctx context.Context, db DBTX, arg StrayPausedParam
 
 const strayStates = `-- name: StrayStates :many
 SELECT u.state::uuid AS state FROM (SELECT unnest($1::uuid[]) AS state, unnest($2::uuid[]) AS sandbox) u
-JOIN sandboxes s ON s.id = u.sandbox AND s.host_id = $3 AND s.ended_at IS NOT NULL
+JOIN sandboxes s ON s.id = u.sandbox AND s.host_id = $3 AND s.ended_at IS NOT NULL AND s.end_reason <> 'lost'
 WHERE NOT EXISTS (SELECT FROM snapshots p WHERE p.id = u.state)
 `
 
@@ -3121,7 +3145,7 @@ type StrayStatesParams struct {
 }
 
 // Of the states that a host has those that nobody ever knew, of sandboxes of
-// that host that have ended.
+// that host that have ended, and not only been given up as lost.
 func (q *Queries) StrayStates(ctx context.Context, db DBTX, arg StrayStatesParams) ([]uuid.UUID, error) {
 	rows, err := db.Query(ctx, strayStates, arg.States, arg.Sandboxes, arg.HostID)
 	if err != nil {
@@ -3160,14 +3184,15 @@ const takeDraining = `-- name: TakeDraining :many
 UPDATE sandboxes SET retry_at = now() + make_interval(secs => $1::float8)
 WHERE sandboxes.id IN (
     SELECT s.id FROM sandboxes s
-    WHERE s.status = 'running' AND s.id IN (
+    WHERE s.status = 'running' AND s.ended_at IS NULL AND s.id = ANY(ARRAY(
         SELECT due.id FROM (
             SELECT r.id, r.host_id, row_number() OVER (PARTITION BY r.host_id ORDER BY r.id) AS turn
-            FROM hosts h JOIN sandboxes r ON r.host_id = h.id
+            FROM hosts h JOIN sandboxes r ON r.host_id = h.id AND r.ended_at IS NULL
             WHERE h.status = 'draining' AND coalesce(h.drain_deadline_at > now(), true)
               AND r.status = 'running' AND coalesce(r.retry_at < now(), true)
         ) due
-        WHERE due.turn <= $2::bigint - (SELECT count(*) FROM sandboxes b WHERE b.host_id = due.host_id AND b.status = 'pausing'))
+        WHERE due.turn <= $2::bigint
+            - (SELECT count(*) FROM sandboxes b WHERE b.host_id = due.host_id AND b.status = 'pausing' AND b.ended_at IS NULL)))
     ORDER BY s.id
     LIMIT $3
     FOR NO KEY UPDATE OF s SKIP LOCKED)
