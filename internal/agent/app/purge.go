@@ -115,7 +115,7 @@ func purgeEngines(ctx context.Context, cfg Config, tag string, say func(string))
 			}
 		}
 	}
-	sh, err := shim.Ensure(ctx, shim.Config{Dir: ShimDir(cfg.DataDir), Command: cfg.ShimCommand, Env: os.Environ(), Logger: cfg.Logger})
+	sh, err := shim.Ensure(ctx, shim.Config{Dir: ShimDir(cfg.DataDir), Command: cfg.ShimCommand, Env: []string{"PATH=" + os.Getenv("PATH")}, Logger: cfg.Logger})
 	if err != nil {
 		return err
 	}

@@ -52,6 +52,8 @@ type HostMonitor struct {
 	// watchedSince is since when this monitor has seen the database without a
 	// gap; it judges nobody before a full window.
 	watchedSince time.Time
+	// looked is when it last saw the database.
+	looked time.Time
 
 	// freed wakes the loop when a hand is free again while hosts wait for one.
 	freed chan struct{}
@@ -117,12 +119,16 @@ func (m *HostMonitor) Run(ctx context.Context) error {
 // judge marks hosts that have been silent for the whole window, and what runs
 // there.
 func (m *HostMonitor) judge(ctx context.Context) error {
+	if m.now().Sub(m.looked) > 3*lookEvery {
+		m.watchedSince = time.Time{} // it slept itself: nobody has been watched
+	}
 	if m.watchedSince.IsZero() {
 		if _, err := m.store.ListActiveHosts(ctx); err != nil {
 			return err
 		}
 		m.watchedSince = m.now()
 	}
+	m.looked = m.now()
 	if m.now().Sub(m.watchedSince) < m.staleAfter {
 		return nil
 	}

@@ -259,3 +259,43 @@ func TestRC06_AThousandHostsHaveTheirTurn(t *testing.T) {
 		}
 	})
 }
+
+// sleepyStore stands still in one look, as a stopped process or machine does.
+type sleepyStore struct {
+	silentStore
+	sleep time.Duration
+}
+
+func (s *sleepyStore) MarkStale(ctx context.Context, after time.Duration, why string, entry func(Host) audit.Entry) ([]Host, error) {
+	s.mu.Lock()
+	d := s.sleep
+	s.sleep = 0
+	s.mu.Unlock()
+	if d > 0 {
+		pass(d)
+		return nil, nil
+	}
+	return s.silentStore.MarkStale(ctx, after, why, entry)
+}
+
+func TestH7_WhoSleptJudgesNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const sleep = 10 * time.Minute
+		store := &sleepyStore{sleep: sleep}
+		m := NewHostMonitor(store, &passes{count: map[id.Host]int{}}, slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		start := time.Now()
+		go func() { done <- m.Run(ctx) }()
+		pass(StaleAfter + sleep + 2*StaleAfter)
+		synctest.Wait()
+		cancel()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		awake := start.Add(StaleAfter + sleep)
+		if len(store.judged) == 0 || store.judged[0].Before(awake.Add(StaleAfter)) {
+			t.Errorf("awake at %s, first verdict at %s", awake, store.judged)
+		}
+	})
+}

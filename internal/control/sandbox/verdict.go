@@ -186,7 +186,11 @@ func (r *Reconciler) recover(ctx context.Context, h host.Ref, x Sandbox, in Inst
 	if err != nil {
 		return err
 	}
-	if err := r.store.Recover(ctx, x, state, sealed); err != nil {
+	err = r.store.Recover(ctx, x, state, sealed)
+	if errs.Is(err, "invalid_state") || errs.Is(err, "foreign_state") {
+		return nil // it was not given up, or the host names another's state
+	}
+	if err != nil {
 		return err
 	}
 	r.log.InfoContext(ctx, "what was given up is back and can be recovered from", "sandbox_id", x.ID.String(), "host_id", h.ID.String(), "snapshot_id", state.ID.String())
