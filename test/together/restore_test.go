@@ -9,7 +9,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"skerry.dev/skerry/internal/agent/engine"
 	"skerry.dev/skerry/internal/control/sandbox"
 	"skerry.dev/skerry/internal/control/sandbox/sandboxpg"
 	"skerry.dev/skerry/internal/kernel/id"
@@ -72,7 +71,7 @@ func (w *world) remember(s *server, name string, change ...func(*sandbox.CreateR
 func (w *world) remembered() []string {
 	var out []string
 	for _, i := range w.machine.World.Instances() {
-		if in, ok := w.machine.World.Instance(engine.InstanceID(i)); ok {
+		if in, ok := w.machine.World.Instance(i); ok {
 			out = append(out, string(in.Memory()))
 		}
 	}

@@ -116,8 +116,8 @@ var permissions = map[string]Permission{
 	"deleteHost":          user,
 	"drainHost":           user,
 	"undrainHost":         user,
-	"listHostStrays":   user,
-	"destroyHostStray": user,
+	"listHostStrays":      user,
+	"destroyHostStray":    user,
 
 	"registerHost":      anybody, // carries a one-time token
 	"refreshHost":       anybody, // carries a refresh token and a signature
