@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -21,11 +22,15 @@ const (
 	StaleAfter     = 90 * time.Second
 	reconcileEvery = 30 * time.Second
 	lookEvery      = 5 * time.Second
+	turnEvery      = time.Second
 	// reconcileLimit is each host's own deadline.
 	reconcileLimit = 20 * time.Second
 	// parallel bounds how many hosts are looked at at once: most of those hands are
 	// idle, so that many slow hosts leave some for the others.
 	parallel = 256
+	// leastTurns is how many looks begin at once at least. Of a large fleet so many
+	// begin each second that all have their turn in two thirds of the interval.
+	leastTurns = 8
 )
 
 // Reconciler compares hosts with the rows.
@@ -55,22 +60,19 @@ type HostMonitor struct {
 	// looked is when it last saw the database.
 	looked time.Time
 
-	// freed wakes the loop when a hand is free again while hosts wait for one.
-	freed chan struct{}
+	hosts []Ref // in service, as they were when last listed
 
 	mu sync.Mutex
 	// last and active are of hosts in service alone.
 	last   map[id.Host]time.Time
 	active map[id.Host]bool
-	waits  bool // hosts that are due found no hand
 }
 
 // NewHostMonitor makes a monitor.
 func NewHostMonitor(store Store, reconciler Reconciler, log *slog.Logger) *HostMonitor {
 	return &HostMonitor{
 		store: store, reconciler: reconciler, log: log, hints: make(chan id.Host, 64), now: time.Now, staleAfter: StaleAfter,
-		freed: make(chan struct{}, 1),
-		last:  map[id.Host]time.Time{}, active: map[id.Host]bool{},
+		last: map[id.Host]time.Time{}, active: map[id.Host]bool{},
 	}
 }
 
@@ -90,11 +92,12 @@ func (m *HostMonitor) Run(ctx context.Context) error {
 	var passes sync.WaitGroup
 	defer passes.Wait()
 	slots := make(chan struct{}, parallel)
-	ticker := time.NewTicker(lookEvery)
-	defer ticker.Stop()
+	looks, turns := time.NewTicker(lookEvery), time.NewTicker(turnEvery)
+	defer looks.Stop()
+	defer turns.Stop()
 	for look := true; ; {
 		if look {
-			if err := observe.Round(ctx, "host_monitor", m.judge); err != nil && ctx.Err() == nil {
+			if err := observe.Round(ctx, "host_monitor", m.look); err != nil && ctx.Err() == nil {
 				m.log.WarnContext(ctx, "cannot look at hosts", "error", err)
 			}
 		}
@@ -109,11 +112,21 @@ func (m *HostMonitor) Run(ctx context.Context) error {
 				m.last[h] = time.Time{}
 			}
 			m.mu.Unlock()
-		case <-m.freed:
-			look = false // only on with those that wait for a hand
-		case <-ticker.C:
+		case <-turns.C:
+			look = false
+		case <-looks.C:
 		}
 	}
+}
+
+// look judges, and lists who is in service.
+func (m *HostMonitor) look(ctx context.Context) error {
+	judged := m.judge(ctx)
+	hosts, err := m.store.ListActiveHosts(ctx)
+	if err == nil {
+		m.hosts = hosts
+	}
+	return errors.Join(judged, err)
 }
 
 // judge marks hosts that have been silent for the whole window, and what runs
@@ -154,24 +167,17 @@ func (m *HostMonitor) judge(ctx context.Context) error {
 // waited the longest. A host whose last pass has not ended is left out, and holds
 // up nobody.
 func (m *HostMonitor) reconcileDue(ctx context.Context, slots chan struct{}, passes *sync.WaitGroup) {
-	hosts, err := m.store.ListActiveHosts(ctx)
-	if err != nil {
-		return // judge has logged it
-	}
-	for _, h := range m.due(hosts) {
+	for _, h := range m.due() {
 		select {
 		case slots <- struct{}{}:
 		default:
-			m.mu.Lock()
-			m.waits = true
-			m.mu.Unlock()
-			return // all hands are busy; the first that is free again goes on
+			return // all hands are busy; those who are left come first the next time
 		}
 		m.mu.Lock()
 		m.active[h.ID] = true
 		m.mu.Unlock()
 		passes.Go(func() {
-			defer m.free(slots)
+			defer func() { <-slots }()
 			pctx, cancel := context.WithTimeout(ctx, reconcileLimit)
 			defer cancel()
 			err := observe.Round(ctx, "host_reconciler", func(context.Context) error { return m.reconciler.ReconcileHost(pctx, h) })
@@ -186,16 +192,15 @@ func (m *HostMonitor) reconcileDue(ctx context.Context, slots chan struct{}, pas
 	}
 }
 
-// due are the hosts whose turn it is, the longest unseen first. Hosts in service
-// no more are forgotten.
-func (m *HostMonitor) due(hosts []Ref) []Ref {
+// due are the hosts whose turn it is, the longest unseen first, and no more than
+// may begin at once. Hosts in service no more are forgotten.
+func (m *HostMonitor) due() []Ref {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.waits = false
 	now := m.now()
-	there := make(map[id.Host]bool, len(hosts))
+	there := make(map[id.Host]bool, len(m.hosts))
 	var out []Ref
-	for _, h := range hosts {
+	for _, h := range m.hosts {
 		there[h.ID] = true
 		if !m.active[h.ID] && now.Sub(m.last[h.ID]) >= reconcileEvery {
 			out = append(out, h)
@@ -208,19 +213,5 @@ func (m *HostMonitor) due(hosts []Ref) []Ref {
 		}
 	}
 	slices.SortStableFunc(out, func(a, b Ref) int { return m.last[a.ID].Compare(m.last[b.ID]) })
-	return out
-}
-
-// free gives a hand back, and wakes the loop when somebody waits for it.
-func (m *HostMonitor) free(slots chan struct{}) {
-	<-slots
-	m.mu.Lock()
-	waits := m.waits
-	m.mu.Unlock()
-	if waits {
-		select {
-		case m.freed <- struct{}{}:
-		default:
-		}
-	}
+	return out[:min(len(out), max(leastTurns, len(m.hosts)*int(turnEvery)*3/(int(reconcileEvery)*2)))]
 }

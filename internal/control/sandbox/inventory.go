@@ -108,6 +108,7 @@ type suspicions struct {
 	orphans    map[Key]time.Time // first seen
 	unknown    map[Key]time.Time
 	states     map[id.Snapshot]time.Time
+	deadlines  map[Key]time.Time // as the host was told
 }
 
 // Key names one incarnation.
@@ -135,7 +136,7 @@ func (r *Reconciler) ReconcileHost(ctx context.Context, h host.Ref) error {
 	defer s.pass.Unlock()
 	// A row counts as running during the inventory only when it was the same
 	// before and after: clocks of hosts are not compared with the database's.
-	before, err := r.store.OnHost(ctx, h.ID, nil)
+	before, err := r.store.MarksOnHost(ctx, h.ID)
 	if err != nil {
 		return err
 	}
@@ -172,7 +173,7 @@ func (r *Reconciler) ReconcileHost(ctx context.Context, h host.Ref) error {
 	if err := r.judgeStates(ctx, h, s, inv); err != nil {
 		return err
 	}
-	if err := r.tellDeadlines(ctx, h); err != nil {
+	if err := r.tellDeadlines(ctx, h, s, rows); err != nil {
 		return err
 	}
 	return r.judgeStrays(ctx, h, s, rows, inv)
@@ -219,12 +220,12 @@ func (r *Reconciler) suspicions(h id.Host) *suspicions {
 }
 
 func (s *suspicions) clear(generation int64) {
-	s.generation, s.absent, s.orphans, s.unknown, s.states = generation, nil, nil, nil, nil
+	s.generation, s.absent, s.orphans, s.unknown, s.states, s.deadlines = generation, nil, nil, nil, nil, nil
 }
 
 // unchanged are the rows of the host that no operation moves and nothing touched
 // while the inventory was taken.
-func unchanged(before []Sandbox, after map[id.Sandbox]Sandbox, h id.Host) []Sandbox {
+func unchanged(before []Mark, after map[id.Sandbox]Sandbox, h id.Host) []Sandbox {
 	var out []Sandbox
 	for _, b := range before {
 		a, ok := after[b.ID]
@@ -233,6 +234,14 @@ func unchanged(before []Sandbox, after map[id.Sandbox]Sandbox, h id.Host) []Sand
 		}
 	}
 	return out
+}
+
+// Mark is how a row was at a time.
+type Mark struct {
+	ID          id.Sandbox
+	Status      Status
+	Incarnation int64
+	UpdatedAt   time.Time
 }
 
 // judgeInstances destroys what belongs to a row that has ended, whichever host
@@ -317,23 +326,27 @@ func (r *Reconciler) judgeStates(ctx context.Context, h host.Ref, s *suspicions,
 // deadlineBatch bounds one message to a host.
 const deadlineBatch = 1000
 
-// tellDeadlines repeats until when sandboxes may run, as the rows say now.
-func (r *Reconciler) tellDeadlines(ctx context.Context, h host.Ref) error {
-	rows, err := r.store.OnHost(ctx, h.ID, nil)
-	if err != nil {
-		return err
-	}
+// tellDeadlines repeats until when sandboxes may run, as the rows say, where the
+// host was told otherwise or not at all since it started.
+func (r *Reconciler) tellDeadlines(ctx context.Context, h host.Ref, s *suspicions, rows map[id.Sandbox]Sandbox) error {
+	told := make(map[Key]time.Time, len(rows))
 	var due []Deadline
 	for _, x := range rows {
-		if x.DeadlineAt != nil && lasts(x.Status) {
-			due = append(due, Deadline{Key: Key{x.ID, x.Incarnation}, At: *x.DeadlineAt})
+		if x.DeadlineAt == nil || x.Host.ID != h.ID || !lasts(x.Status) {
+			continue
 		}
+		key := Key{x.ID, x.Incarnation}
+		if at, known := s.deadlines[key]; !known || !at.Equal(*x.DeadlineAt) {
+			due = append(due, Deadline{Key: key, At: *x.DeadlineAt})
+		}
+		told[key] = *x.DeadlineAt
 	}
 	for batch := range slices.Chunk(due, deadlineBatch) {
 		if err := r.agents.SetDeadlines(ctx, h, batch); err != nil {
 			return err
 		}
 	}
+	s.deadlines = told
 	return nil
 }
 

@@ -249,6 +249,9 @@ type Store interface {
 	// OnHost reads all rows that an inventory of the host is compared with: the
 	// live ones of the host, and those of any host among the named ids.
 	OnHost(ctx context.Context, h id.Host, named []id.Sandbox) ([]Sandbox, error)
+	// MarksOnHost are the live rows of a host, as far as to tell whether they
+	// changed since.
+	MarksOnHost(ctx context.Context, h id.Host) ([]Mark, error)
 	// Reconciled ends a look at a host: of its strays those are forgotten that it
 	// holds no more.
 	Reconciled(ctx context.Context, h id.Host, held []id.Sandbox) error

@@ -295,6 +295,9 @@ ON CONFLICT (host_id, generation, seq) DO NOTHING;
 INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
 SELECT s.id, s.team_id, sqlc.arg(kind), sqlc.arg(data) FROM sandboxes s WHERE s.id = sqlc.arg(sandbox_id);
 
+-- name: MarksOnHost :many
+SELECT id, status, incarnation, updated_at FROM sandboxes WHERE host_id = sqlc.arg(host_id) AND ended_at IS NULL;
+
 -- name: OnHost :many
 SELECT sqlc.embed(s), h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id

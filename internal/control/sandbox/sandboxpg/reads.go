@@ -106,6 +106,19 @@ func (s *Store) Seen(ctx context.Context, seen map[id.Sandbox]time.Time) ([]sand
 	return out, nil
 }
 
+// MarksOnHost implements sandbox.Store.
+func (s *Store) MarksOnHost(ctx context.Context, h id.Host) ([]sandbox.Mark, error) {
+	rows, err := s.q.MarksOnHost(ctx, s.pool, h)
+	if err != nil {
+		return nil, pg.Map(err)
+	}
+	out := make([]sandbox.Mark, len(rows))
+	for i, r := range rows {
+		out[i] = sandbox.Mark{ID: r.ID, Status: sandbox.Status(r.Status), Incarnation: r.Incarnation, UpdatedAt: r.UpdatedAt}
+	}
+	return out, nil
+}
+
 // OnHost implements sandbox.Store.
 func (s *Store) OnHost(ctx context.Context, h id.Host, named []id.Sandbox) ([]sandbox.Sandbox, error) {
 	rows, err := s.q.OnHost(ctx, s.pool, sqlcgen.OnHostParams{HostID: h, Named: bare(named)})

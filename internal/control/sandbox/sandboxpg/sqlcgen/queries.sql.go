@@ -2303,6 +2303,42 @@ func (q *Queries) MarkMissing(ctx context.Context, db DBTX, arg MarkMissingParam
 	return items, nil
 }
 
+const marksOnHost = `-- name: MarksOnHost :many
+SELECT id, status, incarnation, updated_at FROM sandboxes WHERE host_id = $1 AND ended_at IS NULL
+`
+
+type MarksOnHostRow struct {
+	ID          id.Sandbox
+	Status      string
+	Incarnation int64
+	UpdatedAt   time.Time
+}
+
+func (q *Queries) MarksOnHost(ctx context.Context, db DBTX, hostID id.Host) ([]MarksOnHostRow, error) {
+	rows, err := db.Query(ctx, marksOnHost, hostID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []MarksOnHostRow
+	for rows.Next() {
+		var i MarksOnHostRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.Status,
+			&i.Incarnation,
+			&i.UpdatedAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const missingTooLong = `-- name: MissingTooLong :many
 SELECT id, incarnation FROM sandboxes
 WHERE status = 'missing' AND updated_at < now() - make_interval(secs => $1::float8)
