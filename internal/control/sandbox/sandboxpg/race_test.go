@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/control/sandbox"
 	"skerry.dev/skerry/internal/control/sandbox/sandboxtest"
 	"skerry.dev/skerry/internal/kernel/errs"
@@ -106,6 +107,7 @@ func TestSC01_SeveralHostsAreNeverOversold(t *testing.T) {
 		w.AddHost(64, 4096)
 	}
 	servers := []*sandboxtest.Server{w.Serve(sandbox.Config{}), w.Serve(sandbox.Config{})}
+	users := several(w)
 	req := request()
 	req.MemoryMB = p(int64(1024))
 	for round := range rounds {
@@ -113,7 +115,7 @@ func TestSC01_SeveralHostsAreNeverOversold(t *testing.T) {
 		var asked sync.WaitGroup
 		for i := range 40 {
 			asked.Go(func() {
-				_, err := servers[i%2].Service.Create(context.Background(), w.User(), req)
+				_, err := servers[i%2].Service.Create(context.Background(), users[i], req)
 				switch {
 				case err == nil:
 					placed.Add(1)
@@ -135,26 +137,37 @@ func TestSC01_SeveralHostsAreNeverOversold(t *testing.T) {
 	}
 }
 
+// several are forty users, each of a team of their own: creates of one team come
+// one after the other anyway.
+func several(w *sandboxtest.World) []principal.Principal {
+	users := make([]principal.Principal, 40)
+	for i := range users {
+		users[i] = w.UserOf(w.NewTeam())
+	}
+	return users
+}
+
 // gone deletes all that lives.
 func gone(t *testing.T, w *sandboxtest.World, s *sandboxtest.Server) {
 	t.Helper()
-	rows, err := w.Pool.Query(context.Background(), `SELECT id FROM sandboxes WHERE ended_at IS NULL`)
+	rows, err := w.Pool.Query(context.Background(), `SELECT id, team_id FROM sandboxes WHERE ended_at IS NULL`)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var all []id.Sandbox
+	all := map[id.Sandbox]id.Team{}
 	for rows.Next() {
 		var x id.Sandbox
-		if err := rows.Scan(&x); err != nil {
+		var team id.Team
+		if err := rows.Scan(&x, &team); err != nil {
 			t.Fatal(err)
 		}
-		all = append(all, x)
+		all[x] = team
 	}
 	rows.Close()
 	var asked sync.WaitGroup
-	for _, x := range all {
+	for x, team := range all {
 		asked.Go(func() {
-			if err := s.Service.Delete(context.Background(), w.User(), x); err != nil {
+			if err := s.Service.Delete(context.Background(), w.UserOf(team), x); err != nil {
 				t.Errorf("delete: %v", err)
 			}
 		})

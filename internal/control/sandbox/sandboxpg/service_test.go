@@ -130,19 +130,18 @@ func TestH13_FortyCreatesOnRoomForFour(t *testing.T) {
 	rounds := testkit.Scaled(50, 3)
 	w := sandboxtest.NewWorld(t, pgtest.New(t), 64, 4096)
 	s := w.Serve(sandbox.Config{})
+	users := several(w)
 	req := request()
 	req.MemoryMB = p(int64(1024))
 	for round := range rounds {
 		var placed, refused atomic.Int64
-		ids := make(chan id.Sandbox, 40)
 		var wg sync.WaitGroup
-		for range 40 {
+		for i := range 40 {
 			wg.Go(func() {
-				r, err := s.Service.Create(context.Background(), w.User(), req)
+				_, err := s.Service.Create(context.Background(), users[i], req)
 				switch {
 				case err == nil:
 					placed.Add(1)
-					ids <- r.Sandbox
 				case errs.Is(err, "no_capacity") && errs.As(err).RetryAfter > 0 && errs.As(err).Details["hosts"] != nil:
 					refused.Add(1)
 				default:
@@ -151,15 +150,10 @@ func TestH13_FortyCreatesOnRoomForFour(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		close(ids)
 		if placed.Load() != 4 || refused.Load() != 36 {
 			t.Fatalf("round %d: %d placed, %d refused, want 4 and 36", round, placed.Load(), refused.Load())
 		}
-		for x := range ids {
-			if err := s.Service.Delete(context.Background(), w.User(), x); err != nil {
-				t.Fatal(err)
-			}
-		}
+		gone(t, w, s)
 	}
 }
 
