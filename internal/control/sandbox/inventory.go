@@ -305,8 +305,20 @@ func (r *Reconciler) judgeStates(ctx context.Context, h host.Ref, s *suspicions,
 	if err != nil {
 		return err
 	}
+	// Of a sandbox that is there itself, states are judged when it is not.
+	there := map[id.Sandbox]bool{}
+	for _, in := range inv.Instances {
+		there[in.Sandbox] = true
+	}
+	kept := map[id.Snapshot]bool{}
+	for _, st := range inv.States {
+		kept[st.ID] = there[st.Sandbox]
+	}
 	seen := make(map[id.Snapshot]time.Time, len(stray))
 	for _, state := range stray {
+		if kept[state] {
+			continue
+		}
 		since, again := s.states[state]
 		if !again {
 			since = r.now()

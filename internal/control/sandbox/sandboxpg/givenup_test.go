@@ -3,10 +3,12 @@ package sandboxpg_test
 import (
 	"math"
 	"testing"
+	"time"
 
 	"skerry.dev/skerry/internal/control/sandbox"
 	"skerry.dev/skerry/internal/control/sandbox/sandboxtest"
 	"skerry.dev/skerry/internal/pg/pgtest"
+	"skerry.dev/skerry/internal/testkit"
 )
 
 // givenUp is a sandbox whose host stayed away until its time was over.
@@ -52,6 +54,19 @@ func TestH8_WhatWasGivenUpAndComesBackCanBeRecoveredFrom(t *testing.T) {
 			if n := tally(t, w, `sandbox_events WHERE sandbox_id = $1 AND kind = 'recoverable'`, x.ID); n != 1 {
 				t.Errorf("told %d times", n)
 			}
+			if err := s.Service.Delete(t.Context(), w.User(), x.ID); err != nil {
+				t.Fatal(err)
+			}
+			testkit.Eventually(t, 30*time.Second, "nothing of what was deleted is left", func() bool {
+				look(t, w, s, x.Host.ID)
+				if w.Agents.Has(x.ID) {
+					return false // a state goes after what consists of it
+				}
+				if err := s.Sweep.Pass(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				return w.Agents.States() == 0
+			})
 		})
 	}
 }

@@ -380,6 +380,10 @@ WITH moved AS (
 )
 SELECT moved.id FROM moved;
 
+-- name: NotLost :exec
+-- It was given up as lost, and is not wanted any more.
+UPDATE sandboxes SET end_reason = sqlc.arg(end_reason) WHERE id = sqlc.arg(id) AND end_reason = 'lost';
+
 -- name: CompleteState :one
 UPDATE snapshots SET status = 'ready', engine_version = sqlc.arg(engine_version), cpu_features = sqlc.arg(cpu_features)::text[], memory = sqlc.arg(memory),
     size_bytes = sqlc.arg(size_bytes), digest = sqlc.arg(digest), error = '', ready_at = now()
@@ -527,9 +531,9 @@ FOR NO KEY UPDATE OF h;
 
 -- name: StrayStates :many
 -- Of the states that a host has those that nobody ever knew, of sandboxes of
--- that host that have ended, and not only been given up as lost.
+-- that host that have ended.
 SELECT u.state::uuid AS state FROM (SELECT unnest(sqlc.arg(states)::uuid[]) AS state, unnest(sqlc.arg(sandboxes)::uuid[]) AS sandbox) u
-JOIN sandboxes s ON s.id = u.sandbox AND s.host_id = sqlc.arg(host_id) AND s.ended_at IS NOT NULL AND s.end_reason <> 'lost'
+JOIN sandboxes s ON s.id = u.sandbox AND s.host_id = sqlc.arg(host_id) AND s.ended_at IS NOT NULL
 WHERE NOT EXISTS (SELECT FROM snapshots p WHERE p.id = u.state);
 
 -- name: LockOnHost :many

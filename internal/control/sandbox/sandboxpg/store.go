@@ -242,8 +242,11 @@ func (s *Store) BeginDelete(ctx context.Context, d sandbox.Delete) (sandbox.Sand
 			return nil // it ended, or its deadline was moved
 		case d.Paused && out.Status != sandbox.StatusPaused, d.Living && !out.Status.Live():
 			return nil
-		case out.Status == sandbox.StatusStopped && out.StateStatus == sandbox.StateReady && d.Team != nil:
-			// Nobody wants what was left to recover from either.
+		case out.Status == sandbox.StatusStopped && d.Team != nil && (out.StateStatus == sandbox.StateReady || out.EndReason == sandbox.EndLost):
+			// Nobody wants what was left to recover from either, or may come back.
+			if err := s.q.NotLost(ctx, tx, sqlcgen.NotLostParams{ID: out.ID, EndReason: d.EndReason}); err != nil {
+				return err
+			}
 			if err := s.q.DropStatesOf(ctx, tx, []uuid.UUID{out.ID.UUID()}); err != nil {
 				return err
 			}

@@ -2453,6 +2453,21 @@ func (q *Queries) NamedState(ctx context.Context, db DBTX, arg NamedStateParams)
 	return i, err
 }
 
+const notLost = `-- name: NotLost :exec
+UPDATE sandboxes SET end_reason = $1 WHERE id = $2 AND end_reason = 'lost'
+`
+
+type NotLostParams struct {
+	EndReason string
+	ID        id.Sandbox
+}
+
+// It was given up as lost, and is not wanted any more.
+func (q *Queries) NotLost(ctx context.Context, db DBTX, arg NotLostParams) error {
+	_, err := db.Exec(ctx, notLost, arg.EndReason, arg.ID)
+	return err
+}
+
 const notOfHost = `-- name: NotOfHost :many
 SELECT id FROM sandboxes WHERE id = ANY($1::uuid[]) AND host_id <> $2
 `
@@ -3170,7 +3185,7 @@ func (q *Queries) StrayPaused(ctx context.Context, db DBTX, arg StrayPausedParam
 
 const strayStates = `-- name: StrayStates :many
 SELECT u.state::uuid AS state FROM (SELECT unnest($1::uuid[]) AS state, unnest($2::uuid[]) AS sandbox) u
-JOIN sandboxes s ON s.id = u.sandbox AND s.host_id = $3 AND s.ended_at IS NOT NULL AND s.end_reason <> 'lost'
+JOIN sandboxes s ON s.id = u.sandbox AND s.host_id = $3 AND s.ended_at IS NOT NULL
 WHERE NOT EXISTS (SELECT FROM snapshots p WHERE p.id = u.state)
 `
 
@@ -3181,7 +3196,7 @@ type StrayStatesParams struct {
 }
 
 // Of the states that a host has those that nobody ever knew, of sandboxes of
-// that host that have ended, and not only been given up as lost.
+// that host that have ended.
 func (q *Queries) StrayStates(ctx context.Context, db DBTX, arg StrayStatesParams) ([]uuid.UUID, error) {
 	rows, err := db.Query(ctx, strayStates, arg.States, arg.Sandboxes, arg.HostID)
 	if err != nil {
