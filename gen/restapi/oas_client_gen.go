@@ -82,6 +82,12 @@ type Invoker interface {
 	//
 	// PUT /v1/admin/users/{id}/admin
 	AdminSetUserAdmin(ctx context.Context, request *EnabledRequest, params AdminSetUserAdminParams) (*AdminUser, error)
+	// CancelBuild invokes cancelBuild operation.
+	//
+	// End a build; nothing of it is left.
+	//
+	// POST /v1/builds/{id}/cancel
+	CancelBuild(ctx context.Context, params CancelBuildParams) (*Build, error)
 	// ChangePassword invokes changePassword operation.
 	//
 	// Set a new password; ends all other sessions.
@@ -154,6 +160,13 @@ type Invoker interface {
 	//
 	// POST /v1/teams
 	CreateTeam(ctx context.Context, request *CreateTeamRequest, params CreateTeamParams) (*Team, error)
+	// CreateTemplate invokes createTemplate operation.
+	//
+	// Answers as soon as the build is queued; follow it with `GET /v1/builds/{id}/logs?follow=1`. When it
+	// is done the template of that name is replaced; sandboxes of the former one keep it.
+	//
+	// POST /v1/templates
+	CreateTemplate(ctx context.Context, request *CreateTemplateRequest, params CreateTemplateParams) (*Build, error)
 	// DecideDeviceLogin invokes decideDeviceLogin operation.
 	//
 	// Approve or deny a device login.
@@ -199,6 +212,12 @@ type Invoker interface {
 	//
 	// DELETE /v1/teams/{id}
 	DeleteTeam(ctx context.Context, params DeleteTeamParams) error
+	// DeleteTemplate invokes deleteTemplate operation.
+	//
+	// Delete a template; what was made from it lives on.
+	//
+	// DELETE /v1/templates/{id}
+	DeleteTemplate(ctx context.Context, params DeleteTemplateParams) error
 	// DestroyHostStray invokes destroyHostStray operation.
 	//
 	// The host is told within a minute, or when it is back; repeating it is harmless until then. What is
@@ -232,6 +251,12 @@ type Invoker interface {
 	//
 	// POST /v1/sandboxes/{id}/fork
 	ForkSandbox(ctx context.Context, request *ForkSandboxRequest, params ForkSandboxParams) (ForkSandboxRes, error)
+	// GetBuild invokes getBuild operation.
+	//
+	// One build.
+	//
+	// GET /v1/builds/{id}
+	GetBuild(ctx context.Context, params GetBuildParams) (*Build, error)
 	// GetDeviceLogin invokes getDeviceLogin operation.
 	//
 	// Who asks, before it is approved.
@@ -334,6 +359,12 @@ type Invoker interface {
 	//
 	// GET /v1/auth/providers
 	ListAuthProviders(ctx context.Context) (*AuthProviders, error)
+	// ListBuilds invokes listBuilds operation.
+	//
+	// The team's builds.
+	//
+	// GET /v1/builds
+	ListBuilds(ctx context.Context, params ListBuildsParams) (*BuildList, error)
 	// ListFiles invokes listFiles operation.
 	//
 	// What is in a directory.
@@ -461,6 +492,14 @@ type Invoker interface {
 	//
 	// POST /v1/invitations/preview
 	PreviewInvitation(ctx context.Context, request *TokenRequest) (*InvitationPreview, error)
+	// RecoverSandbox invokes recoverSandbox operation.
+	//
+	// For one that is missing, or that ended by itself, and whose newest saved state is in the store or on
+	// a host in reach. It becomes paused with that state; resume it then. What was done after the state
+	// was saved is lost; should its host come back, what it holds is set aside for 7 days.
+	//
+	// POST /v1/sandboxes/{id}/recover
+	RecoverSandbox(ctx context.Context, params RecoverSandboxParams) (*Sandbox, error)
 	// RefreshHost invokes refreshHost operation.
 	//
 	// An agent renews its credentials.
@@ -1758,6 +1797,113 @@ func (c *Client) sendAdminSetUserAdmin(ctx context.Context, request *EnabledRequ
 	return result, nil
 }
 
+// CancelBuild invokes cancelBuild operation.
+//
+// End a build; nothing of it is left.
+//
+// POST /v1/builds/{id}/cancel
+func (c *Client) CancelBuild(ctx context.Context, params CancelBuildParams) (*Build, error) {
+	res, err := c.sendCancelBuild(ctx, params)
+	return res, err
+}
+
+func (c *Client) sendCancelBuild(ctx context.Context, params CancelBuildParams) (res *Build, err error) {
+
+	u := uri.Clone(c.requestURL(ctx))
+	var pathParts [3]string
+	pathParts[0] = "/v1/builds/"
+	{
+		// Encode "id" parameter.
+		e := uri.NewPathEncoder(uri.PathEncoderConfig{
+			Param:   "id",
+			Style:   uri.PathStyleSimple,
+			Explode: false,
+		})
+		if err := func() error {
+			return e.EncodeValue(conv.StringToString(params.ID))
+		}(); err != nil {
+			return res, errors.Wrap(err, "encode path")
+		}
+		encoded, err := e.Result()
+		if err != nil {
+			return res, errors.Wrap(err, "encode path")
+		}
+		pathParts[1] = encoded
+	}
+	pathParts[2] = "/cancel"
+	uri.AddPathParts(u, pathParts[:]...)
+
+	r, err := ht.NewRequest(ctx, "POST", u)
+	if err != nil {
+		return res, errors.Wrap(err, "create request")
+	}
+
+	{
+		type bitset = [1]uint8
+		var satisfied bitset
+		{
+
+			switch err := c.securityBearer(ctx, CancelBuildOperation, r); {
+			case err == nil: // if NO error
+				satisfied[0] |= 1 << 0
+			case errors.Is(err, ogenerrors.ErrSkipClientSecurity):
+				// Skip this security.
+			default:
+				return res, errors.Wrap(err, "security \"Bearer\"")
+			}
+		}
+		{
+
+			switch err := c.securityApiKey(ctx, CancelBuildOperation, r); {
+			case err == nil: // if NO error
+				satisfied[0] |= 1 << 1
+			case errors.Is(err, ogenerrors.ErrSkipClientSecurity):
+				// Skip this security.
+			default:
+				return res, errors.Wrap(err, "security \"ApiKey\"")
+			}
+		}
+
+		if ok := func() bool {
+		nextRequirement:
+			for _, requirement := range []bitset{
+				{0b00000001},
+				{0b00000010},
+			} {
+				for i, mask := range requirement {
+					if satisfied[i]&mask != mask {
+						continue nextRequirement
+					}
+				}
+				return true
+			}
+			return false
+		}(); !ok {
+			return res, ogenerrors.ErrSecurityRequirementIsNotSatisfied
+		}
+	}
+
+	resp, err := c.cfg.Client.Do(r)
+	if err != nil {
+		return res, errors.Wrap(err, "do request")
+	}
+	body := resp.Body
+	defer func() {
+		// Drain the body to EOF before closing, so the underlying
+		// connection can be reused by the Transport regardless of the
+		// response status code. See https://github.com/ogen-go/ogen/issues/1670.
+		_, _ = io.Copy(io.Discard, body)
+		_ = body.Close()
+	}()
+
+	result, err := decodeCancelBuildResponse(resp)
+	if err != nil {
+		return res, errors.Wrap(err, "decode response")
+	}
+
+	return result, nil
+}
+
 // ChangePassword invokes changePassword operation.
 //
 // Set a new password; ends all other sessions.
@@ -2891,6 +3037,114 @@ func (c *Client) sendCreateTeam(ctx context.Context, request *CreateTeamRequest,
 	return result, nil
 }
 
+// CreateTemplate invokes createTemplate operation.
+//
+// Answers as soon as the build is queued; follow it with `GET /v1/builds/{id}/logs?follow=1`. When it
+// is done the template of that name is replaced; sandboxes of the former one keep it.
+//
+// POST /v1/templates
+func (c *Client) CreateTemplate(ctx context.Context, request *CreateTemplateRequest, params CreateTemplateParams) (*Build, error) {
+	res, err := c.sendCreateTemplate(ctx, request, params)
+	return res, err
+}
+
+func (c *Client) sendCreateTemplate(ctx context.Context, request *CreateTemplateRequest, params CreateTemplateParams) (res *Build, err error) {
+
+	u := uri.Clone(c.requestURL(ctx))
+	var pathParts [1]string
+	pathParts[0] = "/v1/templates"
+	uri.AddPathParts(u, pathParts[:]...)
+
+	r, err := ht.NewRequest(ctx, "POST", u)
+	if err != nil {
+		return res, errors.Wrap(err, "create request")
+	}
+	if err := encodeCreateTemplateRequest(request, r); err != nil {
+		return res, errors.Wrap(err, "encode request")
+	}
+
+	h := uri.NewHeaderEncoder(r.Header)
+	{
+		cfg := uri.HeaderParameterEncodingConfig{
+			Name:    "Idempotency-Key",
+			Explode: false,
+		}
+		if err := h.EncodeParam(cfg, func(e uri.Encoder) error {
+			if val, ok := params.IdempotencyKey.Get(); ok {
+				return e.EncodeValue(conv.StringToString(val))
+			}
+			return nil
+		}); err != nil {
+			return res, errors.Wrap(err, "encode header")
+		}
+	}
+
+	{
+		type bitset = [1]uint8
+		var satisfied bitset
+		{
+
+			switch err := c.securityBearer(ctx, CreateTemplateOperation, r); {
+			case err == nil: // if NO error
+				satisfied[0] |= 1 << 0
+			case errors.Is(err, ogenerrors.ErrSkipClientSecurity):
+				// Skip this security.
+			default:
+				return res, errors.Wrap(err, "security \"Bearer\"")
+			}
+		}
+		{
+
+			switch err := c.securityApiKey(ctx, CreateTemplateOperation, r); {
+			case err == nil: // if NO error
+				satisfied[0] |= 1 << 1
+			case errors.Is(err, ogenerrors.ErrSkipClientSecurity):
+				// Skip this security.
+			default:
+				return res, errors.Wrap(err, "security \"ApiKey\"")
+			}
+		}
+
+		if ok := func() bool {
+		nextRequirement:
+			for _, requirement := range []bitset{
+				{0b00000001},
+				{0b00000010},
+			} {
+				for i, mask := range requirement {
+					if satisfied[i]&mask != mask {
+						continue nextRequirement
+					}
+				}
+				return true
+			}
+			return false
+		}(); !ok {
+			return res, ogenerrors.ErrSecurityRequirementIsNotSatisfied
+		}
+	}
+
+	resp, err := c.cfg.Client.Do(r)
+	if err != nil {
+		return res, errors.Wrap(err, "do request")
+	}
+	body := resp.Body
+	defer func() {
+		// Drain the body to EOF before closing, so the underlying
+		// connection can be reused by the Transport regardless of the
+		// response status code. See https://github.com/ogen-go/ogen/issues/1670.
+		_, _ = io.Copy(io.Discard, body)
+		_ = body.Close()
+	}()
+
+	result, err := decodeCreateTemplateResponse(resp)
+	if err != nil {
+		return res, errors.Wrap(err, "decode response")
+	}
+
+	return result, nil
+}
+
 // DecideDeviceLogin invokes decideDeviceLogin operation.
 //
 // Approve or deny a device login.
@@ -3584,6 +3838,112 @@ func (c *Client) sendDeleteTeam(ctx context.Context, params DeleteTeamParams) (r
 	return result, nil
 }
 
+// DeleteTemplate invokes deleteTemplate operation.
+//
+// Delete a template; what was made from it lives on.
+//
+// DELETE /v1/templates/{id}
+func (c *Client) DeleteTemplate(ctx context.Context, params DeleteTemplateParams) error {
+	_, err := c.sendDeleteTemplate(ctx, params)
+	return err
+}
+
+func (c *Client) sendDeleteTemplate(ctx context.Context, params DeleteTemplateParams) (res *DeleteTemplateNoContent, err error) {
+
+	u := uri.Clone(c.requestURL(ctx))
+	var pathParts [2]string
+	pathParts[0] = "/v1/templates/"
+	{
+		// Encode "id" parameter.
+		e := uri.NewPathEncoder(uri.PathEncoderConfig{
+			Param:   "id",
+			Style:   uri.PathStyleSimple,
+			Explode: false,
+		})
+		if err := func() error {
+			return e.EncodeValue(conv.StringToString(params.ID))
+		}(); err != nil {
+			return res, errors.Wrap(err, "encode path")
+		}
+		encoded, err := e.Result()
+		if err != nil {
+			return res, errors.Wrap(err, "encode path")
+		}
+		pathParts[1] = encoded
+	}
+	uri.AddPathParts(u, pathParts[:]...)
+
+	r, err := ht.NewRequest(ctx, "DELETE", u)
+	if err != nil {
+		return res, errors.Wrap(err, "create request")
+	}
+
+	{
+		type bitset = [1]uint8
+		var satisfied bitset
+		{
+
+			switch err := c.securityBearer(ctx, DeleteTemplateOperation, r); {
+			case err == nil: // if NO error
+				satisfied[0] |= 1 << 0
+			case errors.Is(err, ogenerrors.ErrSkipClientSecurity):
+				// Skip this security.
+			default:
+				return res, errors.Wrap(err, "security \"Bearer\"")
+			}
+		}
+		{
+
+			switch err := c.securityApiKey(ctx, DeleteTemplateOperation, r); {
+			case err == nil: // if NO error
+				satisfied[0] |= 1 << 1
+			case errors.Is(err, ogenerrors.ErrSkipClientSecurity):
+				// Skip this security.
+			default:
+				return res, errors.Wrap(err, "security \"ApiKey\"")
+			}
+		}
+
+		if ok := func() bool {
+		nextRequirement:
+			for _, requirement := range []bitset{
+				{0b00000001},
+				{0b00000010},
+			} {
+				for i, mask := range requirement {
+					if satisfied[i]&mask != mask {
+						continue nextRequirement
+					}
+				}
+				return true
+			}
+			return false
+		}(); !ok {
+			return res, ogenerrors.ErrSecurityRequirementIsNotSatisfied
+		}
+	}
+
+	resp, err := c.cfg.Client.Do(r)
+	if err != nil {
+		return res, errors.Wrap(err, "do request")
+	}
+	body := resp.Body
+	defer func() {
+		// Drain the body to EOF before closing, so the underlying
+		// connection can be reused by the Transport regardless of the
+		// response status code. See https://github.com/ogen-go/ogen/issues/1670.
+		_, _ = io.Copy(io.Discard, body)
+		_ = body.Close()
+	}()
+
+	result, err := decodeDeleteTemplateResponse(resp)
+	if err != nil {
+		return res, errors.Wrap(err, "decode response")
+	}
+
+	return result, nil
+}
+
 // DestroyHostStray invokes destroyHostStray operation.
 //
 // The host is told within a minute, or when it is back; repeating it is harmless until then. What is
@@ -4141,6 +4501,112 @@ func (c *Client) sendForkSandbox(ctx context.Context, request *ForkSandboxReques
 	}()
 
 	result, err := decodeForkSandboxResponse(resp)
+	if err != nil {
+		return res, errors.Wrap(err, "decode response")
+	}
+
+	return result, nil
+}
+
+// GetBuild invokes getBuild operation.
+//
+// One build.
+//
+// GET /v1/builds/{id}
+func (c *Client) GetBuild(ctx context.Context, params GetBuildParams) (*Build, error) {
+	res, err := c.sendGetBuild(ctx, params)
+	return res, err
+}
+
+func (c *Client) sendGetBuild(ctx context.Context, params GetBuildParams) (res *Build, err error) {
+
+	u := uri.Clone(c.requestURL(ctx))
+	var pathParts [2]string
+	pathParts[0] = "/v1/builds/"
+	{
+		// Encode "id" parameter.
+		e := uri.NewPathEncoder(uri.PathEncoderConfig{
+			Param:   "id",
+			Style:   uri.PathStyleSimple,
+			Explode: false,
+		})
+		if err := func() error {
+			return e.EncodeValue(conv.StringToString(params.ID))
+		}(); err != nil {
+			return res, errors.Wrap(err, "encode path")
+		}
+		encoded, err := e.Result()
+		if err != nil {
+			return res, errors.Wrap(err, "encode path")
+		}
+		pathParts[1] = encoded
+	}
+	uri.AddPathParts(u, pathParts[:]...)
+
+	r, err := ht.NewRequest(ctx, "GET", u)
+	if err != nil {
+		return res, errors.Wrap(err, "create request")
+	}
+
+	{
+		type bitset = [1]uint8
+		var satisfied bitset
+		{
+
+			switch err := c.securityBearer(ctx, GetBuildOperation, r); {
+			case err == nil: // if NO error
+				satisfied[0] |= 1 << 0
+			case errors.Is(err, ogenerrors.ErrSkipClientSecurity):
+				// Skip this security.
+			default:
+				return res, errors.Wrap(err, "security \"Bearer\"")
+			}
+		}
+		{
+
+			switch err := c.securityApiKey(ctx, GetBuildOperation, r); {
+			case err == nil: // if NO error
+				satisfied[0] |= 1 << 1
+			case errors.Is(err, ogenerrors.ErrSkipClientSecurity):
+				// Skip this security.
+			default:
+				return res, errors.Wrap(err, "security \"ApiKey\"")
+			}
+		}
+
+		if ok := func() bool {
+		nextRequirement:
+			for _, requirement := range []bitset{
+				{0b00000001},
+				{0b00000010},
+			} {
+				for i, mask := range requirement {
+					if satisfied[i]&mask != mask {
+						continue nextRequirement
+					}
+				}
+				return true
+			}
+			return false
+		}(); !ok {
+			return res, ogenerrors.ErrSecurityRequirementIsNotSatisfied
+		}
+	}
+
+	resp, err := c.cfg.Client.Do(r)
+	if err != nil {
+		return res, errors.Wrap(err, "do request")
+	}
+	body := resp.Body
+	defer func() {
+		// Drain the body to EOF before closing, so the underlying
+		// connection can be reused by the Transport regardless of the
+		// response status code. See https://github.com/ogen-go/ogen/issues/1670.
+		_, _ = io.Copy(io.Discard, body)
+		_ = body.Close()
+	}()
+
+	result, err := decodeGetBuildResponse(resp)
 	if err != nil {
 		return res, errors.Wrap(err, "decode response")
 	}
@@ -5790,6 +6256,148 @@ func (c *Client) sendListAuthProviders(ctx context.Context) (res *AuthProviders,
 	}()
 
 	result, err := decodeListAuthProvidersResponse(resp)
+	if err != nil {
+		return res, errors.Wrap(err, "decode response")
+	}
+
+	return result, nil
+}
+
+// ListBuilds invokes listBuilds operation.
+//
+// The team's builds.
+//
+// GET /v1/builds
+func (c *Client) ListBuilds(ctx context.Context, params ListBuildsParams) (*BuildList, error) {
+	res, err := c.sendListBuilds(ctx, params)
+	return res, err
+}
+
+func (c *Client) sendListBuilds(ctx context.Context, params ListBuildsParams) (res *BuildList, err error) {
+
+	u := uri.Clone(c.requestURL(ctx))
+	var pathParts [1]string
+	pathParts[0] = "/v1/builds"
+	uri.AddPathParts(u, pathParts[:]...)
+
+	q := uri.NewQueryEncoder()
+	{
+		// Encode "limit" parameter.
+		cfg := uri.QueryParameterEncodingConfig{
+			Name:    "limit",
+			Style:   uri.QueryStyleForm,
+			Explode: true,
+		}
+
+		if err := q.EncodeParam(cfg, func(e uri.Encoder) error {
+			if val, ok := params.Limit.Get(); ok {
+				return e.EncodeValue(conv.IntToString(val))
+			}
+			return nil
+		}); err != nil {
+			return res, errors.Wrap(err, "encode query")
+		}
+	}
+	{
+		// Encode "cursor" parameter.
+		cfg := uri.QueryParameterEncodingConfig{
+			Name:    "cursor",
+			Style:   uri.QueryStyleForm,
+			Explode: true,
+		}
+
+		if err := q.EncodeParam(cfg, func(e uri.Encoder) error {
+			if val, ok := params.Cursor.Get(); ok {
+				return e.EncodeValue(conv.StringToString(val))
+			}
+			return nil
+		}); err != nil {
+			return res, errors.Wrap(err, "encode query")
+		}
+	}
+	{
+		// Encode "name" parameter.
+		cfg := uri.QueryParameterEncodingConfig{
+			Name:    "name",
+			Style:   uri.QueryStyleForm,
+			Explode: true,
+		}
+
+		if err := q.EncodeParam(cfg, func(e uri.Encoder) error {
+			if val, ok := params.Name.Get(); ok {
+				return e.EncodeValue(conv.StringToString(val))
+			}
+			return nil
+		}); err != nil {
+			return res, errors.Wrap(err, "encode query")
+		}
+	}
+	u.RawQuery = q.Values().Encode()
+
+	r, err := ht.NewRequest(ctx, "GET", u)
+	if err != nil {
+		return res, errors.Wrap(err, "create request")
+	}
+
+	{
+		type bitset = [1]uint8
+		var satisfied bitset
+		{
+
+			switch err := c.securityBearer(ctx, ListBuildsOperation, r); {
+			case err == nil: // if NO error
+				satisfied[0] |= 1 << 0
+			case errors.Is(err, ogenerrors.ErrSkipClientSecurity):
+				// Skip this security.
+			default:
+				return res, errors.Wrap(err, "security \"Bearer\"")
+			}
+		}
+		{
+
+			switch err := c.securityApiKey(ctx, ListBuildsOperation, r); {
+			case err == nil: // if NO error
+				satisfied[0] |= 1 << 1
+			case errors.Is(err, ogenerrors.ErrSkipClientSecurity):
+				// Skip this security.
+			default:
+				return res, errors.Wrap(err, "security \"ApiKey\"")
+			}
+		}
+
+		if ok := func() bool {
+		nextRequirement:
+			for _, requirement := range []bitset{
+				{0b00000001},
+				{0b00000010},
+			} {
+				for i, mask := range requirement {
+					if satisfied[i]&mask != mask {
+						continue nextRequirement
+					}
+				}
+				return true
+			}
+			return false
+		}(); !ok {
+			return res, ogenerrors.ErrSecurityRequirementIsNotSatisfied
+		}
+	}
+
+	resp, err := c.cfg.Client.Do(r)
+	if err != nil {
+		return res, errors.Wrap(err, "do request")
+	}
+	body := resp.Body
+	defer func() {
+		// Drain the body to EOF before closing, so the underlying
+		// connection can be reused by the Transport regardless of the
+		// response status code. See https://github.com/ogen-go/ogen/issues/1670.
+		_, _ = io.Copy(io.Discard, body)
+		_ = body.Close()
+	}()
+
+	result, err := decodeListBuildsResponse(resp)
 	if err != nil {
 		return res, errors.Wrap(err, "decode response")
 	}
@@ -8156,6 +8764,115 @@ func (c *Client) sendPreviewInvitation(ctx context.Context, request *TokenReques
 	}()
 
 	result, err := decodePreviewInvitationResponse(resp)
+	if err != nil {
+		return res, errors.Wrap(err, "decode response")
+	}
+
+	return result, nil
+}
+
+// RecoverSandbox invokes recoverSandbox operation.
+//
+// For one that is missing, or that ended by itself, and whose newest saved state is in the store or on
+// a host in reach. It becomes paused with that state; resume it then. What was done after the state
+// was saved is lost; should its host come back, what it holds is set aside for 7 days.
+//
+// POST /v1/sandboxes/{id}/recover
+func (c *Client) RecoverSandbox(ctx context.Context, params RecoverSandboxParams) (*Sandbox, error) {
+	res, err := c.sendRecoverSandbox(ctx, params)
+	return res, err
+}
+
+func (c *Client) sendRecoverSandbox(ctx context.Context, params RecoverSandboxParams) (res *Sandbox, err error) {
+
+	u := uri.Clone(c.requestURL(ctx))
+	var pathParts [3]string
+	pathParts[0] = "/v1/sandboxes/"
+	{
+		// Encode "id" parameter.
+		e := uri.NewPathEncoder(uri.PathEncoderConfig{
+			Param:   "id",
+			Style:   uri.PathStyleSimple,
+			Explode: false,
+		})
+		if err := func() error {
+			return e.EncodeValue(conv.StringToString(params.ID))
+		}(); err != nil {
+			return res, errors.Wrap(err, "encode path")
+		}
+		encoded, err := e.Result()
+		if err != nil {
+			return res, errors.Wrap(err, "encode path")
+		}
+		pathParts[1] = encoded
+	}
+	pathParts[2] = "/recover"
+	uri.AddPathParts(u, pathParts[:]...)
+
+	r, err := ht.NewRequest(ctx, "POST", u)
+	if err != nil {
+		return res, errors.Wrap(err, "create request")
+	}
+
+	{
+		type bitset = [1]uint8
+		var satisfied bitset
+		{
+
+			switch err := c.securityBearer(ctx, RecoverSandboxOperation, r); {
+			case err == nil: // if NO error
+				satisfied[0] |= 1 << 0
+			case errors.Is(err, ogenerrors.ErrSkipClientSecurity):
+				// Skip this security.
+			default:
+				return res, errors.Wrap(err, "security \"Bearer\"")
+			}
+		}
+		{
+
+			switch err := c.securityApiKey(ctx, RecoverSandboxOperation, r); {
+			case err == nil: // if NO error
+				satisfied[0] |= 1 << 1
+			case errors.Is(err, ogenerrors.ErrSkipClientSecurity):
+				// Skip this security.
+			default:
+				return res, errors.Wrap(err, "security \"ApiKey\"")
+			}
+		}
+
+		if ok := func() bool {
+		nextRequirement:
+			for _, requirement := range []bitset{
+				{0b00000001},
+				{0b00000010},
+			} {
+				for i, mask := range requirement {
+					if satisfied[i]&mask != mask {
+						continue nextRequirement
+					}
+				}
+				return true
+			}
+			return false
+		}(); !ok {
+			return res, ogenerrors.ErrSecurityRequirementIsNotSatisfied
+		}
+	}
+
+	resp, err := c.cfg.Client.Do(r)
+	if err != nil {
+		return res, errors.Wrap(err, "do request")
+	}
+	body := resp.Body
+	defer func() {
+		// Drain the body to EOF before closing, so the underlying
+		// connection can be reused by the Transport regardless of the
+		// response status code. See https://github.com/ogen-go/ogen/issues/1670.
+		_, _ = io.Copy(io.Discard, body)
+		_ = body.Close()
+	}()
+
+	result, err := decodeRecoverSandboxResponse(resp)
 	if err != nil {
 		return res, errors.Wrap(err, "decode response")
 	}

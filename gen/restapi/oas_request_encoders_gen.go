@@ -220,6 +220,20 @@ func encodeCreateTeamRequest(
 	return nil
 }
 
+func encodeCreateTemplateRequest(
+	req *CreateTemplateRequest,
+	r *http.Request,
+) error {
+	const contentType = "application/json"
+	e := new(jx.Encoder)
+	{
+		req.Encode(e)
+	}
+	encoded := e.Bytes()
+	ht.SetBody(r, bytes.NewReader(encoded), contentType)
+	return nil
+}
+
 func encodeDecideDeviceLoginRequest(
 	req *DecideDeviceLoginRequest,
 	r *http.Request,

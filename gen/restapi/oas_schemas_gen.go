@@ -1145,6 +1145,243 @@ func (s *Bearer) SetRoles(val []string) {
 	s.Roles = val
 }
 
+// Ref: #/components/schemas/Build
+type Build struct {
+	ID     string      `json:"id"`
+	Name   string      `json:"name"`
+	Status BuildStatus `json:"status"`
+	// The step that runs, or that failed, from 1.
+	Step   int       `json:"step"`
+	Steps  int       `json:"steps"`
+	Reason OptString `json:"reason"`
+	// What failed, with the line of the recipe.
+	Error      OptString   `json:"error"`
+	TemplateID OptString   `json:"template_id"`
+	Recipe     OptString   `json:"recipe"`
+	CreatedBy  string      `json:"created_by"`
+	CreatedAt  time.Time   `json:"created_at"`
+	StartedAt  OptDateTime `json:"started_at"`
+	FinishedAt OptDateTime `json:"finished_at"`
+}
+
+// GetID returns the value of ID.
+func (s *Build) GetID() string {
+	return s.ID
+}
+
+// GetName returns the value of Name.
+func (s *Build) GetName() string {
+	return s.Name
+}
+
+// GetStatus returns the value of Status.
+func (s *Build) GetStatus() BuildStatus {
+	return s.Status
+}
+
+// GetStep returns the value of Step.
+func (s *Build) GetStep() int {
+	return s.Step
+}
+
+// GetSteps returns the value of Steps.
+func (s *Build) GetSteps() int {
+	return s.Steps
+}
+
+// GetReason returns the value of Reason.
+func (s *Build) GetReason() OptString {
+	return s.Reason
+}
+
+// GetError returns the value of Error.
+func (s *Build) GetError() OptString {
+	return s.Error
+}
+
+// GetTemplateID returns the value of TemplateID.
+func (s *Build) GetTemplateID() OptString {
+	return s.TemplateID
+}
+
+// GetRecipe returns the value of Recipe.
+func (s *Build) GetRecipe() OptString {
+	return s.Recipe
+}
+
+// GetCreatedBy returns the value of CreatedBy.
+func (s *Build) GetCreatedBy() string {
+	return s.CreatedBy
+}
+
+// GetCreatedAt returns the value of CreatedAt.
+func (s *Build) GetCreatedAt() time.Time {
+	return s.CreatedAt
+}
+
+// GetStartedAt returns the value of StartedAt.
+func (s *Build) GetStartedAt() OptDateTime {
+	return s.StartedAt
+}
+
+// GetFinishedAt returns the value of FinishedAt.
+func (s *Build) GetFinishedAt() OptDateTime {
+	return s.FinishedAt
+}
+
+// SetID sets the value of ID.
+func (s *Build) SetID(val string) {
+	s.ID = val
+}
+
+// SetName sets the value of Name.
+func (s *Build) SetName(val string) {
+	s.Name = val
+}
+
+// SetStatus sets the value of Status.
+func (s *Build) SetStatus(val BuildStatus) {
+	s.Status = val
+}
+
+// SetStep sets the value of Step.
+func (s *Build) SetStep(val int) {
+	s.Step = val
+}
+
+// SetSteps sets the value of Steps.
+func (s *Build) SetSteps(val int) {
+	s.Steps = val
+}
+
+// SetReason sets the value of Reason.
+func (s *Build) SetReason(val OptString) {
+	s.Reason = val
+}
+
+// SetError sets the value of Error.
+func (s *Build) SetError(val OptString) {
+	s.Error = val
+}
+
+// SetTemplateID sets the value of TemplateID.
+func (s *Build) SetTemplateID(val OptString) {
+	s.TemplateID = val
+}
+
+// SetRecipe sets the value of Recipe.
+func (s *Build) SetRecipe(val OptString) {
+	s.Recipe = val
+}
+
+// SetCreatedBy sets the value of CreatedBy.
+func (s *Build) SetCreatedBy(val string) {
+	s.CreatedBy = val
+}
+
+// SetCreatedAt sets the value of CreatedAt.
+func (s *Build) SetCreatedAt(val time.Time) {
+	s.CreatedAt = val
+}
+
+// SetStartedAt sets the value of StartedAt.
+func (s *Build) SetStartedAt(val OptDateTime) {
+	s.StartedAt = val
+}
+
+// SetFinishedAt sets the value of FinishedAt.
+func (s *Build) SetFinishedAt(val OptDateTime) {
+	s.FinishedAt = val
+}
+
+// Ref: #/components/schemas/BuildList
+type BuildList struct {
+	Items      []Build   `json:"items"`
+	NextCursor OptString `json:"next_cursor"`
+}
+
+// GetItems returns the value of Items.
+func (s *BuildList) GetItems() []Build {
+	return s.Items
+}
+
+// GetNextCursor returns the value of NextCursor.
+func (s *BuildList) GetNextCursor() OptString {
+	return s.NextCursor
+}
+
+// SetItems sets the value of Items.
+func (s *BuildList) SetItems(val []Build) {
+	s.Items = val
+}
+
+// SetNextCursor sets the value of NextCursor.
+func (s *BuildList) SetNextCursor(val OptString) {
+	s.NextCursor = val
+}
+
+type BuildStatus string
+
+const (
+	BuildStatusQueued   BuildStatus = "queued"
+	BuildStatusRunning  BuildStatus = "running"
+	BuildStatusReady    BuildStatus = "ready"
+	BuildStatusFailed   BuildStatus = "failed"
+	BuildStatusCanceled BuildStatus = "canceled"
+)
+
+// AllValues returns all BuildStatus values.
+func (BuildStatus) AllValues() []BuildStatus {
+	return []BuildStatus{
+		BuildStatusQueued,
+		BuildStatusRunning,
+		BuildStatusReady,
+		BuildStatusFailed,
+		BuildStatusCanceled,
+	}
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s BuildStatus) MarshalText() ([]byte, error) {
+	switch s {
+	case BuildStatusQueued:
+		return []byte(s), nil
+	case BuildStatusRunning:
+		return []byte(s), nil
+	case BuildStatusReady:
+		return []byte(s), nil
+	case BuildStatusFailed:
+		return []byte(s), nil
+	case BuildStatusCanceled:
+		return []byte(s), nil
+	default:
+		return nil, errors.Errorf("invalid value: %q", s)
+	}
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *BuildStatus) UnmarshalText(data []byte) error {
+	switch BuildStatus(data) {
+	case BuildStatusQueued:
+		*s = BuildStatusQueued
+		return nil
+	case BuildStatusRunning:
+		*s = BuildStatusRunning
+		return nil
+	case BuildStatusReady:
+		*s = BuildStatusReady
+		return nil
+	case BuildStatusFailed:
+		*s = BuildStatusFailed
+		return nil
+	case BuildStatusCanceled:
+		*s = BuildStatusCanceled
+		return nil
+	default:
+		return errors.Errorf("invalid value: %q", data)
+	}
+}
+
 // ChangePasswordNoContent is response for ChangePassword operation.
 type ChangePasswordNoContent struct{}
 
@@ -1430,9 +1667,12 @@ type CreateSandboxRequest struct {
 	// What happens at the deadline; default pause.
 	OnTimeout      OptCreateSandboxRequestOnTimeout `json:"on_timeout"`
 	IdleTimeoutSec OptInt                           `json:"idle_timeout_sec"`
-	Metadata       OptCreateSandboxRequestMetadata  `json:"metadata"`
-	Env            OptCreateSandboxRequestEnv       `json:"env"`
-	Engine         OptCreateSandboxRequestEngine    `json:"engine"`
+	// 3600 to 31536000: how long it is kept once it is paused; default 30 days. An event warns a day
+	// before.
+	PausedTTLSec OptInt                          `json:"paused_ttl_sec"`
+	Metadata     OptCreateSandboxRequestMetadata `json:"metadata"`
+	Env          OptCreateSandboxRequestEnv      `json:"env"`
+	Engine       OptCreateSandboxRequestEngine   `json:"engine"`
 	// Only hosts that carry all of these labels come into question.
 	HostLabels OptCreateSandboxRequestHostLabels `json:"host_labels"`
 	Network    OptNetworkRequest                 `json:"network"`
@@ -1481,6 +1721,11 @@ func (s *CreateSandboxRequest) GetOnTimeout() OptCreateSandboxRequestOnTimeout {
 // GetIdleTimeoutSec returns the value of IdleTimeoutSec.
 func (s *CreateSandboxRequest) GetIdleTimeoutSec() OptInt {
 	return s.IdleTimeoutSec
+}
+
+// GetPausedTTLSec returns the value of PausedTTLSec.
+func (s *CreateSandboxRequest) GetPausedTTLSec() OptInt {
+	return s.PausedTTLSec
 }
 
 // GetMetadata returns the value of Metadata.
@@ -1551,6 +1796,11 @@ func (s *CreateSandboxRequest) SetOnTimeout(val OptCreateSandboxRequestOnTimeout
 // SetIdleTimeoutSec sets the value of IdleTimeoutSec.
 func (s *CreateSandboxRequest) SetIdleTimeoutSec(val OptInt) {
 	s.IdleTimeoutSec = val
+}
+
+// SetPausedTTLSec sets the value of PausedTTLSec.
+func (s *CreateSandboxRequest) SetPausedTTLSec(val OptInt) {
+	s.PausedTTLSec = val
 }
 
 // SetMetadata sets the value of Metadata.
@@ -1859,6 +2109,139 @@ func (s *CreateTeamRequest) SetName(val string) {
 	s.Name = val
 }
 
+// Ref: #/components/schemas/CreateTemplateRequest
+type CreateTemplateRequest struct {
+	// A letter or digit, then up to 63 of letters, digits, . _ -.
+	Name string `json:"name"`
+	// A template to go on from, by name or id; `base` when nothing else is given.
+	FromTemplate OptString `json:"from_template"`
+	// An OCI image, as `docker.io/library/debian:12`.
+	FromImage OptString `json:"from_image"`
+	// The id of an uploaded archive: `docker save`, or an OCI layout.
+	FromTarball OptString        `json:"from_tarball"`
+	Registry    OptRegistryLogin `json:"registry"`
+	// RUN, COPY, ENV, WORKDIR, USER, START, READY, one a line, as in a Dockerfile; FROM may take the place
+	// of from_….
+	Recipe OptString `json:"recipe"`
+	// The id of an uploaded archive that COPY takes files from.
+	ContextID OptString  `json:"context_id"`
+	Vcpus     OptFloat64 `json:"vcpus"`
+	MemoryMB  OptInt     `json:"memory_mb"`
+	DiskMB    OptInt     `json:"disk_mb"`
+	// Run every step anew.
+	NoCache OptBool `json:"no_cache"`
+}
+
+// GetName returns the value of Name.
+func (s *CreateTemplateRequest) GetName() string {
+	return s.Name
+}
+
+// GetFromTemplate returns the value of FromTemplate.
+func (s *CreateTemplateRequest) GetFromTemplate() OptString {
+	return s.FromTemplate
+}
+
+// GetFromImage returns the value of FromImage.
+func (s *CreateTemplateRequest) GetFromImage() OptString {
+	return s.FromImage
+}
+
+// GetFromTarball returns the value of FromTarball.
+func (s *CreateTemplateRequest) GetFromTarball() OptString {
+	return s.FromTarball
+}
+
+// GetRegistry returns the value of Registry.
+func (s *CreateTemplateRequest) GetRegistry() OptRegistryLogin {
+	return s.Registry
+}
+
+// GetRecipe returns the value of Recipe.
+func (s *CreateTemplateRequest) GetRecipe() OptString {
+	return s.Recipe
+}
+
+// GetContextID returns the value of ContextID.
+func (s *CreateTemplateRequest) GetContextID() OptString {
+	return s.ContextID
+}
+
+// GetVcpus returns the value of Vcpus.
+func (s *CreateTemplateRequest) GetVcpus() OptFloat64 {
+	return s.Vcpus
+}
+
+// GetMemoryMB returns the value of MemoryMB.
+func (s *CreateTemplateRequest) GetMemoryMB() OptInt {
+	return s.MemoryMB
+}
+
+// GetDiskMB returns the value of DiskMB.
+func (s *CreateTemplateRequest) GetDiskMB() OptInt {
+	return s.DiskMB
+}
+
+// GetNoCache returns the value of NoCache.
+func (s *CreateTemplateRequest) GetNoCache() OptBool {
+	return s.NoCache
+}
+
+// SetName sets the value of Name.
+func (s *CreateTemplateRequest) SetName(val string) {
+	s.Name = val
+}
+
+// SetFromTemplate sets the value of FromTemplate.
+func (s *CreateTemplateRequest) SetFromTemplate(val OptString) {
+	s.FromTemplate = val
+}
+
+// SetFromImage sets the value of FromImage.
+func (s *CreateTemplateRequest) SetFromImage(val OptString) {
+	s.FromImage = val
+}
+
+// SetFromTarball sets the value of FromTarball.
+func (s *CreateTemplateRequest) SetFromTarball(val OptString) {
+	s.FromTarball = val
+}
+
+// SetRegistry sets the value of Registry.
+func (s *CreateTemplateRequest) SetRegistry(val OptRegistryLogin) {
+	s.Registry = val
+}
+
+// SetRecipe sets the value of Recipe.
+func (s *CreateTemplateRequest) SetRecipe(val OptString) {
+	s.Recipe = val
+}
+
+// SetContextID sets the value of ContextID.
+func (s *CreateTemplateRequest) SetContextID(val OptString) {
+	s.ContextID = val
+}
+
+// SetVcpus sets the value of Vcpus.
+func (s *CreateTemplateRequest) SetVcpus(val OptFloat64) {
+	s.Vcpus = val
+}
+
+// SetMemoryMB sets the value of MemoryMB.
+func (s *CreateTemplateRequest) SetMemoryMB(val OptInt) {
+	s.MemoryMB = val
+}
+
+// SetDiskMB sets the value of DiskMB.
+func (s *CreateTemplateRequest) SetDiskMB(val OptInt) {
+	s.DiskMB = val
+}
+
+// SetNoCache sets the value of NoCache.
+func (s *CreateTemplateRequest) SetNoCache(val OptBool) {
+	s.NoCache = val
+}
+
 // Ref: #/components/schemas/CreatedAPIKey
 type CreatedAPIKey struct {
 	APIKey APIKey `json:"api_key"`
@@ -2024,6 +2407,9 @@ type DeleteSnapshotNoContent struct{}
 
 // DeleteTeamNoContent is response for DeleteTeam operation.
 type DeleteTeamNoContent struct{}
+
+// DeleteTemplateNoContent is response for DeleteTemplate operation.
+type DeleteTemplateNoContent struct{}
 
 // DestroyHostStrayAccepted is response for DestroyHostStray operation.
 type DestroyHostStrayAccepted struct{}
@@ -5150,6 +5536,93 @@ func (s *OneTimeLink) SetExpiresAt(val time.Time) {
 	s.ExpiresAt = val
 }
 
+// Ref: #/components/schemas/OperationProgress
+type OperationProgress struct {
+	// What is being brought to the host.
+	What       OperationProgressWhat `json:"what"`
+	DoneBytes  int64                 `json:"done_bytes"`
+	TotalBytes int64                 `json:"total_bytes"`
+}
+
+// GetWhat returns the value of What.
+func (s *OperationProgress) GetWhat() OperationProgressWhat {
+	return s.What
+}
+
+// GetDoneBytes returns the value of DoneBytes.
+func (s *OperationProgress) GetDoneBytes() int64 {
+	return s.DoneBytes
+}
+
+// GetTotalBytes returns the value of TotalBytes.
+func (s *OperationProgress) GetTotalBytes() int64 {
+	return s.TotalBytes
+}
+
+// SetWhat sets the value of What.
+func (s *OperationProgress) SetWhat(val OperationProgressWhat) {
+	s.What = val
+}
+
+// SetDoneBytes sets the value of DoneBytes.
+func (s *OperationProgress) SetDoneBytes(val int64) {
+	s.DoneBytes = val
+}
+
+// SetTotalBytes sets the value of TotalBytes.
+func (s *OperationProgress) SetTotalBytes(val int64) {
+	s.TotalBytes = val
+}
+
+// What is being brought to the host.
+type OperationProgressWhat string
+
+const (
+	OperationProgressWhatState  OperationProgressWhat = "state"
+	OperationProgressWhatImage  OperationProgressWhat = "image"
+	OperationProgressWhatEngine OperationProgressWhat = "engine"
+)
+
+// AllValues returns all OperationProgressWhat values.
+func (OperationProgressWhat) AllValues() []OperationProgressWhat {
+	return []OperationProgressWhat{
+		OperationProgressWhatState,
+		OperationProgressWhatImage,
+		OperationProgressWhatEngine,
+	}
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s OperationProgressWhat) MarshalText() ([]byte, error) {
+	switch s {
+	case OperationProgressWhatState:
+		return []byte(s), nil
+	case OperationProgressWhatImage:
+		return []byte(s), nil
+	case OperationProgressWhatEngine:
+		return []byte(s), nil
+	default:
+		return nil, errors.Errorf("invalid value: %q", s)
+	}
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *OperationProgressWhat) UnmarshalText(data []byte) error {
+	switch OperationProgressWhat(data) {
+	case OperationProgressWhatState:
+		*s = OperationProgressWhatState
+		return nil
+	case OperationProgressWhatImage:
+		*s = OperationProgressWhatImage
+		return nil
+	case OperationProgressWhatEngine:
+		*s = OperationProgressWhatEngine
+		return nil
+	default:
+		return errors.Errorf("invalid value: %q", data)
+	}
+}
+
 // NewOptAddMemberRequestRole returns new OptAddMemberRequestRole with value set to v.
 func NewOptAddMemberRequestRole(v AddMemberRequestRole) OptAddMemberRequestRole {
 	return OptAddMemberRequestRole{
@@ -6254,6 +6727,52 @@ func (o OptNetworkRequest) Or(d NetworkRequest) NetworkRequest {
 	return d
 }
 
+// NewOptOperationProgress returns new OptOperationProgress with value set to v.
+func NewOptOperationProgress(v OperationProgress) OptOperationProgress {
+	return OptOperationProgress{
+		Value: v,
+		Set:   true,
+	}
+}
+
+// OptOperationProgress is optional OperationProgress.
+type OptOperationProgress struct {
+	Value OperationProgress
+	Set   bool
+}
+
+// IsSet returns true if OptOperationProgress was set.
+func (o OptOperationProgress) IsSet() bool { return o.Set }
+
+// Reset unsets value.
+func (o *OptOperationProgress) Reset() {
+	var v OperationProgress
+	o.Value = v
+	o.Set = false
+}
+
+// SetTo sets value to v.
+func (o *OptOperationProgress) SetTo(v OperationProgress) {
+	o.Set = true
+	o.Value = v
+}
+
+// Get returns value and boolean that denotes whether value was set.
+func (o OptOperationProgress) Get() (v OperationProgress, ok bool) {
+	if !o.Set {
+		return v, false
+	}
+	return o.Value, true
+}
+
+// Or returns value if set, or given parameter if does not.
+func (o OptOperationProgress) Or(d OperationProgress) OperationProgress {
+	if v, ok := o.Get(); ok {
+		return v
+	}
+	return d
+}
+
 // NewOptPauseSandboxRequest returns new OptPauseSandboxRequest with value set to v.
 func NewOptPauseSandboxRequest(v PauseSandboxRequest) OptPauseSandboxRequest {
 	return OptPauseSandboxRequest{
@@ -6386,6 +6905,52 @@ func (o OptRecoverable) Get() (v Recoverable, ok bool) {
 
 // Or returns value if set, or given parameter if does not.
 func (o OptRecoverable) Or(d Recoverable) Recoverable {
+	if v, ok := o.Get(); ok {
+		return v
+	}
+	return d
+}
+
+// NewOptRegistryLogin returns new OptRegistryLogin with value set to v.
+func NewOptRegistryLogin(v RegistryLogin) OptRegistryLogin {
+	return OptRegistryLogin{
+		Value: v,
+		Set:   true,
+	}
+}
+
+// OptRegistryLogin is optional RegistryLogin.
+type OptRegistryLogin struct {
+	Value RegistryLogin
+	Set   bool
+}
+
+// IsSet returns true if OptRegistryLogin was set.
+func (o OptRegistryLogin) IsSet() bool { return o.Set }
+
+// Reset unsets value.
+func (o *OptRegistryLogin) Reset() {
+	var v RegistryLogin
+	o.Value = v
+	o.Set = false
+}
+
+// SetTo sets value to v.
+func (o *OptRegistryLogin) SetTo(v RegistryLogin) {
+	o.Set = true
+	o.Value = v
+}
+
+// Get returns value and boolean that denotes whether value was set.
+func (o OptRegistryLogin) Get() (v RegistryLogin, ok bool) {
+	if !o.Set {
+		return v, false
+	}
+	return o.Value, true
+}
+
+// Or returns value if set, or given parameter if does not.
+func (o OptRegistryLogin) Or(d RegistryLogin) RegistryLogin {
 	if v, ok := o.Get(); ok {
 		return v
 	}
@@ -6530,6 +7095,52 @@ func (o OptSandboxSample) Or(d SandboxSample) SandboxSample {
 	return d
 }
 
+// NewOptSnapshotUpload returns new OptSnapshotUpload with value set to v.
+func NewOptSnapshotUpload(v SnapshotUpload) OptSnapshotUpload {
+	return OptSnapshotUpload{
+		Value: v,
+		Set:   true,
+	}
+}
+
+// OptSnapshotUpload is optional SnapshotUpload.
+type OptSnapshotUpload struct {
+	Value SnapshotUpload
+	Set   bool
+}
+
+// IsSet returns true if OptSnapshotUpload was set.
+func (o OptSnapshotUpload) IsSet() bool { return o.Set }
+
+// Reset unsets value.
+func (o *OptSnapshotUpload) Reset() {
+	var v SnapshotUpload
+	o.Value = v
+	o.Set = false
+}
+
+// SetTo sets value to v.
+func (o *OptSnapshotUpload) SetTo(v SnapshotUpload) {
+	o.Set = true
+	o.Value = v
+}
+
+// Get returns value and boolean that denotes whether value was set.
+func (o OptSnapshotUpload) Get() (v SnapshotUpload, ok bool) {
+	if !o.Set {
+		return v, false
+	}
+	return o.Value, true
+}
+
+// Or returns value if set, or given parameter if does not.
+func (o OptSnapshotUpload) Or(d SnapshotUpload) SnapshotUpload {
+	if v, ok := o.Get(); ok {
+		return v
+	}
+	return d
+}
+
 // NewOptString returns new OptString with value set to v.
 func NewOptString(v string) OptString {
 	return OptString{
@@ -6570,6 +7181,52 @@ func (o OptString) Get() (v string, ok bool) {
 
 // Or returns value if set, or given parameter if does not.
 func (o OptString) Or(d string) string {
+	if v, ok := o.Get(); ok {
+		return v
+	}
+	return d
+}
+
+// NewOptTemplateEnv returns new OptTemplateEnv with value set to v.
+func NewOptTemplateEnv(v TemplateEnv) OptTemplateEnv {
+	return OptTemplateEnv{
+		Value: v,
+		Set:   true,
+	}
+}
+
+// OptTemplateEnv is optional TemplateEnv.
+type OptTemplateEnv struct {
+	Value TemplateEnv
+	Set   bool
+}
+
+// IsSet returns true if OptTemplateEnv was set.
+func (o OptTemplateEnv) IsSet() bool { return o.Set }
+
+// Reset unsets value.
+func (o *OptTemplateEnv) Reset() {
+	var v TemplateEnv
+	o.Value = v
+	o.Set = false
+}
+
+// SetTo sets value to v.
+func (o *OptTemplateEnv) SetTo(v TemplateEnv) {
+	o.Set = true
+	o.Value = v
+}
+
+// Get returns value and boolean that denotes whether value was set.
+func (o OptTemplateEnv) Get() (v TemplateEnv, ok bool) {
+	if !o.Set {
+		return v, false
+	}
+	return o.Value, true
+}
+
+// Or returns value if set, or given parameter if does not.
+func (o OptTemplateEnv) Or(d TemplateEnv) TemplateEnv {
 	if v, ok := o.Get(); ok {
 		return v
 	}
@@ -6859,6 +7516,33 @@ func (s *RegisterHostRequest) SetFacts(val HostFacts) {
 	s.Facts = val
 }
 
+// Ref: #/components/schemas/RegistryLogin
+type RegistryLogin struct {
+	Username string `json:"username"`
+	// Kept, encrypted, until the build has ended.
+	Password string `json:"password"`
+}
+
+// GetUsername returns the value of Username.
+func (s *RegistryLogin) GetUsername() string {
+	return s.Username
+}
+
+// GetPassword returns the value of Password.
+func (s *RegistryLogin) GetPassword() string {
+	return s.Password
+}
+
+// SetUsername sets the value of Username.
+func (s *RegistryLogin) SetUsername(val string) {
+	s.Username = val
+}
+
+// SetPassword sets the value of Password.
+func (s *RegistryLogin) SetPassword(val string) {
+	s.Password = val
+}
+
 // RemoveFileNoContent is response for RemoveFile operation.
 type RemoveFileNoContent struct{}
 
@@ -7006,8 +7690,15 @@ type Sandbox struct {
 	// When its newest saved state was made.
 	SavedAt    OptDateTime `json:"saved_at"`
 	SavedBytes OptInt64    `json:"saved_bytes"`
-	// The one host that has its saved state.
-	OnlyOnHost      OptString      `json:"only_on_host"`
+	// The one host that has its saved state; absent once that is in the store.
+	OnlyOnHost OptString `json:"only_on_host"`
+	// Its saved state is in the store: it goes on elsewhere when its host is gone.
+	Stored   OptBool              `json:"stored"`
+	Progress OptOperationProgress `json:"progress"`
+	// How long it is kept once it is paused.
+	PausedTTLSec OptInt `json:"paused_ttl_sec"`
+	// When it is deleted, of a paused one.
+	ExpiresAt       OptDateTime    `json:"expires_at"`
 	RecoverableFrom OptRecoverable `json:"recoverable_from"`
 	// What may be done with it now: `exec`, `files`, `delete`, ….
 	Actions []string `json:"actions"`
@@ -7124,6 +7815,26 @@ func (s *Sandbox) GetSavedBytes() OptInt64 {
 // GetOnlyOnHost returns the value of OnlyOnHost.
 func (s *Sandbox) GetOnlyOnHost() OptString {
 	return s.OnlyOnHost
+}
+
+// GetStored returns the value of Stored.
+func (s *Sandbox) GetStored() OptBool {
+	return s.Stored
+}
+
+// GetProgress returns the value of Progress.
+func (s *Sandbox) GetProgress() OptOperationProgress {
+	return s.Progress
+}
+
+// GetPausedTTLSec returns the value of PausedTTLSec.
+func (s *Sandbox) GetPausedTTLSec() OptInt {
+	return s.PausedTTLSec
+}
+
+// GetExpiresAt returns the value of ExpiresAt.
+func (s *Sandbox) GetExpiresAt() OptDateTime {
+	return s.ExpiresAt
 }
 
 // GetRecoverableFrom returns the value of RecoverableFrom.
@@ -7269,6 +7980,26 @@ func (s *Sandbox) SetSavedBytes(val OptInt64) {
 // SetOnlyOnHost sets the value of OnlyOnHost.
 func (s *Sandbox) SetOnlyOnHost(val OptString) {
 	s.OnlyOnHost = val
+}
+
+// SetStored sets the value of Stored.
+func (s *Sandbox) SetStored(val OptBool) {
+	s.Stored = val
+}
+
+// SetProgress sets the value of Progress.
+func (s *Sandbox) SetProgress(val OptOperationProgress) {
+	s.Progress = val
+}
+
+// SetPausedTTLSec sets the value of PausedTTLSec.
+func (s *Sandbox) SetPausedTTLSec(val OptInt) {
+	s.PausedTTLSec = val
+}
+
+// SetExpiresAt sets the value of ExpiresAt.
+func (s *Sandbox) SetExpiresAt(val OptDateTime) {
+	s.ExpiresAt = val
 }
 
 // SetRecoverableFrom sets the value of RecoverableFrom.
@@ -7903,11 +8634,18 @@ type Snapshot struct {
 	MemoryMB  int     `json:"memory_mb"`
 	DiskMB    int     `json:"disk_mb"`
 	SizeBytes int64   `json:"size_bytes"`
-	// The one host that has it; it is lost with that host.
-	OnlyOnHost string      `json:"only_on_host"`
-	CreatedBy  string      `json:"created_by"`
-	CreatedAt  time.Time   `json:"created_at"`
-	ReadyAt    OptDateTime `json:"ready_at"`
+	// It is in the store, and starts on any host that fits.
+	Stored bool `json:"stored"`
+	// What it takes there, compressed; parts that others have too included.
+	StoredBytes OptInt64          `json:"stored_bytes"`
+	Upload      OptSnapshotUpload `json:"upload"`
+	// The one host that has it; it is lost with that host. Absent once it is stored.
+	OnlyOnHost OptString `json:"only_on_host"`
+	// The hosts that have a copy.
+	Hosts     []string    `json:"hosts"`
+	CreatedBy string      `json:"created_by"`
+	CreatedAt time.Time   `json:"created_at"`
+	ReadyAt   OptDateTime `json:"ready_at"`
 }
 
 // GetID returns the value of ID.
@@ -7980,9 +8718,29 @@ func (s *Snapshot) GetSizeBytes() int64 {
 	return s.SizeBytes
 }
 
+// GetStored returns the value of Stored.
+func (s *Snapshot) GetStored() bool {
+	return s.Stored
+}
+
+// GetStoredBytes returns the value of StoredBytes.
+func (s *Snapshot) GetStoredBytes() OptInt64 {
+	return s.StoredBytes
+}
+
+// GetUpload returns the value of Upload.
+func (s *Snapshot) GetUpload() OptSnapshotUpload {
+	return s.Upload
+}
+
 // GetOnlyOnHost returns the value of OnlyOnHost.
-func (s *Snapshot) GetOnlyOnHost() string {
+func (s *Snapshot) GetOnlyOnHost() OptString {
 	return s.OnlyOnHost
+}
+
+// GetHosts returns the value of Hosts.
+func (s *Snapshot) GetHosts() []string {
+	return s.Hosts
 }
 
 // GetCreatedBy returns the value of CreatedBy.
@@ -8070,9 +8828,29 @@ func (s *Snapshot) SetSizeBytes(val int64) {
 	s.SizeBytes = val
 }
 
+// SetStored sets the value of Stored.
+func (s *Snapshot) SetStored(val bool) {
+	s.Stored = val
+}
+
+// SetStoredBytes sets the value of StoredBytes.
+func (s *Snapshot) SetStoredBytes(val OptInt64) {
+	s.StoredBytes = val
+}
+
+// SetUpload sets the value of Upload.
+func (s *Snapshot) SetUpload(val OptSnapshotUpload) {
+	s.Upload = val
+}
+
 // SetOnlyOnHost sets the value of OnlyOnHost.
-func (s *Snapshot) SetOnlyOnHost(val string) {
+func (s *Snapshot) SetOnlyOnHost(val OptString) {
 	s.OnlyOnHost = val
+}
+
+// SetHosts sets the value of Hosts.
+func (s *Snapshot) SetHosts(val []string) {
+	s.Hosts = val
 }
 
 // SetCreatedBy sets the value of CreatedBy.
@@ -8178,6 +8956,8 @@ const (
 	SnapshotTypePause      SnapshotType = "pause"
 	SnapshotTypeCheckpoint SnapshotType = "checkpoint"
 	SnapshotTypeFork       SnapshotType = "fork"
+	SnapshotTypeLayer      SnapshotType = "layer"
+	SnapshotTypeTemplate   SnapshotType = "template"
 )
 
 // AllValues returns all SnapshotType values.
@@ -8187,6 +8967,8 @@ func (SnapshotType) AllValues() []SnapshotType {
 		SnapshotTypePause,
 		SnapshotTypeCheckpoint,
 		SnapshotTypeFork,
+		SnapshotTypeLayer,
+		SnapshotTypeTemplate,
 	}
 }
 
@@ -8200,6 +8982,10 @@ func (s SnapshotType) MarshalText() ([]byte, error) {
 	case SnapshotTypeCheckpoint:
 		return []byte(s), nil
 	case SnapshotTypeFork:
+		return []byte(s), nil
+	case SnapshotTypeLayer:
+		return []byte(s), nil
+	case SnapshotTypeTemplate:
 		return []byte(s), nil
 	default:
 		return nil, errors.Errorf("invalid value: %q", s)
@@ -8221,9 +9007,54 @@ func (s *SnapshotType) UnmarshalText(data []byte) error {
 	case SnapshotTypeFork:
 		*s = SnapshotTypeFork
 		return nil
+	case SnapshotTypeLayer:
+		*s = SnapshotTypeLayer
+		return nil
+	case SnapshotTypeTemplate:
+		*s = SnapshotTypeTemplate
+		return nil
 	default:
 		return errors.Errorf("invalid value: %q", data)
 	}
+}
+
+// How far it is on its way to the store; absent when it is there.
+// Ref: #/components/schemas/SnapshotUpload
+type SnapshotUpload struct {
+	DoneBytes  int64 `json:"done_bytes"`
+	TotalBytes int64 `json:"total_bytes"`
+	// Why the last try failed; the next one comes by itself.
+	Error OptString `json:"error"`
+}
+
+// GetDoneBytes returns the value of DoneBytes.
+func (s *SnapshotUpload) GetDoneBytes() int64 {
+	return s.DoneBytes
+}
+
+// GetTotalBytes returns the value of TotalBytes.
+func (s *SnapshotUpload) GetTotalBytes() int64 {
+	return s.TotalBytes
+}
+
+// GetError returns the value of Error.
+func (s *SnapshotUpload) GetError() OptString {
+	return s.Error
+}
+
+// SetDoneBytes sets the value of DoneBytes.
+func (s *SnapshotUpload) SetDoneBytes(val int64) {
+	s.DoneBytes = val
+}
+
+// SetTotalBytes sets the value of TotalBytes.
+func (s *SnapshotUpload) SetTotalBytes(val int64) {
+	s.TotalBytes = val
+}
+
+// SetError sets the value of Error.
+func (s *SnapshotUpload) SetError(val OptString) {
+	s.Error = val
 }
 
 // Ref: #/components/schemas/StreamTicket
@@ -8585,7 +9416,15 @@ type Template struct {
 	MemoryMB       int       `json:"memory_mb"`
 	DiskMB         int       `json:"disk_mb"`
 	Engine         string    `json:"engine"`
-	CreatedAt      time.Time `json:"created_at"`
+	// Of every command in it.
+	Env OptTemplateEnv `json:"env"`
+	// What runs in it from the start.
+	Start OptString `json:"start"`
+	Ready OptString `json:"ready"`
+	// It was saved after `ready` succeeded: a start goes on from there.
+	StartsFromMemory OptBool   `json:"starts_from_memory"`
+	BuildID          OptString `json:"build_id"`
+	CreatedAt        time.Time `json:"created_at"`
 }
 
 // GetID returns the value of ID.
@@ -8641,6 +9480,31 @@ func (s *Template) GetDiskMB() int {
 // GetEngine returns the value of Engine.
 func (s *Template) GetEngine() string {
 	return s.Engine
+}
+
+// GetEnv returns the value of Env.
+func (s *Template) GetEnv() OptTemplateEnv {
+	return s.Env
+}
+
+// GetStart returns the value of Start.
+func (s *Template) GetStart() OptString {
+	return s.Start
+}
+
+// GetReady returns the value of Ready.
+func (s *Template) GetReady() OptString {
+	return s.Ready
+}
+
+// GetStartsFromMemory returns the value of StartsFromMemory.
+func (s *Template) GetStartsFromMemory() OptBool {
+	return s.StartsFromMemory
+}
+
+// GetBuildID returns the value of BuildID.
+func (s *Template) GetBuildID() OptString {
+	return s.BuildID
 }
 
 // GetCreatedAt returns the value of CreatedAt.
@@ -8703,9 +9567,46 @@ func (s *Template) SetEngine(val string) {
 	s.Engine = val
 }
 
+// SetEnv sets the value of Env.
+func (s *Template) SetEnv(val OptTemplateEnv) {
+	s.Env = val
+}
+
+// SetStart sets the value of Start.
+func (s *Template) SetStart(val OptString) {
+	s.Start = val
+}
+
+// SetReady sets the value of Ready.
+func (s *Template) SetReady(val OptString) {
+	s.Ready = val
+}
+
+// SetStartsFromMemory sets the value of StartsFromMemory.
+func (s *Template) SetStartsFromMemory(val OptBool) {
+	s.StartsFromMemory = val
+}
+
+// SetBuildID sets the value of BuildID.
+func (s *Template) SetBuildID(val OptString) {
+	s.BuildID = val
+}
+
 // SetCreatedAt sets the value of CreatedAt.
 func (s *Template) SetCreatedAt(val time.Time) {
 	s.CreatedAt = val
+}
+
+// Of every command in it.
+type TemplateEnv map[string]string
+
+func (s *TemplateEnv) init() TemplateEnv {
+	m := *s
+	if m == nil {
+		m = map[string]string{}
+		*s = m
+	}
+	return m
 }
 
 // Ref: #/components/schemas/TemplateList

@@ -68,6 +68,12 @@ type Handler interface {
 	//
 	// PUT /v1/admin/users/{id}/admin
 	AdminSetUserAdmin(ctx context.Context, req *EnabledRequest, params AdminSetUserAdminParams) (*AdminUser, error)
+	// CancelBuild implements cancelBuild operation.
+	//
+	// End a build; nothing of it is left.
+	//
+	// POST /v1/builds/{id}/cancel
+	CancelBuild(ctx context.Context, params CancelBuildParams) (*Build, error)
 	// ChangePassword implements changePassword operation.
 	//
 	// Set a new password; ends all other sessions.
@@ -140,6 +146,13 @@ type Handler interface {
 	//
 	// POST /v1/teams
 	CreateTeam(ctx context.Context, req *CreateTeamRequest, params CreateTeamParams) (*Team, error)
+	// CreateTemplate implements createTemplate operation.
+	//
+	// Answers as soon as the build is queued; follow it with `GET /v1/builds/{id}/logs?follow=1`. When it
+	// is done the template of that name is replaced; sandboxes of the former one keep it.
+	//
+	// POST /v1/templates
+	CreateTemplate(ctx context.Context, req *CreateTemplateRequest, params CreateTemplateParams) (*Build, error)
 	// DecideDeviceLogin implements decideDeviceLogin operation.
 	//
 	// Approve or deny a device login.
@@ -185,6 +198,12 @@ type Handler interface {
 	//
 	// DELETE /v1/teams/{id}
 	DeleteTeam(ctx context.Context, params DeleteTeamParams) error
+	// DeleteTemplate implements deleteTemplate operation.
+	//
+	// Delete a template; what was made from it lives on.
+	//
+	// DELETE /v1/templates/{id}
+	DeleteTemplate(ctx context.Context, params DeleteTemplateParams) error
 	// DestroyHostStray implements destroyHostStray operation.
 	//
 	// The host is told within a minute, or when it is back; repeating it is harmless until then. What is
@@ -218,6 +237,12 @@ type Handler interface {
 	//
 	// POST /v1/sandboxes/{id}/fork
 	ForkSandbox(ctx context.Context, req *ForkSandboxRequest, params ForkSandboxParams) (ForkSandboxRes, error)
+	// GetBuild implements getBuild operation.
+	//
+	// One build.
+	//
+	// GET /v1/builds/{id}
+	GetBuild(ctx context.Context, params GetBuildParams) (*Build, error)
 	// GetDeviceLogin implements getDeviceLogin operation.
 	//
 	// Who asks, before it is approved.
@@ -320,6 +345,12 @@ type Handler interface {
 	//
 	// GET /v1/auth/providers
 	ListAuthProviders(ctx context.Context) (*AuthProviders, error)
+	// ListBuilds implements listBuilds operation.
+	//
+	// The team's builds.
+	//
+	// GET /v1/builds
+	ListBuilds(ctx context.Context, params ListBuildsParams) (*BuildList, error)
 	// ListFiles implements listFiles operation.
 	//
 	// What is in a directory.
@@ -447,6 +478,14 @@ type Handler interface {
 	//
 	// POST /v1/invitations/preview
 	PreviewInvitation(ctx context.Context, req *TokenRequest) (*InvitationPreview, error)
+	// RecoverSandbox implements recoverSandbox operation.
+	//
+	// For one that is missing, or that ended by itself, and whose newest saved state is in the store or on
+	// a host in reach. It becomes paused with that state; resume it then. What was done after the state
+	// was saved is lost; should its host come back, what it holds is set aside for 7 days.
+	//
+	// POST /v1/sandboxes/{id}/recover
+	RecoverSandbox(ctx context.Context, params RecoverSandboxParams) (*Sandbox, error)
 	// RefreshHost implements refreshHost operation.
 	//
 	// An agent renews its credentials.

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	agentv1 "skerry.dev/skerry/gen/agentrpc/agent/v1"
+	"skerry.dev/skerry/gen/agentrpc/agent/v1/agentv1connect"
 	"skerry.dev/skerry/internal/agent/journal"
 	"skerry.dev/skerry/internal/agent/manager"
 	"skerry.dev/skerry/internal/agent/state"
@@ -55,6 +56,8 @@ type Facts struct {
 }
 
 type service struct {
+	agentv1connect.UnimplementedAgentServiceHandler
+
 	facts     Facts
 	sandboxes Sandboxes
 	build     BuildBase
@@ -107,7 +110,7 @@ func specOf(in *agentv1.CreateSandboxRequest) (journal.Spec, error) {
 		State: from, DiskOnly: in.GetDiskOnly(), Deadline: timeOf(in.GetDeadline()),
 		Sandbox: sandbox, Incarnation: in.GetIncarnation(), Team: team, Template: template, Engine: in.GetEngine(),
 		Image: journal.Image{
-			Digest: in.GetImage().GetDigest(), SizeBytes: in.GetImage().GetSizeBytes(), ManifestURL: in.GetImage().GetManifestUrl(),
+			Digest: in.GetImage().GetDigest(), SizeBytes: in.GetImage().GetSizeBytes(), ManifestURL: in.GetImage().GetFrom().GetUrl(),
 		},
 		Resources: journal.Resources{
 			CPUMillis: int(in.GetResources().GetCpuMillis()), MemoryBytes: int64(in.GetResources().GetMemoryMb()) * mib,
@@ -204,8 +207,8 @@ func (s *service) SandboxStats(ctx context.Context, in *agentv1.SandboxStatsRequ
 
 // BuildBase builds once at a time; a second call is told to come back.
 func (s *service) BuildBase(ctx context.Context, in *agentv1.BuildBaseRequest, out *connect.ServerStream[agentv1.BuildBaseResponse]) error {
-	if in.GetUploadUrl() == "" {
-		return rpcerr.ToConnect(errs.Field("upload_url", "Say where the template is to be stored."))
+	if in.GetTo().GetUrl() == "" {
+		return rpcerr.ToConnect(errs.Field("to.url", "Say where the template is to be stored."))
 	}
 	if !s.building.TryLock() {
 		return rpcerr.ToConnect(errs.Exhausted("build_in_progress", "This host is already building a template. Try again when it is done."))
@@ -214,7 +217,7 @@ func (s *service) BuildBase(ctx context.Context, in *agentv1.BuildBaseRequest, o
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var mu sync.Mutex // the stream takes one message at a time
-	built, err := s.build(ctx, in.GetUploadUrl(), func(line string) error {
+	built, err := s.build(ctx, in.GetTo().GetUrl(), func(line string) error {
 		mu.Lock()
 		defer mu.Unlock()
 		err := out.Send(&agentv1.BuildBaseResponse{Message: &agentv1.BuildBaseResponse_Log{Log: line}})
@@ -232,7 +235,7 @@ func (s *service) BuildBase(ctx context.Context, in *agentv1.BuildBaseRequest, o
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	return out.Send(&agentv1.BuildBaseResponse{Message: &agentv1.BuildBaseResponse_Result_{Result: &agentv1.BuildBaseResponse_Result{
+	return out.Send(&agentv1.BuildBaseResponse{Message: &agentv1.BuildBaseResponse_Result{Result: &agentv1.BuiltImage{
 		Digest: built.Digest, SizeBytes: built.SizeBytes, ManifestDigest: built.ManifestDigest,
 	}}})
 }

@@ -249,6 +249,7 @@ type handler struct {
 	traffic
 	events
 	logins
+	unbuilt
 }
 
 // Named, because all are called Handlers in their rooms.

@@ -68,7 +68,7 @@ func (a *Agents) CreateSandbox(ctx context.Context, h host.Ref, l sandbox.Launch
 	req := &agentv1.CreateSandboxRequest{
 		SandboxId: x.ID.UUID().String(), Incarnation: uint64(x.Incarnation), TeamId: x.TeamID.UUID().String(),
 		TemplateId: x.TemplateID.UUID().String(), Engine: x.Engine,
-		Image: &agentv1.Image{Digest: x.ImageDigest, SizeBytes: l.Template.ImageSizeBytes, ManifestUrl: l.ManifestURL},
+		Image: &agentv1.Image{Digest: x.ImageDigest, SizeBytes: l.Template.ImageSizeBytes, From: &agentv1.Source{Url: l.ManifestURL}},
 		Resources: &agentv1.Resources{
 			CpuMillis: uint32(x.CPUMillis), MemoryMb: uint32(x.MemoryMB), DiskMb: uint32(x.DiskMB), MaxProcesses: uint32(l.MaxProcesses),
 		},
@@ -198,7 +198,7 @@ func (a *Agents) BuildBase(ctx context.Context, h host.Ref, uploadURL string, lo
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := c.BuildBase(ctx, &agentv1.BuildBaseRequest{UploadUrl: uploadURL})
+	stream, err := c.BuildBase(ctx, &agentv1.BuildBaseRequest{To: &agentv1.Source{Url: uploadURL}})
 	if err != nil {
 		return template.Built{}, failure(err)
 	}
@@ -209,7 +209,7 @@ func (a *Agents) BuildBase(ctx context.Context, h host.Ref, uploadURL string, lo
 			if err := log(m.Log); err != nil {
 				return template.Built{}, err
 			}
-		case *agentv1.BuildBaseResponse_Result_:
+		case *agentv1.BuildBaseResponse_Result:
 			return template.Built{
 				Digest: artifact.Digest(m.Result.GetDigest()), SizeBytes: m.Result.GetSizeBytes(),
 				ManifestDigest: artifact.Digest(m.Result.GetManifestDigest()),

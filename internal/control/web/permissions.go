@@ -31,6 +31,7 @@ var (
 	snapshots = Permission{User: true, Scopes: []principal.Scope{principal.ScopeSnapshots}}
 	saved     = Permission{User: true, Scopes: []principal.Scope{principal.ScopeSnapshots, principal.ScopeSandboxes, principal.ScopeRead}}
 	templates = Permission{User: true, Scopes: []principal.Scope{principal.ScopeTemplates, principal.ScopeSandboxes, principal.ScopeRead}}
+	building  = Permission{User: true, Scopes: []principal.Scope{principal.ScopeTemplates}}
 )
 
 // permissions has a line for each operation of the document; a test fails when
@@ -129,6 +130,14 @@ var permissions = map[string]Permission{
 	"getTemplate":       templates,
 	"buildBaseTemplate": admin,
 
+	"createTemplate":     building,
+	"deleteTemplate":     building,
+	"uploadBuildContext": building,
+	"listBuilds":         templates,
+	"getBuild":           templates,
+	"getBuildLogs":       templates,
+	"cancelBuild":        building,
+
 	"listSandboxes":     reading,
 	"createSandbox":     sandboxes,
 	"getSandbox":        reading,
@@ -137,6 +146,7 @@ var permissions = map[string]Permission{
 	"execSandbox":       sandboxes,
 	"pauseSandbox":      sandboxes,
 	"resumeSandbox":     sandboxes,
+	"recoverSandbox":    sandboxes,
 	"forkSandbox":       sandboxes,
 	"setSandboxTimeout": sandboxes,
 	"pingSandbox":       sandboxes,

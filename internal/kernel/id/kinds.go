@@ -18,6 +18,8 @@ type (
 	session          struct{}
 	build            struct{}
 	invitation       struct{}
+	artifact         struct{}
+	buildContext     struct{}
 )
 
 func (user) prefix() string             { return "usr" }
@@ -34,6 +36,8 @@ func (operation) prefix() string        { return "op" }
 func (session) prefix() string          { return "ses" }
 func (build) prefix() string            { return "bld" }
 func (invitation) prefix() string       { return "inv" }
+func (artifact) prefix() string         { return "art" }
+func (buildContext) prefix() string     { return "ctx" }
 
 type (
 	User             = ID[user]
@@ -50,6 +54,8 @@ type (
 	Session          = ID[session]
 	Build            = ID[build]
 	Invitation       = ID[invitation]
+	Artifact         = ID[artifact]
+	BuildContext     = ID[buildContext]
 )
 
 // NewUser makes a time-ordered id.
@@ -180,3 +186,15 @@ func ParseInvitation(s string) (Invitation, error) { return parse[invitation](s)
 
 // PlatformTeamID is the all-zero UUID. It owns what is shared with all teams.
 var PlatformTeamID = Team{}
+
+// NewArtifact makes a time-ordered id.
+func NewArtifact() Artifact { return newID[artifact]() }
+
+// NewBuildContext makes a time-ordered id.
+func NewBuildContext() BuildContext { return newID[buildContext]() }
+
+// FormatBuildContext returns the wire form, "ctx-…".
+func FormatBuildContext(i BuildContext) string { return i.String() }
+
+// ParseBuildContext reads the wire form; anything else is invalid_id.
+func ParseBuildContext(s string) (BuildContext, error) { return parse[buildContext](s) }

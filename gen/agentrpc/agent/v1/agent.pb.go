@@ -100,6 +100,1028 @@ func (SandboxPhase) EnumDescriptor() ([]byte, []int) {
 	return file_agent_v1_agent_proto_rawDescGZIP(), []int{0}
 }
 
+// Where bytes are, or are to be put. The address is good for a limited time.
+type Source struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Url   string                 `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
+	// 32 bytes under which the content is encrypted; empty for what is not secret.
+	Key           []byte `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Source) Reset() {
+	*x = Source{}
+	mi := &file_agent_v1_agent_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Source) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Source) ProtoMessage() {}
+
+func (x *Source) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Source.ProtoReflect.Descriptor instead.
+func (*Source) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *Source) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *Source) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+type Progress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	DoneBytes     int64                  `protobuf:"varint,1,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"`
+	TotalBytes    int64                  `protobuf:"varint,2,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Progress) Reset() {
+	*x = Progress{}
+	mi := &file_agent_v1_agent_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Progress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Progress) ProtoMessage() {}
+
+func (x *Progress) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Progress.ProtoReflect.Descriptor instead.
+func (*Progress) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Progress) GetDoneBytes() int64 {
+	if x != nil {
+		return x.DoneBytes
+	}
+	return 0
+}
+
+func (x *Progress) GetTotalBytes() int64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+type UploadRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to What:
+	//
+	//	*UploadRequest_StateId
+	//	*UploadRequest_Engine
+	What          isUploadRequest_What `protobuf_oneof:"what"`
+	To            *Source              `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UploadRequest) Reset() {
+	*x = UploadRequest{}
+	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UploadRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UploadRequest) ProtoMessage() {}
+
+func (x *UploadRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UploadRequest.ProtoReflect.Descriptor instead.
+func (*UploadRequest) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *UploadRequest) GetWhat() isUploadRequest_What {
+	if x != nil {
+		return x.What
+	}
+	return nil
+}
+
+func (x *UploadRequest) GetStateId() string {
+	if x != nil {
+		if x, ok := x.What.(*UploadRequest_StateId); ok {
+			return x.StateId
+		}
+	}
+	return ""
+}
+
+func (x *UploadRequest) GetEngine() *EngineBuild {
+	if x != nil {
+		if x, ok := x.What.(*UploadRequest_Engine); ok {
+			return x.Engine
+		}
+	}
+	return nil
+}
+
+func (x *UploadRequest) GetTo() *Source {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+type isUploadRequest_What interface {
+	isUploadRequest_What()
+}
+
+type UploadRequest_StateId struct {
+	StateId string `protobuf:"bytes,1,opt,name=state_id,json=stateId,proto3,oneof"`
+}
+
+type UploadRequest_Engine struct {
+	// A build of an engine that this host has, by its exact version.
+	Engine *EngineBuild `protobuf:"bytes,2,opt,name=engine,proto3,oneof"`
+}
+
+func (*UploadRequest_StateId) isUploadRequest_What() {}
+
+func (*UploadRequest_Engine) isUploadRequest_What() {}
+
+type UploadResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*UploadResponse_Progress
+	//	*UploadResponse_Result_
+	Message       isUploadResponse_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UploadResponse) Reset() {
+	*x = UploadResponse{}
+	mi := &file_agent_v1_agent_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UploadResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UploadResponse) ProtoMessage() {}
+
+func (x *UploadResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UploadResponse.ProtoReflect.Descriptor instead.
+func (*UploadResponse) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *UploadResponse) GetMessage() isUploadResponse_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *UploadResponse) GetProgress() *Progress {
+	if x != nil {
+		if x, ok := x.Message.(*UploadResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *UploadResponse) GetResult() *UploadResponse_Result {
+	if x != nil {
+		if x, ok := x.Message.(*UploadResponse_Result_); ok {
+			return x.Result
+		}
+	}
+	return nil
+}
+
+type isUploadResponse_Message interface {
+	isUploadResponse_Message()
+}
+
+type UploadResponse_Progress struct {
+	Progress *Progress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
+}
+
+type UploadResponse_Result_ struct {
+	Result *UploadResponse_Result `protobuf:"bytes,2,opt,name=result,proto3,oneof"`
+}
+
+func (*UploadResponse_Progress) isUploadResponse_Message() {}
+
+func (*UploadResponse_Result_) isUploadResponse_Message() {}
+
+type EngineBuild struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Engine  string                 `protobuf:"bytes,1,opt,name=engine,proto3" json:"engine,omitempty"`
+	Version string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	// SHA-256 of the program, hex.
+	Digest        string `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EngineBuild) Reset() {
+	*x = EngineBuild{}
+	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EngineBuild) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EngineBuild) ProtoMessage() {}
+
+func (x *EngineBuild) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EngineBuild.ProtoReflect.Descriptor instead.
+func (*EngineBuild) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *EngineBuild) GetEngine() string {
+	if x != nil {
+		return x.Engine
+	}
+	return ""
+}
+
+func (x *EngineBuild) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *EngineBuild) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+type FetchRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to What:
+	//
+	//	*FetchRequest_State
+	//	*FetchRequest_Image
+	//	*FetchRequest_Engine
+	What          isFetchRequest_What `protobuf_oneof:"what"`
+	From          *Source             `protobuf:"bytes,4,opt,name=from,proto3" json:"from,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchRequest) Reset() {
+	*x = FetchRequest{}
+	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchRequest) ProtoMessage() {}
+
+func (x *FetchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchRequest.ProtoReflect.Descriptor instead.
+func (*FetchRequest) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *FetchRequest) GetWhat() isFetchRequest_What {
+	if x != nil {
+		return x.What
+	}
+	return nil
+}
+
+func (x *FetchRequest) GetState() *FetchRequest_StateCopy {
+	if x != nil {
+		if x, ok := x.What.(*FetchRequest_State); ok {
+			return x.State
+		}
+	}
+	return nil
+}
+
+func (x *FetchRequest) GetImage() *Image {
+	if x != nil {
+		if x, ok := x.What.(*FetchRequest_Image); ok {
+			return x.Image
+		}
+	}
+	return nil
+}
+
+func (x *FetchRequest) GetEngine() *EngineBuild {
+	if x != nil {
+		if x, ok := x.What.(*FetchRequest_Engine); ok {
+			return x.Engine
+		}
+	}
+	return nil
+}
+
+func (x *FetchRequest) GetFrom() *Source {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+type isFetchRequest_What interface {
+	isFetchRequest_What()
+}
+
+type FetchRequest_State struct {
+	State *FetchRequest_StateCopy `protobuf:"bytes,1,opt,name=state,proto3,oneof"`
+}
+
+type FetchRequest_Image struct {
+	Image *Image `protobuf:"bytes,2,opt,name=image,proto3,oneof"`
+}
+
+type FetchRequest_Engine struct {
+	Engine *EngineBuild `protobuf:"bytes,3,opt,name=engine,proto3,oneof"`
+}
+
+func (*FetchRequest_State) isFetchRequest_What() {}
+
+func (*FetchRequest_Image) isFetchRequest_What() {}
+
+func (*FetchRequest_Engine) isFetchRequest_What() {}
+
+type FetchResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*FetchResponse_Progress
+	//	*FetchResponse_Done
+	Message       isFetchResponse_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchResponse) Reset() {
+	*x = FetchResponse{}
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchResponse) ProtoMessage() {}
+
+func (x *FetchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchResponse.ProtoReflect.Descriptor instead.
+func (*FetchResponse) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *FetchResponse) GetMessage() isFetchResponse_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *FetchResponse) GetProgress() *Progress {
+	if x != nil {
+		if x, ok := x.Message.(*FetchResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *FetchResponse) GetDone() bool {
+	if x != nil {
+		if x, ok := x.Message.(*FetchResponse_Done); ok {
+			return x.Done
+		}
+	}
+	return false
+}
+
+type isFetchResponse_Message interface {
+	isFetchResponse_Message()
+}
+
+type FetchResponse_Progress struct {
+	Progress *Progress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
+}
+
+type FetchResponse_Done struct {
+	// Nothing more comes.
+	Done bool `protobuf:"varint,2,opt,name=done,proto3,oneof"`
+}
+
+func (*FetchResponse_Progress) isFetchResponse_Message() {}
+
+func (*FetchResponse_Done) isFetchResponse_Message() {}
+
+type KeepWarmRequest struct {
+	state         protoimpl.MessageState    `protogen:"open.v1"`
+	Targets       []*KeepWarmRequest_Target `protobuf:"bytes,1,rep,name=targets,proto3" json:"targets,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeepWarmRequest) Reset() {
+	*x = KeepWarmRequest{}
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeepWarmRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeepWarmRequest) ProtoMessage() {}
+
+func (x *KeepWarmRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeepWarmRequest.ProtoReflect.Descriptor instead.
+func (*KeepWarmRequest) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *KeepWarmRequest) GetTargets() []*KeepWarmRequest_Target {
+	if x != nil {
+		return x.Targets
+	}
+	return nil
+}
+
+type KeepWarmResponse struct {
+	state         protoimpl.MessageState   `protogen:"open.v1"`
+	Kept          []*KeepWarmResponse_Kept `protobuf:"bytes,1,rep,name=kept,proto3" json:"kept,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeepWarmResponse) Reset() {
+	*x = KeepWarmResponse{}
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeepWarmResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeepWarmResponse) ProtoMessage() {}
+
+func (x *KeepWarmResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeepWarmResponse.ProtoReflect.Descriptor instead.
+func (*KeepWarmResponse) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *KeepWarmResponse) GetKept() []*KeepWarmResponse_Kept {
+	if x != nil {
+		return x.Kept
+	}
+	return nil
+}
+
+type ImportImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One of: a reference as docker.io/library/debian:12, or where a tarball is
+	// (docker save, or an OCI layout).
+	Reference     string  `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
+	Tarball       *Source `protobuf:"bytes,2,opt,name=tarball,proto3" json:"tarball,omitempty"`
+	Username      string  `protobuf:"bytes,3,opt,name=username,proto3" json:"username,omitempty"`
+	Password      string  `protobuf:"bytes,4,opt,name=password,proto3" json:"password,omitempty"`
+	To            *Source `protobuf:"bytes,5,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportImageRequest) Reset() {
+	*x = ImportImageRequest{}
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportImageRequest) ProtoMessage() {}
+
+func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
+func (*ImportImageRequest) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ImportImageRequest) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+func (x *ImportImageRequest) GetTarball() *Source {
+	if x != nil {
+		return x.Tarball
+	}
+	return nil
+}
+
+func (x *ImportImageRequest) GetUsername() string {
+	if x != nil {
+		return x.Username
+	}
+	return ""
+}
+
+func (x *ImportImageRequest) GetPassword() string {
+	if x != nil {
+		return x.Password
+	}
+	return ""
+}
+
+func (x *ImportImageRequest) GetTo() *Source {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+type ImportImageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*ImportImageResponse_Log
+	//	*ImportImageResponse_Result
+	Message       isImportImageResponse_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportImageResponse) Reset() {
+	*x = ImportImageResponse{}
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportImageResponse) ProtoMessage() {}
+
+func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
+func (*ImportImageResponse) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ImportImageResponse) GetMessage() isImportImageResponse_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *ImportImageResponse) GetLog() string {
+	if x != nil {
+		if x, ok := x.Message.(*ImportImageResponse_Log); ok {
+			return x.Log
+		}
+	}
+	return ""
+}
+
+func (x *ImportImageResponse) GetResult() *BuiltImage {
+	if x != nil {
+		if x, ok := x.Message.(*ImportImageResponse_Result); ok {
+			return x.Result
+		}
+	}
+	return nil
+}
+
+type isImportImageResponse_Message interface {
+	isImportImageResponse_Message()
+}
+
+type ImportImageResponse_Log struct {
+	Log string `protobuf:"bytes,1,opt,name=log,proto3,oneof"`
+}
+
+type ImportImageResponse_Result struct {
+	Result *BuiltImage `protobuf:"bytes,2,opt,name=result,proto3,oneof"`
+}
+
+func (*ImportImageResponse_Log) isImportImageResponse_Message() {}
+
+func (*ImportImageResponse_Result) isImportImageResponse_Message() {}
+
+type ExportImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	Incarnation   uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	To            *Source                `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportImageRequest) Reset() {
+	*x = ExportImageRequest{}
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportImageRequest) ProtoMessage() {}
+
+func (x *ExportImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportImageRequest.ProtoReflect.Descriptor instead.
+func (*ExportImageRequest) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ExportImageRequest) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+func (x *ExportImageRequest) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *ExportImageRequest) GetTo() *Source {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+type ExportImageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*ExportImageResponse_Log
+	//	*ExportImageResponse_Result
+	Message       isExportImageResponse_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportImageResponse) Reset() {
+	*x = ExportImageResponse{}
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportImageResponse) ProtoMessage() {}
+
+func (x *ExportImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportImageResponse.ProtoReflect.Descriptor instead.
+func (*ExportImageResponse) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ExportImageResponse) GetMessage() isExportImageResponse_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *ExportImageResponse) GetLog() string {
+	if x != nil {
+		if x, ok := x.Message.(*ExportImageResponse_Log); ok {
+			return x.Log
+		}
+	}
+	return ""
+}
+
+func (x *ExportImageResponse) GetResult() *BuiltImage {
+	if x != nil {
+		if x, ok := x.Message.(*ExportImageResponse_Result); ok {
+			return x.Result
+		}
+	}
+	return nil
+}
+
+type isExportImageResponse_Message interface {
+	isExportImageResponse_Message()
+}
+
+type ExportImageResponse_Log struct {
+	Log string `protobuf:"bytes,1,opt,name=log,proto3,oneof"`
+}
+
+type ExportImageResponse_Result struct {
+	Result *BuiltImage `protobuf:"bytes,2,opt,name=result,proto3,oneof"`
+}
+
+func (*ExportImageResponse_Log) isExportImageResponse_Message() {}
+
+func (*ExportImageResponse_Result) isExportImageResponse_Message() {}
+
+type BuiltImage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256 of the whole image file, hex.
+	Digest         string `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	SizeBytes      int64  `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	ManifestDigest string `protobuf:"bytes,3,opt,name=manifest_digest,json=manifestDigest,proto3" json:"manifest_digest,omitempty"`
+	// What an imported image says of itself.
+	Env     map[string]string `protobuf:"bytes,4,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	User    string            `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`
+	Workdir string            `protobuf:"bytes,6,opt,name=workdir,proto3" json:"workdir,omitempty"`
+	Arch    string            `protobuf:"bytes,7,opt,name=arch,proto3" json:"arch,omitempty"`
+	// What it would start: entrypoint and command.
+	Command       []string `protobuf:"bytes,8,rep,name=command,proto3" json:"command,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BuiltImage) Reset() {
+	*x = BuiltImage{}
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BuiltImage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BuiltImage) ProtoMessage() {}
+
+func (x *BuiltImage) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BuiltImage.ProtoReflect.Descriptor instead.
+func (*BuiltImage) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *BuiltImage) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *BuiltImage) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *BuiltImage) GetManifestDigest() string {
+	if x != nil {
+		return x.ManifestDigest
+	}
+	return ""
+}
+
+func (x *BuiltImage) GetEnv() map[string]string {
+	if x != nil {
+		return x.Env
+	}
+	return nil
+}
+
+func (x *BuiltImage) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *BuiltImage) GetWorkdir() string {
+	if x != nil {
+		return x.Workdir
+	}
+	return ""
+}
+
+func (x *BuiltImage) GetArch() string {
+	if x != nil {
+		return x.Arch
+	}
+	return ""
+}
+
+func (x *BuiltImage) GetCommand() []string {
+	if x != nil {
+		return x.Command
+	}
+	return nil
+}
+
 type HelloRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -108,7 +1130,7 @@ type HelloRequest struct {
 
 func (x *HelloRequest) Reset() {
 	*x = HelloRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[0]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -120,7 +1142,7 @@ func (x *HelloRequest) String() string {
 func (*HelloRequest) ProtoMessage() {}
 
 func (x *HelloRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[0]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -133,7 +1155,7 @@ func (x *HelloRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HelloRequest.ProtoReflect.Descriptor instead.
 func (*HelloRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{0}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 type HelloResponse struct {
@@ -148,7 +1170,7 @@ type HelloResponse struct {
 
 func (x *HelloResponse) Reset() {
 	*x = HelloResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[1]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -160,7 +1182,7 @@ func (x *HelloResponse) String() string {
 func (*HelloResponse) ProtoMessage() {}
 
 func (x *HelloResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[1]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -173,7 +1195,7 @@ func (x *HelloResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HelloResponse.ProtoReflect.Descriptor instead.
 func (*HelloResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{1}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *HelloResponse) GetHostId() string {
@@ -203,16 +1225,15 @@ type Image struct {
 	// SHA-256 of the whole image file, hex. The template's identity.
 	Digest    string `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
 	SizeBytes int64  `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
-	// Where its manifest is fetched; valid for a limited time, hashes are
-	// checked by the agent.
-	ManifestUrl   string `protobuf:"bytes,3,opt,name=manifest_url,json=manifestUrl,proto3" json:"manifest_url,omitempty"`
+	// Where it is fetched when this host lacks it; hashes are checked by the agent.
+	From          *Source `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -224,7 +1245,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -237,7 +1258,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{2}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Image) GetDigest() string {
@@ -254,11 +1275,11 @@ func (x *Image) GetSizeBytes() int64 {
 	return 0
 }
 
-func (x *Image) GetManifestUrl() string {
+func (x *Image) GetFrom() *Source {
 	if x != nil {
-		return x.ManifestUrl
+		return x.From
 	}
-	return ""
+	return nil
 }
 
 type Resources struct {
@@ -275,7 +1296,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_agent_v1_agent_proto_msgTypes[3]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -287,7 +1308,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[3]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -300,7 +1321,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{3}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Resources) GetCpuMillis() uint32 {
@@ -364,7 +1385,7 @@ type CreateSandboxRequest struct {
 
 func (x *CreateSandboxRequest) Reset() {
 	*x = CreateSandboxRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -376,7 +1397,7 @@ func (x *CreateSandboxRequest) String() string {
 func (*CreateSandboxRequest) ProtoMessage() {}
 
 func (x *CreateSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -389,7 +1410,7 @@ func (x *CreateSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSandboxRequest.ProtoReflect.Descriptor instead.
 func (*CreateSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CreateSandboxRequest) GetSandboxId() string {
@@ -505,15 +1526,17 @@ func (x *CreateSandboxRequest) GetDiskOnly() bool {
 }
 
 type CreateSandboxResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Sandbox       *SandboxReport         `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Sandbox *SandboxReport         `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	// It was one that was kept ready.
+	Warm          bool `protobuf:"varint,2,opt,name=warm,proto3" json:"warm,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateSandboxResponse) Reset() {
 	*x = CreateSandboxResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -525,7 +1548,7 @@ func (x *CreateSandboxResponse) String() string {
 func (*CreateSandboxResponse) ProtoMessage() {}
 
 func (x *CreateSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -538,7 +1561,7 @@ func (x *CreateSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSandboxResponse.ProtoReflect.Descriptor instead.
 func (*CreateSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CreateSandboxResponse) GetSandbox() *SandboxReport {
@@ -546,6 +1569,13 @@ func (x *CreateSandboxResponse) GetSandbox() *SandboxReport {
 		return x.Sandbox
 	}
 	return nil
+}
+
+func (x *CreateSandboxResponse) GetWarm() bool {
+	if x != nil {
+		return x.Warm
+	}
+	return false
 }
 
 // A complete saved state on this host.
@@ -571,7 +1601,7 @@ type State struct {
 
 func (x *State) Reset() {
 	*x = State{}
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -583,7 +1613,7 @@ func (x *State) String() string {
 func (*State) ProtoMessage() {}
 
 func (x *State) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -596,7 +1626,7 @@ func (x *State) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use State.ProtoReflect.Descriptor instead.
 func (*State) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *State) GetStateId() string {
@@ -691,7 +1721,7 @@ type PauseSandboxRequest struct {
 
 func (x *PauseSandboxRequest) Reset() {
 	*x = PauseSandboxRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -703,7 +1733,7 @@ func (x *PauseSandboxRequest) String() string {
 func (*PauseSandboxRequest) ProtoMessage() {}
 
 func (x *PauseSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -716,7 +1746,7 @@ func (x *PauseSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseSandboxRequest.ProtoReflect.Descriptor instead.
 func (*PauseSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PauseSandboxRequest) GetSandboxId() string {
@@ -770,7 +1800,7 @@ type PauseSandboxResponse struct {
 
 func (x *PauseSandboxResponse) Reset() {
 	*x = PauseSandboxResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -782,7 +1812,7 @@ func (x *PauseSandboxResponse) String() string {
 func (*PauseSandboxResponse) ProtoMessage() {}
 
 func (x *PauseSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -795,7 +1825,7 @@ func (x *PauseSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseSandboxResponse.ProtoReflect.Descriptor instead.
 func (*PauseSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PauseSandboxResponse) GetState() *State {
@@ -817,7 +1847,7 @@ type CheckpointSandboxRequest struct {
 
 func (x *CheckpointSandboxRequest) Reset() {
 	*x = CheckpointSandboxRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -829,7 +1859,7 @@ func (x *CheckpointSandboxRequest) String() string {
 func (*CheckpointSandboxRequest) ProtoMessage() {}
 
 func (x *CheckpointSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -842,7 +1872,7 @@ func (x *CheckpointSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointSandboxRequest.ProtoReflect.Descriptor instead.
 func (*CheckpointSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CheckpointSandboxRequest) GetSandboxId() string {
@@ -882,7 +1912,7 @@ type CheckpointSandboxResponse struct {
 
 func (x *CheckpointSandboxResponse) Reset() {
 	*x = CheckpointSandboxResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -894,7 +1924,7 @@ func (x *CheckpointSandboxResponse) String() string {
 func (*CheckpointSandboxResponse) ProtoMessage() {}
 
 func (x *CheckpointSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -907,7 +1937,7 @@ func (x *CheckpointSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointSandboxResponse.ProtoReflect.Descriptor instead.
 func (*CheckpointSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CheckpointSandboxResponse) GetState() *State {
@@ -926,7 +1956,7 @@ type DeleteStateRequest struct {
 
 func (x *DeleteStateRequest) Reset() {
 	*x = DeleteStateRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -938,7 +1968,7 @@ func (x *DeleteStateRequest) String() string {
 func (*DeleteStateRequest) ProtoMessage() {}
 
 func (x *DeleteStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -951,7 +1981,7 @@ func (x *DeleteStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteStateRequest.ProtoReflect.Descriptor instead.
 func (*DeleteStateRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DeleteStateRequest) GetStateId() string {
@@ -969,7 +1999,7 @@ type DeleteStateResponse struct {
 
 func (x *DeleteStateResponse) Reset() {
 	*x = DeleteStateResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -981,7 +2011,7 @@ func (x *DeleteStateResponse) String() string {
 func (*DeleteStateResponse) ProtoMessage() {}
 
 func (x *DeleteStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -994,7 +2024,7 @@ func (x *DeleteStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteStateResponse.ProtoReflect.Descriptor instead.
 func (*DeleteStateResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 type PauseAllRequest struct {
@@ -1006,7 +2036,7 @@ type PauseAllRequest struct {
 
 func (x *PauseAllRequest) Reset() {
 	*x = PauseAllRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1018,7 +2048,7 @@ func (x *PauseAllRequest) String() string {
 func (*PauseAllRequest) ProtoMessage() {}
 
 func (x *PauseAllRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1031,7 +2061,7 @@ func (x *PauseAllRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseAllRequest.ProtoReflect.Descriptor instead.
 func (*PauseAllRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PauseAllRequest) GetReason() string {
@@ -1050,7 +2080,7 @@ type PauseAllResponse struct {
 
 func (x *PauseAllResponse) Reset() {
 	*x = PauseAllResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1062,7 +2092,7 @@ func (x *PauseAllResponse) String() string {
 func (*PauseAllResponse) ProtoMessage() {}
 
 func (x *PauseAllResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1075,7 +2105,7 @@ func (x *PauseAllResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseAllResponse.ProtoReflect.Descriptor instead.
 func (*PauseAllResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PauseAllResponse) GetOutcomes() []*PauseAllResponse_Outcome {
@@ -1094,7 +2124,7 @@ type SetDeadlinesRequest struct {
 
 func (x *SetDeadlinesRequest) Reset() {
 	*x = SetDeadlinesRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1106,7 +2136,7 @@ func (x *SetDeadlinesRequest) String() string {
 func (*SetDeadlinesRequest) ProtoMessage() {}
 
 func (x *SetDeadlinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1119,7 +2149,7 @@ func (x *SetDeadlinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetDeadlinesRequest.ProtoReflect.Descriptor instead.
 func (*SetDeadlinesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SetDeadlinesRequest) GetDeadlines() []*SetDeadlinesRequest_Deadline {
@@ -1137,7 +2167,7 @@ type SetDeadlinesResponse struct {
 
 func (x *SetDeadlinesResponse) Reset() {
 	*x = SetDeadlinesResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1149,7 +2179,7 @@ func (x *SetDeadlinesResponse) String() string {
 func (*SetDeadlinesResponse) ProtoMessage() {}
 
 func (x *SetDeadlinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1162,7 +2192,7 @@ func (x *SetDeadlinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetDeadlinesResponse.ProtoReflect.Descriptor instead.
 func (*SetDeadlinesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 type SandboxLogsRequest struct {
@@ -1175,7 +2205,7 @@ type SandboxLogsRequest struct {
 
 func (x *SandboxLogsRequest) Reset() {
 	*x = SandboxLogsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1187,7 +2217,7 @@ func (x *SandboxLogsRequest) String() string {
 func (*SandboxLogsRequest) ProtoMessage() {}
 
 func (x *SandboxLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1200,7 +2230,7 @@ func (x *SandboxLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxLogsRequest.ProtoReflect.Descriptor instead.
 func (*SandboxLogsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SandboxLogsRequest) GetSandboxId() string {
@@ -1227,7 +2257,7 @@ type SandboxLogsResponse struct {
 
 func (x *SandboxLogsResponse) Reset() {
 	*x = SandboxLogsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1239,7 +2269,7 @@ func (x *SandboxLogsResponse) String() string {
 func (*SandboxLogsResponse) ProtoMessage() {}
 
 func (x *SandboxLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1252,7 +2282,7 @@ func (x *SandboxLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxLogsResponse.ProtoReflect.Descriptor instead.
 func (*SandboxLogsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SandboxLogsResponse) GetText() []byte {
@@ -1281,7 +2311,7 @@ type DestroySandboxRequest struct {
 
 func (x *DestroySandboxRequest) Reset() {
 	*x = DestroySandboxRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1293,7 +2323,7 @@ func (x *DestroySandboxRequest) String() string {
 func (*DestroySandboxRequest) ProtoMessage() {}
 
 func (x *DestroySandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1306,7 +2336,7 @@ func (x *DestroySandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroySandboxRequest.ProtoReflect.Descriptor instead.
 func (*DestroySandboxRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DestroySandboxRequest) GetSandboxId() string {
@@ -1338,7 +2368,7 @@ type DestroySandboxResponse struct {
 
 func (x *DestroySandboxResponse) Reset() {
 	*x = DestroySandboxResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1350,7 +2380,7 @@ func (x *DestroySandboxResponse) String() string {
 func (*DestroySandboxResponse) ProtoMessage() {}
 
 func (x *DestroySandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1363,7 +2393,7 @@ func (x *DestroySandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroySandboxResponse.ProtoReflect.Descriptor instead.
 func (*DestroySandboxResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 type InventoryRequest struct {
@@ -1374,7 +2404,7 @@ type InventoryRequest struct {
 
 func (x *InventoryRequest) Reset() {
 	*x = InventoryRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1386,7 +2416,7 @@ func (x *InventoryRequest) String() string {
 func (*InventoryRequest) ProtoMessage() {}
 
 func (x *InventoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1399,7 +2429,7 @@ func (x *InventoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryRequest.ProtoReflect.Descriptor instead.
 func (*InventoryRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 type InventoryResponse struct {
@@ -1416,7 +2446,7 @@ type InventoryResponse struct {
 
 func (x *InventoryResponse) Reset() {
 	*x = InventoryResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1428,7 +2458,7 @@ func (x *InventoryResponse) String() string {
 func (*InventoryResponse) ProtoMessage() {}
 
 func (x *InventoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1441,7 +2471,7 @@ func (x *InventoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryResponse.ProtoReflect.Descriptor instead.
 func (*InventoryResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *InventoryResponse) GetGeneration() uint64 {
@@ -1497,7 +2527,7 @@ type SandboxReport struct {
 
 func (x *SandboxReport) Reset() {
 	*x = SandboxReport{}
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1509,7 +2539,7 @@ func (x *SandboxReport) String() string {
 func (*SandboxReport) ProtoMessage() {}
 
 func (x *SandboxReport) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1522,7 +2552,7 @@ func (x *SandboxReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxReport.ProtoReflect.Descriptor instead.
 func (*SandboxReport) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SandboxReport) GetSandboxId() string {
@@ -1612,7 +2642,7 @@ type SandboxStatsRequest struct {
 
 func (x *SandboxStatsRequest) Reset() {
 	*x = SandboxStatsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1624,7 +2654,7 @@ func (x *SandboxStatsRequest) String() string {
 func (*SandboxStatsRequest) ProtoMessage() {}
 
 func (x *SandboxStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1637,7 +2667,7 @@ func (x *SandboxStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxStatsRequest.ProtoReflect.Descriptor instead.
 func (*SandboxStatsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SandboxStatsRequest) GetSandboxId() string {
@@ -1671,7 +2701,7 @@ type SandboxStatsResponse struct {
 
 func (x *SandboxStatsResponse) Reset() {
 	*x = SandboxStatsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1683,7 +2713,7 @@ func (x *SandboxStatsResponse) String() string {
 func (*SandboxStatsResponse) ProtoMessage() {}
 
 func (x *SandboxStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1696,7 +2726,7 @@ func (x *SandboxStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxStatsResponse.ProtoReflect.Descriptor instead.
 func (*SandboxStatsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SandboxStatsResponse) GetCpuTime() *durationpb.Duration {
@@ -1749,17 +2779,15 @@ func (x *SandboxStatsResponse) GetIdle() *durationpb.Duration {
 }
 
 type BuildBaseRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Where chunks and the manifest are put; one URL answers for all keys of
-	// this build and checks each.
-	UploadUrl     string `protobuf:"bytes,1,opt,name=upload_url,json=uploadUrl,proto3" json:"upload_url,omitempty"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	To            *Source                `protobuf:"bytes,1,opt,name=to,proto3" json:"to,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *BuildBaseRequest) Reset() {
 	*x = BuildBaseRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1771,7 +2799,7 @@ func (x *BuildBaseRequest) String() string {
 func (*BuildBaseRequest) ProtoMessage() {}
 
 func (x *BuildBaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1784,14 +2812,14 @@ func (x *BuildBaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildBaseRequest.ProtoReflect.Descriptor instead.
 func (*BuildBaseRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
-func (x *BuildBaseRequest) GetUploadUrl() string {
+func (x *BuildBaseRequest) GetTo() *Source {
 	if x != nil {
-		return x.UploadUrl
+		return x.To
 	}
-	return ""
+	return nil
 }
 
 type BuildBaseResponse struct {
@@ -1799,7 +2827,7 @@ type BuildBaseResponse struct {
 	// Types that are valid to be assigned to Message:
 	//
 	//	*BuildBaseResponse_Log
-	//	*BuildBaseResponse_Result_
+	//	*BuildBaseResponse_Result
 	Message       isBuildBaseResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1807,7 +2835,7 @@ type BuildBaseResponse struct {
 
 func (x *BuildBaseResponse) Reset() {
 	*x = BuildBaseResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_agent_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1819,7 +2847,7 @@ func (x *BuildBaseResponse) String() string {
 func (*BuildBaseResponse) ProtoMessage() {}
 
 func (x *BuildBaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_agent_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1832,7 +2860,7 @@ func (x *BuildBaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildBaseResponse.ProtoReflect.Descriptor instead.
 func (*BuildBaseResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *BuildBaseResponse) GetMessage() isBuildBaseResponse_Message {
@@ -1851,9 +2879,9 @@ func (x *BuildBaseResponse) GetLog() string {
 	return ""
 }
 
-func (x *BuildBaseResponse) GetResult() *BuildBaseResponse_Result {
+func (x *BuildBaseResponse) GetResult() *BuiltImage {
 	if x != nil {
-		if x, ok := x.Message.(*BuildBaseResponse_Result_); ok {
+		if x, ok := x.Message.(*BuildBaseResponse_Result); ok {
 			return x.Result
 		}
 	}
@@ -1868,13 +2896,298 @@ type BuildBaseResponse_Log struct {
 	Log string `protobuf:"bytes,1,opt,name=log,proto3,oneof"`
 }
 
-type BuildBaseResponse_Result_ struct {
-	Result *BuildBaseResponse_Result `protobuf:"bytes,2,opt,name=result,proto3,oneof"`
+type BuildBaseResponse_Result struct {
+	Result *BuiltImage `protobuf:"bytes,2,opt,name=result,proto3,oneof"`
 }
 
 func (*BuildBaseResponse_Log) isBuildBaseResponse_Message() {}
 
-func (*BuildBaseResponse_Result_) isBuildBaseResponse_Message() {}
+func (*BuildBaseResponse_Result) isBuildBaseResponse_Message() {}
+
+type UploadResponse_Result struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ManifestDigest string                 `protobuf:"bytes,1,opt,name=manifest_digest,json=manifestDigest,proto3" json:"manifest_digest,omitempty"`
+	SizeBytes      int64                  `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// Of the content that the store lacked.
+	SentBytes     int64 `protobuf:"varint,3,opt,name=sent_bytes,json=sentBytes,proto3" json:"sent_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UploadResponse_Result) Reset() {
+	*x = UploadResponse_Result{}
+	mi := &file_agent_v1_agent_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UploadResponse_Result) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UploadResponse_Result) ProtoMessage() {}
+
+func (x *UploadResponse_Result) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UploadResponse_Result.ProtoReflect.Descriptor instead.
+func (*UploadResponse_Result) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{3, 0}
+}
+
+func (x *UploadResponse_Result) GetManifestDigest() string {
+	if x != nil {
+		return x.ManifestDigest
+	}
+	return ""
+}
+
+func (x *UploadResponse_Result) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *UploadResponse_Result) GetSentBytes() int64 {
+	if x != nil {
+		return x.SentBytes
+	}
+	return 0
+}
+
+type FetchRequest_StateCopy struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	StateId string                 `protobuf:"bytes,1,opt,name=state_id,json=stateId,proto3" json:"state_id,omitempty"`
+	// SHA-256 over the state's own manifest, hex; anything else is refused.
+	Digest        string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	SizeBytes     int64  `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchRequest_StateCopy) Reset() {
+	*x = FetchRequest_StateCopy{}
+	mi := &file_agent_v1_agent_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchRequest_StateCopy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchRequest_StateCopy) ProtoMessage() {}
+
+func (x *FetchRequest_StateCopy) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchRequest_StateCopy.ProtoReflect.Descriptor instead.
+func (*FetchRequest_StateCopy) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5, 0}
+}
+
+func (x *FetchRequest_StateCopy) GetStateId() string {
+	if x != nil {
+		return x.StateId
+	}
+	return ""
+}
+
+func (x *FetchRequest_StateCopy) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *FetchRequest_StateCopy) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+type KeepWarmRequest_Target struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	TemplateId string                 `protobuf:"bytes,1,opt,name=template_id,json=templateId,proto3" json:"template_id,omitempty"`
+	Engine     string                 `protobuf:"bytes,2,opt,name=engine,proto3" json:"engine,omitempty"`
+	Image      *Image                 `protobuf:"bytes,3,opt,name=image,proto3" json:"image,omitempty"`
+	Resources  *Resources             `protobuf:"bytes,4,opt,name=resources,proto3" json:"resources,omitempty"`
+	Internet   bool                   `protobuf:"varint,5,opt,name=internet,proto3" json:"internet,omitempty"`
+	Count      uint32                 `protobuf:"varint,6,opt,name=count,proto3" json:"count,omitempty"`
+	// Restore them from this state instead of booting the image; it is there.
+	StateId string `protobuf:"bytes,7,opt,name=state_id,json=stateId,proto3" json:"state_id,omitempty"`
+	// The key it is known by, as it is sent back.
+	Key           []byte `protobuf:"bytes,8,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeepWarmRequest_Target) Reset() {
+	*x = KeepWarmRequest_Target{}
+	mi := &file_agent_v1_agent_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeepWarmRequest_Target) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeepWarmRequest_Target) ProtoMessage() {}
+
+func (x *KeepWarmRequest_Target) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeepWarmRequest_Target.ProtoReflect.Descriptor instead.
+func (*KeepWarmRequest_Target) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7, 0}
+}
+
+func (x *KeepWarmRequest_Target) GetTemplateId() string {
+	if x != nil {
+		return x.TemplateId
+	}
+	return ""
+}
+
+func (x *KeepWarmRequest_Target) GetEngine() string {
+	if x != nil {
+		return x.Engine
+	}
+	return ""
+}
+
+func (x *KeepWarmRequest_Target) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+func (x *KeepWarmRequest_Target) GetResources() *Resources {
+	if x != nil {
+		return x.Resources
+	}
+	return nil
+}
+
+func (x *KeepWarmRequest_Target) GetInternet() bool {
+	if x != nil {
+		return x.Internet
+	}
+	return false
+}
+
+func (x *KeepWarmRequest_Target) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *KeepWarmRequest_Target) GetStateId() string {
+	if x != nil {
+		return x.StateId
+	}
+	return ""
+}
+
+func (x *KeepWarmRequest_Target) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+type KeepWarmResponse_Kept struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Ready uint32                 `protobuf:"varint,2,opt,name=ready,proto3" json:"ready,omitempty"`
+	// Why there are fewer than asked for; empty when there are not.
+	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeepWarmResponse_Kept) Reset() {
+	*x = KeepWarmResponse_Kept{}
+	mi := &file_agent_v1_agent_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeepWarmResponse_Kept) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeepWarmResponse_Kept) ProtoMessage() {}
+
+func (x *KeepWarmResponse_Kept) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeepWarmResponse_Kept.ProtoReflect.Descriptor instead.
+func (*KeepWarmResponse_Kept) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8, 0}
+}
+
+func (x *KeepWarmResponse_Kept) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *KeepWarmResponse_Kept) GetReady() uint32 {
+	if x != nil {
+		return x.Ready
+	}
+	return 0
+}
+
+func (x *KeepWarmResponse_Kept) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
 
 type PauseAllResponse_Outcome struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -1890,7 +3203,7 @@ type PauseAllResponse_Outcome struct {
 
 func (x *PauseAllResponse_Outcome) Reset() {
 	*x = PauseAllResponse_Outcome{}
-	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_agent_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1902,7 +3215,7 @@ func (x *PauseAllResponse_Outcome) String() string {
 func (*PauseAllResponse_Outcome) ProtoMessage() {}
 
 func (x *PauseAllResponse_Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_agent_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1915,7 +3228,7 @@ func (x *PauseAllResponse_Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseAllResponse_Outcome.ProtoReflect.Descriptor instead.
 func (*PauseAllResponse_Outcome) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14, 0}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28, 0}
 }
 
 func (x *PauseAllResponse_Outcome) GetSandboxId() string {
@@ -1964,7 +3277,7 @@ type SetDeadlinesRequest_Deadline struct {
 
 func (x *SetDeadlinesRequest_Deadline) Reset() {
 	*x = SetDeadlinesRequest_Deadline{}
-	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_agent_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1976,7 +3289,7 @@ func (x *SetDeadlinesRequest_Deadline) String() string {
 func (*SetDeadlinesRequest_Deadline) ProtoMessage() {}
 
 func (x *SetDeadlinesRequest_Deadline) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_agent_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1989,7 +3302,7 @@ func (x *SetDeadlinesRequest_Deadline) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetDeadlinesRequest_Deadline.ProtoReflect.Descriptor instead.
 func (*SetDeadlinesRequest_Deadline) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15, 0}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{29, 0}
 }
 
 func (x *SetDeadlinesRequest_Deadline) GetSandboxId() string {
@@ -2013,83 +3326,116 @@ func (x *SetDeadlinesRequest_Deadline) GetDeadline() *timestamppb.Timestamp {
 	return nil
 }
 
-type BuildBaseResponse_Result struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	Digest         string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
-	SizeBytes      int64                  `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
-	ManifestDigest string                 `protobuf:"bytes,3,opt,name=manifest_digest,json=manifestDigest,proto3" json:"manifest_digest,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
-}
-
-func (x *BuildBaseResponse_Result) Reset() {
-	*x = BuildBaseResponse_Result{}
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *BuildBaseResponse_Result) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*BuildBaseResponse_Result) ProtoMessage() {}
-
-func (x *BuildBaseResponse_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use BuildBaseResponse_Result.ProtoReflect.Descriptor instead.
-func (*BuildBaseResponse_Result) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27, 0}
-}
-
-func (x *BuildBaseResponse_Result) GetDigest() string {
-	if x != nil {
-		return x.Digest
-	}
-	return ""
-}
-
-func (x *BuildBaseResponse_Result) GetSizeBytes() int64 {
-	if x != nil {
-		return x.SizeBytes
-	}
-	return 0
-}
-
-func (x *BuildBaseResponse_Result) GetManifestDigest() string {
-	if x != nil {
-		return x.ManifestDigest
-	}
-	return ""
-}
-
 var File_agent_v1_agent_proto protoreflect.FileDescriptor
 
 const file_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x14agent/v1/agent.proto\x12\bagent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x0e\n" +
+	"\x14agent/v1/agent.proto\x12\bagent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\",\n" +
+	"\x06Source\x12\x10\n" +
+	"\x03url\x18\x01 \x01(\tR\x03url\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\"J\n" +
+	"\bProgress\x12\x1d\n" +
+	"\n" +
+	"done_bytes\x18\x01 \x01(\x03R\tdoneBytes\x12\x1f\n" +
+	"\vtotal_bytes\x18\x02 \x01(\x03R\n" +
+	"totalBytes\"\x87\x01\n" +
+	"\rUploadRequest\x12\x1b\n" +
+	"\bstate_id\x18\x01 \x01(\tH\x00R\astateId\x12/\n" +
+	"\x06engine\x18\x02 \x01(\v2\x15.agent.v1.EngineBuildH\x00R\x06engine\x12 \n" +
+	"\x02to\x18\x03 \x01(\v2\x10.agent.v1.SourceR\x02toB\x06\n" +
+	"\x04what\"\xf9\x01\n" +
+	"\x0eUploadResponse\x120\n" +
+	"\bprogress\x18\x01 \x01(\v2\x12.agent.v1.ProgressH\x00R\bprogress\x129\n" +
+	"\x06result\x18\x02 \x01(\v2\x1f.agent.v1.UploadResponse.ResultH\x00R\x06result\x1ao\n" +
+	"\x06Result\x12'\n" +
+	"\x0fmanifest_digest\x18\x01 \x01(\tR\x0emanifestDigest\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\x12\x1d\n" +
+	"\n" +
+	"sent_bytes\x18\x03 \x01(\x03R\tsentBytesB\t\n" +
+	"\amessage\"W\n" +
+	"\vEngineBuild\x12\x16\n" +
+	"\x06engine\x18\x01 \x01(\tR\x06engine\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\tR\x06digest\"\xaf\x02\n" +
+	"\fFetchRequest\x128\n" +
+	"\x05state\x18\x01 \x01(\v2 .agent.v1.FetchRequest.StateCopyH\x00R\x05state\x12'\n" +
+	"\x05image\x18\x02 \x01(\v2\x0f.agent.v1.ImageH\x00R\x05image\x12/\n" +
+	"\x06engine\x18\x03 \x01(\v2\x15.agent.v1.EngineBuildH\x00R\x06engine\x12$\n" +
+	"\x04from\x18\x04 \x01(\v2\x10.agent.v1.SourceR\x04from\x1a]\n" +
+	"\tStateCopy\x12\x19\n" +
+	"\bstate_id\x18\x01 \x01(\tR\astateId\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x03 \x01(\x03R\tsizeBytesB\x06\n" +
+	"\x04what\"b\n" +
+	"\rFetchResponse\x120\n" +
+	"\bprogress\x18\x01 \x01(\v2\x12.agent.v1.ProgressH\x00R\bprogress\x12\x14\n" +
+	"\x04done\x18\x02 \x01(\bH\x00R\x04doneB\t\n" +
+	"\amessage\"\xca\x02\n" +
+	"\x0fKeepWarmRequest\x12:\n" +
+	"\atargets\x18\x01 \x03(\v2 .agent.v1.KeepWarmRequest.TargetR\atargets\x1a\xfa\x01\n" +
+	"\x06Target\x12\x1f\n" +
+	"\vtemplate_id\x18\x01 \x01(\tR\n" +
+	"templateId\x12\x16\n" +
+	"\x06engine\x18\x02 \x01(\tR\x06engine\x12%\n" +
+	"\x05image\x18\x03 \x01(\v2\x0f.agent.v1.ImageR\x05image\x121\n" +
+	"\tresources\x18\x04 \x01(\v2\x13.agent.v1.ResourcesR\tresources\x12\x1a\n" +
+	"\binternet\x18\x05 \x01(\bR\binternet\x12\x14\n" +
+	"\x05count\x18\x06 \x01(\rR\x05count\x12\x19\n" +
+	"\bstate_id\x18\a \x01(\tR\astateId\x12\x10\n" +
+	"\x03key\x18\b \x01(\fR\x03key\"\x8f\x01\n" +
+	"\x10KeepWarmResponse\x123\n" +
+	"\x04kept\x18\x01 \x03(\v2\x1f.agent.v1.KeepWarmResponse.KeptR\x04kept\x1aF\n" +
+	"\x04Kept\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
+	"\x05ready\x18\x02 \x01(\rR\x05ready\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xb8\x01\n" +
+	"\x12ImportImageRequest\x12\x1c\n" +
+	"\treference\x18\x01 \x01(\tR\treference\x12*\n" +
+	"\atarball\x18\x02 \x01(\v2\x10.agent.v1.SourceR\atarball\x12\x1a\n" +
+	"\busername\x18\x03 \x01(\tR\busername\x12\x1a\n" +
+	"\bpassword\x18\x04 \x01(\tR\bpassword\x12 \n" +
+	"\x02to\x18\x05 \x01(\v2\x10.agent.v1.SourceR\x02to\"d\n" +
+	"\x13ImportImageResponse\x12\x12\n" +
+	"\x03log\x18\x01 \x01(\tH\x00R\x03log\x12.\n" +
+	"\x06result\x18\x02 \x01(\v2\x14.agent.v1.BuiltImageH\x00R\x06resultB\t\n" +
+	"\amessage\"w\n" +
+	"\x12ExportImageRequest\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12 \n" +
+	"\x02to\x18\x03 \x01(\v2\x10.agent.v1.SourceR\x02to\"d\n" +
+	"\x13ExportImageResponse\x12\x12\n" +
+	"\x03log\x18\x01 \x01(\tH\x00R\x03log\x12.\n" +
+	"\x06result\x18\x02 \x01(\v2\x14.agent.v1.BuiltImageH\x00R\x06resultB\t\n" +
+	"\amessage\"\xb1\x02\n" +
+	"\n" +
+	"BuiltImage\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\x12'\n" +
+	"\x0fmanifest_digest\x18\x03 \x01(\tR\x0emanifestDigest\x12/\n" +
+	"\x03env\x18\x04 \x03(\v2\x1d.agent.v1.BuiltImage.EnvEntryR\x03env\x12\x12\n" +
+	"\x04user\x18\x05 \x01(\tR\x04user\x12\x18\n" +
+	"\aworkdir\x18\x06 \x01(\tR\aworkdir\x12\x12\n" +
+	"\x04arch\x18\a \x01(\tR\x04arch\x12\x18\n" +
+	"\acommand\x18\b \x03(\tR\acommand\x1a6\n" +
+	"\bEnvEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x0e\n" +
 	"\fHelloRequest\"b\n" +
 	"\rHelloResponse\x12\x17\n" +
 	"\ahost_id\x18\x01 \x01(\tR\x06hostId\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x03 \x01(\x04R\n" +
-	"generation\"a\n" +
+	"generation\"d\n" +
 	"\x05Image\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x1d\n" +
 	"\n" +
-	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\x12!\n" +
-	"\fmanifest_url\x18\x03 \x01(\tR\vmanifestUrl\"\x85\x01\n" +
+	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\x12$\n" +
+	"\x04from\x18\x03 \x01(\v2\x10.agent.v1.SourceR\x04from\"\x85\x01\n" +
 	"\tResources\x12\x1d\n" +
 	"\n" +
 	"cpu_millis\x18\x01 \x01(\rR\tcpuMillis\x12\x1b\n" +
@@ -2118,9 +3464,10 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\tdisk_only\x18\x10 \x01(\bR\bdiskOnly\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"J\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"^\n" +
 	"\x15CreateSandboxResponse\x121\n" +
-	"\asandbox\x18\x01 \x01(\v2\x17.agent.v1.SandboxReportR\asandbox\"\x83\x03\n" +
+	"\asandbox\x18\x01 \x01(\v2\x17.agent.v1.SandboxReportR\asandbox\x12\x12\n" +
+	"\x04warm\x18\x02 \x01(\bR\x04warm\"\x83\x03\n" +
 	"\x05State\x12\x19\n" +
 	"\bstate_id\x18\x01 \x01(\tR\astateId\x12\x1d\n" +
 	"\n" +
@@ -2227,18 +3574,12 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"disk_bytes\x18\x04 \x01(\x03R\tdiskBytes\x12(\n" +
 	"\x10disk_limit_bytes\x18\x05 \x01(\x03R\x0ediskLimitBytes\x12\x1c\n" +
 	"\tprocesses\x18\x06 \x01(\rR\tprocesses\x12-\n" +
-	"\x04idle\x18\a \x01(\v2\x19.google.protobuf.DurationR\x04idle\"1\n" +
-	"\x10BuildBaseRequest\x12\x1d\n" +
-	"\n" +
-	"upload_url\x18\x01 \x01(\tR\tuploadUrl\"\xda\x01\n" +
+	"\x04idle\x18\a \x01(\v2\x19.google.protobuf.DurationR\x04idle\"4\n" +
+	"\x10BuildBaseRequest\x12 \n" +
+	"\x02to\x18\x01 \x01(\v2\x10.agent.v1.SourceR\x02to\"b\n" +
 	"\x11BuildBaseResponse\x12\x12\n" +
-	"\x03log\x18\x01 \x01(\tH\x00R\x03log\x12<\n" +
-	"\x06result\x18\x02 \x01(\v2\".agent.v1.BuildBaseResponse.ResultH\x00R\x06result\x1ah\n" +
-	"\x06Result\x12\x16\n" +
-	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x1d\n" +
-	"\n" +
-	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\x12'\n" +
-	"\x0fmanifest_digest\x18\x03 \x01(\tR\x0emanifestDigestB\t\n" +
+	"\x03log\x18\x01 \x01(\tH\x00R\x03log\x12.\n" +
+	"\x06result\x18\x02 \x01(\v2\x14.agent.v1.BuiltImageH\x00R\x06resultB\t\n" +
 	"\amessage*\xd1\x01\n" +
 	"\fSandboxPhase\x12\x1d\n" +
 	"\x19SANDBOX_PHASE_UNSPECIFIED\x10\x00\x12\x1a\n" +
@@ -2247,7 +3588,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x18SANDBOX_PHASE_DESTROYING\x10\x03\x12\x18\n" +
 	"\x14SANDBOX_PHASE_EXITED\x10\x04\x12\x19\n" +
 	"\x15SANDBOX_PHASE_PAUSING\x10\x05\x12\x18\n" +
-	"\x14SANDBOX_PHASE_PAUSED\x10\x062\xa3\a\n" +
+	"\x14SANDBOX_PHASE_PAUSED\x10\x062\xfd\t\n" +
 	"\fAgentService\x128\n" +
 	"\x05Hello\x12\x16.agent.v1.HelloRequest\x1a\x17.agent.v1.HelloResponse\x12P\n" +
 	"\rCreateSandbox\x12\x1e.agent.v1.CreateSandboxRequest\x1a\x1f.agent.v1.CreateSandboxResponse\x12S\n" +
@@ -2260,7 +3601,12 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\vSandboxLogs\x12\x1c.agent.v1.SandboxLogsRequest\x1a\x1d.agent.v1.SandboxLogsResponse\x12D\n" +
 	"\tInventory\x12\x1a.agent.v1.InventoryRequest\x1a\x1b.agent.v1.InventoryResponse\x12M\n" +
 	"\fSandboxStats\x12\x1d.agent.v1.SandboxStatsRequest\x1a\x1e.agent.v1.SandboxStatsResponse\x12F\n" +
-	"\tBuildBase\x12\x1a.agent.v1.BuildBaseRequest\x1a\x1b.agent.v1.BuildBaseResponse0\x01B1Z/skerry.dev/skerry/gen/agentrpc/agent/v1;agentv1b\x06proto3"
+	"\tBuildBase\x12\x1a.agent.v1.BuildBaseRequest\x1a\x1b.agent.v1.BuildBaseResponse0\x01\x12L\n" +
+	"\vImportImage\x12\x1c.agent.v1.ImportImageRequest\x1a\x1d.agent.v1.ImportImageResponse0\x01\x12L\n" +
+	"\vExportImage\x12\x1c.agent.v1.ExportImageRequest\x1a\x1d.agent.v1.ExportImageResponse0\x01\x12=\n" +
+	"\x06Upload\x12\x17.agent.v1.UploadRequest\x1a\x18.agent.v1.UploadResponse0\x01\x12:\n" +
+	"\x05Fetch\x12\x16.agent.v1.FetchRequest\x1a\x17.agent.v1.FetchResponse0\x01\x12A\n" +
+	"\bKeepWarm\x12\x19.agent.v1.KeepWarmRequest\x1a\x1a.agent.v1.KeepWarmResponseB1Z/skerry.dev/skerry/gen/agentrpc/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_agent_v1_agent_proto_rawDescOnce sync.Once
@@ -2275,96 +3621,145 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_agent_v1_agent_proto_goTypes = []any{
 	(SandboxPhase)(0),                    // 0: agent.v1.SandboxPhase
-	(*HelloRequest)(nil),                 // 1: agent.v1.HelloRequest
-	(*HelloResponse)(nil),                // 2: agent.v1.HelloResponse
-	(*Image)(nil),                        // 3: agent.v1.Image
-	(*Resources)(nil),                    // 4: agent.v1.Resources
-	(*CreateSandboxRequest)(nil),         // 5: agent.v1.CreateSandboxRequest
-	(*CreateSandboxResponse)(nil),        // 6: agent.v1.CreateSandboxResponse
-	(*State)(nil),                        // 7: agent.v1.State
-	(*PauseSandboxRequest)(nil),          // 8: agent.v1.PauseSandboxRequest
-	(*PauseSandboxResponse)(nil),         // 9: agent.v1.PauseSandboxResponse
-	(*CheckpointSandboxRequest)(nil),     // 10: agent.v1.CheckpointSandboxRequest
-	(*CheckpointSandboxResponse)(nil),    // 11: agent.v1.CheckpointSandboxResponse
-	(*DeleteStateRequest)(nil),           // 12: agent.v1.DeleteStateRequest
-	(*DeleteStateResponse)(nil),          // 13: agent.v1.DeleteStateResponse
-	(*PauseAllRequest)(nil),              // 14: agent.v1.PauseAllRequest
-	(*PauseAllResponse)(nil),             // 15: agent.v1.PauseAllResponse
-	(*SetDeadlinesRequest)(nil),          // 16: agent.v1.SetDeadlinesRequest
-	(*SetDeadlinesResponse)(nil),         // 17: agent.v1.SetDeadlinesResponse
-	(*SandboxLogsRequest)(nil),           // 18: agent.v1.SandboxLogsRequest
-	(*SandboxLogsResponse)(nil),          // 19: agent.v1.SandboxLogsResponse
-	(*DestroySandboxRequest)(nil),        // 20: agent.v1.DestroySandboxRequest
-	(*DestroySandboxResponse)(nil),       // 21: agent.v1.DestroySandboxResponse
-	(*InventoryRequest)(nil),             // 22: agent.v1.InventoryRequest
-	(*InventoryResponse)(nil),            // 23: agent.v1.InventoryResponse
-	(*SandboxReport)(nil),                // 24: agent.v1.SandboxReport
-	(*SandboxStatsRequest)(nil),          // 25: agent.v1.SandboxStatsRequest
-	(*SandboxStatsResponse)(nil),         // 26: agent.v1.SandboxStatsResponse
-	(*BuildBaseRequest)(nil),             // 27: agent.v1.BuildBaseRequest
-	(*BuildBaseResponse)(nil),            // 28: agent.v1.BuildBaseResponse
-	nil,                                  // 29: agent.v1.CreateSandboxRequest.EnvEntry
-	(*PauseAllResponse_Outcome)(nil),     // 30: agent.v1.PauseAllResponse.Outcome
-	(*SetDeadlinesRequest_Deadline)(nil), // 31: agent.v1.SetDeadlinesRequest.Deadline
-	(*BuildBaseResponse_Result)(nil),     // 32: agent.v1.BuildBaseResponse.Result
-	(*timestamppb.Timestamp)(nil),        // 33: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),          // 34: google.protobuf.Duration
+	(*Source)(nil),                       // 1: agent.v1.Source
+	(*Progress)(nil),                     // 2: agent.v1.Progress
+	(*UploadRequest)(nil),                // 3: agent.v1.UploadRequest
+	(*UploadResponse)(nil),               // 4: agent.v1.UploadResponse
+	(*EngineBuild)(nil),                  // 5: agent.v1.EngineBuild
+	(*FetchRequest)(nil),                 // 6: agent.v1.FetchRequest
+	(*FetchResponse)(nil),                // 7: agent.v1.FetchResponse
+	(*KeepWarmRequest)(nil),              // 8: agent.v1.KeepWarmRequest
+	(*KeepWarmResponse)(nil),             // 9: agent.v1.KeepWarmResponse
+	(*ImportImageRequest)(nil),           // 10: agent.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),          // 11: agent.v1.ImportImageResponse
+	(*ExportImageRequest)(nil),           // 12: agent.v1.ExportImageRequest
+	(*ExportImageResponse)(nil),          // 13: agent.v1.ExportImageResponse
+	(*BuiltImage)(nil),                   // 14: agent.v1.BuiltImage
+	(*HelloRequest)(nil),                 // 15: agent.v1.HelloRequest
+	(*HelloResponse)(nil),                // 16: agent.v1.HelloResponse
+	(*Image)(nil),                        // 17: agent.v1.Image
+	(*Resources)(nil),                    // 18: agent.v1.Resources
+	(*CreateSandboxRequest)(nil),         // 19: agent.v1.CreateSandboxRequest
+	(*CreateSandboxResponse)(nil),        // 20: agent.v1.CreateSandboxResponse
+	(*State)(nil),                        // 21: agent.v1.State
+	(*PauseSandboxRequest)(nil),          // 22: agent.v1.PauseSandboxRequest
+	(*PauseSandboxResponse)(nil),         // 23: agent.v1.PauseSandboxResponse
+	(*CheckpointSandboxRequest)(nil),     // 24: agent.v1.CheckpointSandboxRequest
+	(*CheckpointSandboxResponse)(nil),    // 25: agent.v1.CheckpointSandboxResponse
+	(*DeleteStateRequest)(nil),           // 26: agent.v1.DeleteStateRequest
+	(*DeleteStateResponse)(nil),          // 27: agent.v1.DeleteStateResponse
+	(*PauseAllRequest)(nil),              // 28: agent.v1.PauseAllRequest
+	(*PauseAllResponse)(nil),             // 29: agent.v1.PauseAllResponse
+	(*SetDeadlinesRequest)(nil),          // 30: agent.v1.SetDeadlinesRequest
+	(*SetDeadlinesResponse)(nil),         // 31: agent.v1.SetDeadlinesResponse
+	(*SandboxLogsRequest)(nil),           // 32: agent.v1.SandboxLogsRequest
+	(*SandboxLogsResponse)(nil),          // 33: agent.v1.SandboxLogsResponse
+	(*DestroySandboxRequest)(nil),        // 34: agent.v1.DestroySandboxRequest
+	(*DestroySandboxResponse)(nil),       // 35: agent.v1.DestroySandboxResponse
+	(*InventoryRequest)(nil),             // 36: agent.v1.InventoryRequest
+	(*InventoryResponse)(nil),            // 37: agent.v1.InventoryResponse
+	(*SandboxReport)(nil),                // 38: agent.v1.SandboxReport
+	(*SandboxStatsRequest)(nil),          // 39: agent.v1.SandboxStatsRequest
+	(*SandboxStatsResponse)(nil),         // 40: agent.v1.SandboxStatsResponse
+	(*BuildBaseRequest)(nil),             // 41: agent.v1.BuildBaseRequest
+	(*BuildBaseResponse)(nil),            // 42: agent.v1.BuildBaseResponse
+	(*UploadResponse_Result)(nil),        // 43: agent.v1.UploadResponse.Result
+	(*FetchRequest_StateCopy)(nil),       // 44: agent.v1.FetchRequest.StateCopy
+	(*KeepWarmRequest_Target)(nil),       // 45: agent.v1.KeepWarmRequest.Target
+	(*KeepWarmResponse_Kept)(nil),        // 46: agent.v1.KeepWarmResponse.Kept
+	nil,                                  // 47: agent.v1.BuiltImage.EnvEntry
+	nil,                                  // 48: agent.v1.CreateSandboxRequest.EnvEntry
+	(*PauseAllResponse_Outcome)(nil),     // 49: agent.v1.PauseAllResponse.Outcome
+	(*SetDeadlinesRequest_Deadline)(nil), // 50: agent.v1.SetDeadlinesRequest.Deadline
+	(*timestamppb.Timestamp)(nil),        // 51: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),          // 52: google.protobuf.Duration
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
-	3,  // 0: agent.v1.CreateSandboxRequest.image:type_name -> agent.v1.Image
-	4,  // 1: agent.v1.CreateSandboxRequest.resources:type_name -> agent.v1.Resources
-	29, // 2: agent.v1.CreateSandboxRequest.env:type_name -> agent.v1.CreateSandboxRequest.EnvEntry
-	33, // 3: agent.v1.CreateSandboxRequest.deadline:type_name -> google.protobuf.Timestamp
-	24, // 4: agent.v1.CreateSandboxResponse.sandbox:type_name -> agent.v1.SandboxReport
-	33, // 5: agent.v1.State.created_at:type_name -> google.protobuf.Timestamp
-	4,  // 6: agent.v1.State.resources:type_name -> agent.v1.Resources
-	34, // 7: agent.v1.PauseSandboxRequest.if_idle_for:type_name -> google.protobuf.Duration
-	7,  // 8: agent.v1.PauseSandboxResponse.state:type_name -> agent.v1.State
-	7,  // 9: agent.v1.CheckpointSandboxResponse.state:type_name -> agent.v1.State
-	30, // 10: agent.v1.PauseAllResponse.outcomes:type_name -> agent.v1.PauseAllResponse.Outcome
-	31, // 11: agent.v1.SetDeadlinesRequest.deadlines:type_name -> agent.v1.SetDeadlinesRequest.Deadline
-	24, // 12: agent.v1.InventoryResponse.sandboxes:type_name -> agent.v1.SandboxReport
-	33, // 13: agent.v1.InventoryResponse.taken_at:type_name -> google.protobuf.Timestamp
-	7,  // 14: agent.v1.InventoryResponse.states:type_name -> agent.v1.State
-	0,  // 15: agent.v1.SandboxReport.phase:type_name -> agent.v1.SandboxPhase
-	33, // 16: agent.v1.SandboxReport.started_at:type_name -> google.protobuf.Timestamp
-	34, // 17: agent.v1.SandboxStatsResponse.cpu_time:type_name -> google.protobuf.Duration
-	34, // 18: agent.v1.SandboxStatsResponse.idle:type_name -> google.protobuf.Duration
-	32, // 19: agent.v1.BuildBaseResponse.result:type_name -> agent.v1.BuildBaseResponse.Result
-	7,  // 20: agent.v1.PauseAllResponse.Outcome.state:type_name -> agent.v1.State
-	33, // 21: agent.v1.SetDeadlinesRequest.Deadline.deadline:type_name -> google.protobuf.Timestamp
-	1,  // 22: agent.v1.AgentService.Hello:input_type -> agent.v1.HelloRequest
-	5,  // 23: agent.v1.AgentService.CreateSandbox:input_type -> agent.v1.CreateSandboxRequest
-	20, // 24: agent.v1.AgentService.DestroySandbox:input_type -> agent.v1.DestroySandboxRequest
-	8,  // 25: agent.v1.AgentService.PauseSandbox:input_type -> agent.v1.PauseSandboxRequest
-	10, // 26: agent.v1.AgentService.CheckpointSandbox:input_type -> agent.v1.CheckpointSandboxRequest
-	12, // 27: agent.v1.AgentService.DeleteState:input_type -> agent.v1.DeleteStateRequest
-	14, // 28: agent.v1.AgentService.PauseAll:input_type -> agent.v1.PauseAllRequest
-	16, // 29: agent.v1.AgentService.SetDeadlines:input_type -> agent.v1.SetDeadlinesRequest
-	18, // 30: agent.v1.AgentService.SandboxLogs:input_type -> agent.v1.SandboxLogsRequest
-	22, // 31: agent.v1.AgentService.Inventory:input_type -> agent.v1.InventoryRequest
-	25, // 32: agent.v1.AgentService.SandboxStats:input_type -> agent.v1.SandboxStatsRequest
-	27, // 33: agent.v1.AgentService.BuildBase:input_type -> agent.v1.BuildBaseRequest
-	2,  // 34: agent.v1.AgentService.Hello:output_type -> agent.v1.HelloResponse
-	6,  // 35: agent.v1.AgentService.CreateSandbox:output_type -> agent.v1.CreateSandboxResponse
-	21, // 36: agent.v1.AgentService.DestroySandbox:output_type -> agent.v1.DestroySandboxResponse
-	9,  // 37: agent.v1.AgentService.PauseSandbox:output_type -> agent.v1.PauseSandboxResponse
-	11, // 38: agent.v1.AgentService.CheckpointSandbox:output_type -> agent.v1.CheckpointSandboxResponse
-	13, // 39: agent.v1.AgentService.DeleteState:output_type -> agent.v1.DeleteStateResponse
-	15, // 40: agent.v1.AgentService.PauseAll:output_type -> agent.v1.PauseAllResponse
-	17, // 41: agent.v1.AgentService.SetDeadlines:output_type -> agent.v1.SetDeadlinesResponse
-	19, // 42: agent.v1.AgentService.SandboxLogs:output_type -> agent.v1.SandboxLogsResponse
-	23, // 43: agent.v1.AgentService.Inventory:output_type -> agent.v1.InventoryResponse
-	26, // 44: agent.v1.AgentService.SandboxStats:output_type -> agent.v1.SandboxStatsResponse
-	28, // 45: agent.v1.AgentService.BuildBase:output_type -> agent.v1.BuildBaseResponse
-	34, // [34:46] is the sub-list for method output_type
-	22, // [22:34] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	5,  // 0: agent.v1.UploadRequest.engine:type_name -> agent.v1.EngineBuild
+	1,  // 1: agent.v1.UploadRequest.to:type_name -> agent.v1.Source
+	2,  // 2: agent.v1.UploadResponse.progress:type_name -> agent.v1.Progress
+	43, // 3: agent.v1.UploadResponse.result:type_name -> agent.v1.UploadResponse.Result
+	44, // 4: agent.v1.FetchRequest.state:type_name -> agent.v1.FetchRequest.StateCopy
+	17, // 5: agent.v1.FetchRequest.image:type_name -> agent.v1.Image
+	5,  // 6: agent.v1.FetchRequest.engine:type_name -> agent.v1.EngineBuild
+	1,  // 7: agent.v1.FetchRequest.from:type_name -> agent.v1.Source
+	2,  // 8: agent.v1.FetchResponse.progress:type_name -> agent.v1.Progress
+	45, // 9: agent.v1.KeepWarmRequest.targets:type_name -> agent.v1.KeepWarmRequest.Target
+	46, // 10: agent.v1.KeepWarmResponse.kept:type_name -> agent.v1.KeepWarmResponse.Kept
+	1,  // 11: agent.v1.ImportImageRequest.tarball:type_name -> agent.v1.Source
+	1,  // 12: agent.v1.ImportImageRequest.to:type_name -> agent.v1.Source
+	14, // 13: agent.v1.ImportImageResponse.result:type_name -> agent.v1.BuiltImage
+	1,  // 14: agent.v1.ExportImageRequest.to:type_name -> agent.v1.Source
+	14, // 15: agent.v1.ExportImageResponse.result:type_name -> agent.v1.BuiltImage
+	47, // 16: agent.v1.BuiltImage.env:type_name -> agent.v1.BuiltImage.EnvEntry
+	1,  // 17: agent.v1.Image.from:type_name -> agent.v1.Source
+	17, // 18: agent.v1.CreateSandboxRequest.image:type_name -> agent.v1.Image
+	18, // 19: agent.v1.CreateSandboxRequest.resources:type_name -> agent.v1.Resources
+	48, // 20: agent.v1.CreateSandboxRequest.env:type_name -> agent.v1.CreateSandboxRequest.EnvEntry
+	51, // 21: agent.v1.CreateSandboxRequest.deadline:type_name -> google.protobuf.Timestamp
+	38, // 22: agent.v1.CreateSandboxResponse.sandbox:type_name -> agent.v1.SandboxReport
+	51, // 23: agent.v1.State.created_at:type_name -> google.protobuf.Timestamp
+	18, // 24: agent.v1.State.resources:type_name -> agent.v1.Resources
+	52, // 25: agent.v1.PauseSandboxRequest.if_idle_for:type_name -> google.protobuf.Duration
+	21, // 26: agent.v1.PauseSandboxResponse.state:type_name -> agent.v1.State
+	21, // 27: agent.v1.CheckpointSandboxResponse.state:type_name -> agent.v1.State
+	49, // 28: agent.v1.PauseAllResponse.outcomes:type_name -> agent.v1.PauseAllResponse.Outcome
+	50, // 29: agent.v1.SetDeadlinesRequest.deadlines:type_name -> agent.v1.SetDeadlinesRequest.Deadline
+	38, // 30: agent.v1.InventoryResponse.sandboxes:type_name -> agent.v1.SandboxReport
+	51, // 31: agent.v1.InventoryResponse.taken_at:type_name -> google.protobuf.Timestamp
+	21, // 32: agent.v1.InventoryResponse.states:type_name -> agent.v1.State
+	0,  // 33: agent.v1.SandboxReport.phase:type_name -> agent.v1.SandboxPhase
+	51, // 34: agent.v1.SandboxReport.started_at:type_name -> google.protobuf.Timestamp
+	52, // 35: agent.v1.SandboxStatsResponse.cpu_time:type_name -> google.protobuf.Duration
+	52, // 36: agent.v1.SandboxStatsResponse.idle:type_name -> google.protobuf.Duration
+	1,  // 37: agent.v1.BuildBaseRequest.to:type_name -> agent.v1.Source
+	14, // 38: agent.v1.BuildBaseResponse.result:type_name -> agent.v1.BuiltImage
+	17, // 39: agent.v1.KeepWarmRequest.Target.image:type_name -> agent.v1.Image
+	18, // 40: agent.v1.KeepWarmRequest.Target.resources:type_name -> agent.v1.Resources
+	21, // 41: agent.v1.PauseAllResponse.Outcome.state:type_name -> agent.v1.State
+	51, // 42: agent.v1.SetDeadlinesRequest.Deadline.deadline:type_name -> google.protobuf.Timestamp
+	15, // 43: agent.v1.AgentService.Hello:input_type -> agent.v1.HelloRequest
+	19, // 44: agent.v1.AgentService.CreateSandbox:input_type -> agent.v1.CreateSandboxRequest
+	34, // 45: agent.v1.AgentService.DestroySandbox:input_type -> agent.v1.DestroySandboxRequest
+	22, // 46: agent.v1.AgentService.PauseSandbox:input_type -> agent.v1.PauseSandboxRequest
+	24, // 47: agent.v1.AgentService.CheckpointSandbox:input_type -> agent.v1.CheckpointSandboxRequest
+	26, // 48: agent.v1.AgentService.DeleteState:input_type -> agent.v1.DeleteStateRequest
+	28, // 49: agent.v1.AgentService.PauseAll:input_type -> agent.v1.PauseAllRequest
+	30, // 50: agent.v1.AgentService.SetDeadlines:input_type -> agent.v1.SetDeadlinesRequest
+	32, // 51: agent.v1.AgentService.SandboxLogs:input_type -> agent.v1.SandboxLogsRequest
+	36, // 52: agent.v1.AgentService.Inventory:input_type -> agent.v1.InventoryRequest
+	39, // 53: agent.v1.AgentService.SandboxStats:input_type -> agent.v1.SandboxStatsRequest
+	41, // 54: agent.v1.AgentService.BuildBase:input_type -> agent.v1.BuildBaseRequest
+	10, // 55: agent.v1.AgentService.ImportImage:input_type -> agent.v1.ImportImageRequest
+	12, // 56: agent.v1.AgentService.ExportImage:input_type -> agent.v1.ExportImageRequest
+	3,  // 57: agent.v1.AgentService.Upload:input_type -> agent.v1.UploadRequest
+	6,  // 58: agent.v1.AgentService.Fetch:input_type -> agent.v1.FetchRequest
+	8,  // 59: agent.v1.AgentService.KeepWarm:input_type -> agent.v1.KeepWarmRequest
+	16, // 60: agent.v1.AgentService.Hello:output_type -> agent.v1.HelloResponse
+	20, // 61: agent.v1.AgentService.CreateSandbox:output_type -> agent.v1.CreateSandboxResponse
+	35, // 62: agent.v1.AgentService.DestroySandbox:output_type -> agent.v1.DestroySandboxResponse
+	23, // 63: agent.v1.AgentService.PauseSandbox:output_type -> agent.v1.PauseSandboxResponse
+	25, // 64: agent.v1.AgentService.CheckpointSandbox:output_type -> agent.v1.CheckpointSandboxResponse
+	27, // 65: agent.v1.AgentService.DeleteState:output_type -> agent.v1.DeleteStateResponse
+	29, // 66: agent.v1.AgentService.PauseAll:output_type -> agent.v1.PauseAllResponse
+	31, // 67: agent.v1.AgentService.SetDeadlines:output_type -> agent.v1.SetDeadlinesResponse
+	33, // 68: agent.v1.AgentService.SandboxLogs:output_type -> agent.v1.SandboxLogsResponse
+	37, // 69: agent.v1.AgentService.Inventory:output_type -> agent.v1.InventoryResponse
+	40, // 70: agent.v1.AgentService.SandboxStats:output_type -> agent.v1.SandboxStatsResponse
+	42, // 71: agent.v1.AgentService.BuildBase:output_type -> agent.v1.BuildBaseResponse
+	11, // 72: agent.v1.AgentService.ImportImage:output_type -> agent.v1.ImportImageResponse
+	13, // 73: agent.v1.AgentService.ExportImage:output_type -> agent.v1.ExportImageResponse
+	4,  // 74: agent.v1.AgentService.Upload:output_type -> agent.v1.UploadResponse
+	7,  // 75: agent.v1.AgentService.Fetch:output_type -> agent.v1.FetchResponse
+	9,  // 76: agent.v1.AgentService.KeepWarm:output_type -> agent.v1.KeepWarmResponse
+	60, // [60:77] is the sub-list for method output_type
+	43, // [43:60] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
@@ -2372,9 +3767,34 @@ func file_agent_v1_agent_proto_init() {
 	if File_agent_v1_agent_proto != nil {
 		return
 	}
-	file_agent_v1_agent_proto_msgTypes[27].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[2].OneofWrappers = []any{
+		(*UploadRequest_StateId)(nil),
+		(*UploadRequest_Engine)(nil),
+	}
+	file_agent_v1_agent_proto_msgTypes[3].OneofWrappers = []any{
+		(*UploadResponse_Progress)(nil),
+		(*UploadResponse_Result_)(nil),
+	}
+	file_agent_v1_agent_proto_msgTypes[5].OneofWrappers = []any{
+		(*FetchRequest_State)(nil),
+		(*FetchRequest_Image)(nil),
+		(*FetchRequest_Engine)(nil),
+	}
+	file_agent_v1_agent_proto_msgTypes[6].OneofWrappers = []any{
+		(*FetchResponse_Progress)(nil),
+		(*FetchResponse_Done)(nil),
+	}
+	file_agent_v1_agent_proto_msgTypes[10].OneofWrappers = []any{
+		(*ImportImageResponse_Log)(nil),
+		(*ImportImageResponse_Result)(nil),
+	}
+	file_agent_v1_agent_proto_msgTypes[12].OneofWrappers = []any{
+		(*ExportImageResponse_Log)(nil),
+		(*ExportImageResponse_Result)(nil),
+	}
+	file_agent_v1_agent_proto_msgTypes[41].OneofWrappers = []any{
 		(*BuildBaseResponse_Log)(nil),
-		(*BuildBaseResponse_Result_)(nil),
+		(*BuildBaseResponse_Result)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2382,7 +3802,7 @@ func file_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   32,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

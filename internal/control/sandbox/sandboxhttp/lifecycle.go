@@ -230,7 +230,7 @@ func toSnapshot(x sandbox.Snapshot) restapi.Snapshot {
 	return restapi.Snapshot{
 		ID: x.ID.String(), Type: restapi.SnapshotType(x.Kind), Name: optString(x.Name), Status: restapi.SnapshotStatus(status), Error: optString(x.Error),
 		SandboxID: x.SandboxID.String(), Template: x.TemplateName, Engine: x.Engine, EngineVersion: optString(x.EngineVersion), Memory: x.Memory,
-		Vcpus: float64(x.CPUMillis) / 1000, MemoryMB: int(x.MemoryMB), DiskMB: int(x.DiskMB), SizeBytes: x.SizeBytes, OnlyOnHost: x.Host.ID.String(),
+		Vcpus: float64(x.CPUMillis) / 1000, MemoryMB: int(x.MemoryMB), DiskMB: int(x.DiskMB), SizeBytes: x.SizeBytes, OnlyOnHost: optString(x.Host.ID.String()), Hosts: []string{x.Host.ID.String()},
 		CreatedBy: x.CreatedByName, CreatedAt: x.CreatedAt.UTC(), ReadyAt: optTime(x.ReadyAt),
 	}
 }

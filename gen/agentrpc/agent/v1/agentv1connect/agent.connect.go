@@ -78,6 +78,18 @@ const (
 	AgentServiceSandboxStatsProcedure = "/agent.v1.AgentService/SandboxStats"
 	// AgentServiceBuildBaseProcedure is the fully-qualified name of the AgentService's BuildBase RPC.
 	AgentServiceBuildBaseProcedure = "/agent.v1.AgentService/BuildBase"
+	// AgentServiceImportImageProcedure is the fully-qualified name of the AgentService's ImportImage
+	// RPC.
+	AgentServiceImportImageProcedure = "/agent.v1.AgentService/ImportImage"
+	// AgentServiceExportImageProcedure is the fully-qualified name of the AgentService's ExportImage
+	// RPC.
+	AgentServiceExportImageProcedure = "/agent.v1.AgentService/ExportImage"
+	// AgentServiceUploadProcedure is the fully-qualified name of the AgentService's Upload RPC.
+	AgentServiceUploadProcedure = "/agent.v1.AgentService/Upload"
+	// AgentServiceFetchProcedure is the fully-qualified name of the AgentService's Fetch RPC.
+	AgentServiceFetchProcedure = "/agent.v1.AgentService/Fetch"
+	// AgentServiceKeepWarmProcedure is the fully-qualified name of the AgentService's KeepWarm RPC.
+	AgentServiceKeepWarmProcedure = "/agent.v1.AgentService/KeepWarm"
 )
 
 // AgentServiceClient is a client for the agent.v1.AgentService service.
@@ -118,6 +130,22 @@ type AgentServiceClient interface {
 	// Builds the platform's base template from Debian packages and uploads it;
 	// log lines arrive as they are made, the last message is the result.
 	BuildBase(context.Context, *v1.BuildBaseRequest) (*connect.ServerStreamForClient[v1.BuildBaseResponse], error)
+	// Makes a template's image from an OCI image, out of a registry or a tarball,
+	// and uploads it. As BuildBase else.
+	ImportImage(context.Context, *v1.ImportImageRequest) (*connect.ServerStreamForClient[v1.ImportImageResponse], error)
+	// Makes an image of what a running sandbox's root tree is now, and uploads it.
+	// The sandbox goes on.
+	ExportImage(context.Context, *v1.ExportImageRequest) (*connect.ServerStreamForClient[v1.ExportImageResponse], error)
+	// Brings a saved state, or the program of an engine, to the store. Ends with
+	// the result; what is stored already is not sent again.
+	Upload(context.Context, *v1.UploadRequest) (*connect.ServerStreamForClient[v1.UploadResponse], error)
+	// Brings a saved state, an image or the program of an engine to this host, and
+	// ends when it is there, checked. Succeeds at once on what is there. A copy
+	// lacks nothing of the original.
+	Fetch(context.Context, *v1.FetchRequest) (*connect.ServerStreamForClient[v1.FetchResponse], error)
+	// Says which instances are to be kept ready for sandboxes that come, all at
+	// once: what is not named is let go. Returns at once with what there is.
+	KeepWarm(context.Context, *v1.KeepWarmRequest) (*v1.KeepWarmResponse, error)
 }
 
 // NewAgentServiceClient constructs a client for the agent.v1.AgentService service. By default, it
@@ -203,6 +231,36 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(agentServiceMethods.ByName("BuildBase")),
 			connect.WithClientOptions(opts...),
 		),
+		importImage: connect.NewClient[v1.ImportImageRequest, v1.ImportImageResponse](
+			httpClient,
+			baseURL+AgentServiceImportImageProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("ImportImage")),
+			connect.WithClientOptions(opts...),
+		),
+		exportImage: connect.NewClient[v1.ExportImageRequest, v1.ExportImageResponse](
+			httpClient,
+			baseURL+AgentServiceExportImageProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("ExportImage")),
+			connect.WithClientOptions(opts...),
+		),
+		upload: connect.NewClient[v1.UploadRequest, v1.UploadResponse](
+			httpClient,
+			baseURL+AgentServiceUploadProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("Upload")),
+			connect.WithClientOptions(opts...),
+		),
+		fetch: connect.NewClient[v1.FetchRequest, v1.FetchResponse](
+			httpClient,
+			baseURL+AgentServiceFetchProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("Fetch")),
+			connect.WithClientOptions(opts...),
+		),
+		keepWarm: connect.NewClient[v1.KeepWarmRequest, v1.KeepWarmResponse](
+			httpClient,
+			baseURL+AgentServiceKeepWarmProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("KeepWarm")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -220,6 +278,11 @@ type agentServiceClient struct {
 	inventory         *connect.Client[v1.InventoryRequest, v1.InventoryResponse]
 	sandboxStats      *connect.Client[v1.SandboxStatsRequest, v1.SandboxStatsResponse]
 	buildBase         *connect.Client[v1.BuildBaseRequest, v1.BuildBaseResponse]
+	importImage       *connect.Client[v1.ImportImageRequest, v1.ImportImageResponse]
+	exportImage       *connect.Client[v1.ExportImageRequest, v1.ExportImageResponse]
+	upload            *connect.Client[v1.UploadRequest, v1.UploadResponse]
+	fetch             *connect.Client[v1.FetchRequest, v1.FetchResponse]
+	keepWarm          *connect.Client[v1.KeepWarmRequest, v1.KeepWarmResponse]
 }
 
 // Hello calls agent.v1.AgentService.Hello.
@@ -326,6 +389,35 @@ func (c *agentServiceClient) BuildBase(ctx context.Context, req *v1.BuildBaseReq
 	return c.buildBase.CallServerStream(ctx, connect.NewRequest(req))
 }
 
+// ImportImage calls agent.v1.AgentService.ImportImage.
+func (c *agentServiceClient) ImportImage(ctx context.Context, req *v1.ImportImageRequest) (*connect.ServerStreamForClient[v1.ImportImageResponse], error) {
+	return c.importImage.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// ExportImage calls agent.v1.AgentService.ExportImage.
+func (c *agentServiceClient) ExportImage(ctx context.Context, req *v1.ExportImageRequest) (*connect.ServerStreamForClient[v1.ExportImageResponse], error) {
+	return c.exportImage.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// Upload calls agent.v1.AgentService.Upload.
+func (c *agentServiceClient) Upload(ctx context.Context, req *v1.UploadRequest) (*connect.ServerStreamForClient[v1.UploadResponse], error) {
+	return c.upload.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// Fetch calls agent.v1.AgentService.Fetch.
+func (c *agentServiceClient) Fetch(ctx context.Context, req *v1.FetchRequest) (*connect.ServerStreamForClient[v1.FetchResponse], error) {
+	return c.fetch.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// KeepWarm calls agent.v1.AgentService.KeepWarm.
+func (c *agentServiceClient) KeepWarm(ctx context.Context, req *v1.KeepWarmRequest) (*v1.KeepWarmResponse, error) {
+	response, err := c.keepWarm.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // AgentServiceHandler is an implementation of the agent.v1.AgentService service.
 type AgentServiceHandler interface {
 	// Says who answers; the control plane calls it once before a host is online.
@@ -364,6 +456,22 @@ type AgentServiceHandler interface {
 	// Builds the platform's base template from Debian packages and uploads it;
 	// log lines arrive as they are made, the last message is the result.
 	BuildBase(context.Context, *v1.BuildBaseRequest, *connect.ServerStream[v1.BuildBaseResponse]) error
+	// Makes a template's image from an OCI image, out of a registry or a tarball,
+	// and uploads it. As BuildBase else.
+	ImportImage(context.Context, *v1.ImportImageRequest, *connect.ServerStream[v1.ImportImageResponse]) error
+	// Makes an image of what a running sandbox's root tree is now, and uploads it.
+	// The sandbox goes on.
+	ExportImage(context.Context, *v1.ExportImageRequest, *connect.ServerStream[v1.ExportImageResponse]) error
+	// Brings a saved state, or the program of an engine, to the store. Ends with
+	// the result; what is stored already is not sent again.
+	Upload(context.Context, *v1.UploadRequest, *connect.ServerStream[v1.UploadResponse]) error
+	// Brings a saved state, an image or the program of an engine to this host, and
+	// ends when it is there, checked. Succeeds at once on what is there. A copy
+	// lacks nothing of the original.
+	Fetch(context.Context, *v1.FetchRequest, *connect.ServerStream[v1.FetchResponse]) error
+	// Says which instances are to be kept ready for sandboxes that come, all at
+	// once: what is not named is let go. Returns at once with what there is.
+	KeepWarm(context.Context, *v1.KeepWarmRequest) (*v1.KeepWarmResponse, error)
 }
 
 // NewAgentServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -445,6 +553,36 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(agentServiceMethods.ByName("BuildBase")),
 		connect.WithHandlerOptions(opts...),
 	)
+	agentServiceImportImageHandler := connect.NewServerStreamHandlerSimple(
+		AgentServiceImportImageProcedure,
+		svc.ImportImage,
+		connect.WithSchema(agentServiceMethods.ByName("ImportImage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	agentServiceExportImageHandler := connect.NewServerStreamHandlerSimple(
+		AgentServiceExportImageProcedure,
+		svc.ExportImage,
+		connect.WithSchema(agentServiceMethods.ByName("ExportImage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	agentServiceUploadHandler := connect.NewServerStreamHandlerSimple(
+		AgentServiceUploadProcedure,
+		svc.Upload,
+		connect.WithSchema(agentServiceMethods.ByName("Upload")),
+		connect.WithHandlerOptions(opts...),
+	)
+	agentServiceFetchHandler := connect.NewServerStreamHandlerSimple(
+		AgentServiceFetchProcedure,
+		svc.Fetch,
+		connect.WithSchema(agentServiceMethods.ByName("Fetch")),
+		connect.WithHandlerOptions(opts...),
+	)
+	agentServiceKeepWarmHandler := connect.NewUnaryHandlerSimple(
+		AgentServiceKeepWarmProcedure,
+		svc.KeepWarm,
+		connect.WithSchema(agentServiceMethods.ByName("KeepWarm")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/agent.v1.AgentService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AgentServiceHelloProcedure:
@@ -471,6 +609,16 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 			agentServiceSandboxStatsHandler.ServeHTTP(w, r)
 		case AgentServiceBuildBaseProcedure:
 			agentServiceBuildBaseHandler.ServeHTTP(w, r)
+		case AgentServiceImportImageProcedure:
+			agentServiceImportImageHandler.ServeHTTP(w, r)
+		case AgentServiceExportImageProcedure:
+			agentServiceExportImageHandler.ServeHTTP(w, r)
+		case AgentServiceUploadProcedure:
+			agentServiceUploadHandler.ServeHTTP(w, r)
+		case AgentServiceFetchProcedure:
+			agentServiceFetchHandler.ServeHTTP(w, r)
+		case AgentServiceKeepWarmProcedure:
+			agentServiceKeepWarmHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -526,4 +674,24 @@ func (UnimplementedAgentServiceHandler) SandboxStats(context.Context, *v1.Sandbo
 
 func (UnimplementedAgentServiceHandler) BuildBase(context.Context, *v1.BuildBaseRequest, *connect.ServerStream[v1.BuildBaseResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("agent.v1.AgentService.BuildBase is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) ImportImage(context.Context, *v1.ImportImageRequest, *connect.ServerStream[v1.ImportImageResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("agent.v1.AgentService.ImportImage is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) ExportImage(context.Context, *v1.ExportImageRequest, *connect.ServerStream[v1.ExportImageResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("agent.v1.AgentService.ExportImage is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) Upload(context.Context, *v1.UploadRequest, *connect.ServerStream[v1.UploadResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("agent.v1.AgentService.Upload is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) Fetch(context.Context, *v1.FetchRequest, *connect.ServerStream[v1.FetchResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("agent.v1.AgentService.Fetch is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) KeepWarm(context.Context, *v1.KeepWarmRequest) (*v1.KeepWarmResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("agent.v1.AgentService.KeepWarm is not implemented"))
 }

@@ -5,8 +5,10 @@
 package sqlcgen
 
 import (
+	"encoding/json"
 	"time"
 
+	"github.com/google/uuid"
 	"skerry.dev/skerry/internal/kernel/id"
 )
 
@@ -29,4 +31,10 @@ type Template struct {
 	UpdatedAt      time.Time
 	DeletedAt      *time.Time
 	Arch           string
+	ArtifactID     *uuid.UUID
+	StateID        *uuid.UUID
+	Env            json.RawMessage
+	StartCmd       string
+	ReadyCmd       string
+	BuildID        *uuid.UUID
 }

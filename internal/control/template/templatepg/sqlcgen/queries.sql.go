@@ -14,7 +14,7 @@ import (
 )
 
 const byID = `-- name: ByID :one
-SELECT id, team_id, name, status, error, image_digest, image_size_bytes, manifest_digest, engine, cpu_millis, memory_mb, disk_mb, default_user, default_workdir, created_at, updated_at, deleted_at, arch FROM templates WHERE id = $1
+SELECT id, team_id, name, status, error, image_digest, image_size_bytes, manifest_digest, engine, cpu_millis, memory_mb, disk_mb, default_user, default_workdir, created_at, updated_at, deleted_at, arch, artifact_id, state_id, env, start_cmd, ready_cmd, build_id FROM templates WHERE id = $1
 `
 
 func (q *Queries) ByID(ctx context.Context, db DBTX, argID id.Template) (Template, error) {
@@ -39,6 +39,12 @@ func (q *Queries) ByID(ctx context.Context, db DBTX, argID id.Template) (Templat
 		&i.UpdatedAt,
 		&i.DeletedAt,
 		&i.Arch,
+		&i.ArtifactID,
+		&i.StateID,
+		&i.Env,
+		&i.StartCmd,
+		&i.ReadyCmd,
+		&i.BuildID,
 	)
 	return i, err
 }
@@ -47,7 +53,7 @@ const insert = `-- name: Insert :one
 INSERT INTO templates (id, team_id, name, status, image_digest, image_size_bytes, manifest_digest, arch)
 VALUES ($1, $2, $3, 'ready', $4, $5, $6,
     coalesce((SELECT h.arch FROM hosts h WHERE h.id = $7::uuid), ''))
-RETURNING id, team_id, name, status, error, image_digest, image_size_bytes, manifest_digest, engine, cpu_millis, memory_mb, disk_mb, default_user, default_workdir, created_at, updated_at, deleted_at, arch
+RETURNING id, team_id, name, status, error, image_digest, image_size_bytes, manifest_digest, engine, cpu_millis, memory_mb, disk_mb, default_user, default_workdir, created_at, updated_at, deleted_at, arch, artifact_id, state_id, env, start_cmd, ready_cmd, build_id
 `
 
 type InsertParams struct {
@@ -91,12 +97,18 @@ func (q *Queries) Insert(ctx context.Context, db DBTX, arg InsertParams) (Templa
 		&i.UpdatedAt,
 		&i.DeletedAt,
 		&i.Arch,
+		&i.ArtifactID,
+		&i.StateID,
+		&i.Env,
+		&i.StartCmd,
+		&i.ReadyCmd,
+		&i.BuildID,
 	)
 	return i, err
 }
 
 const list = `-- name: List :many
-SELECT id, team_id, name, status, error, image_digest, image_size_bytes, manifest_digest, engine, cpu_millis, memory_mb, disk_mb, default_user, default_workdir, created_at, updated_at, deleted_at, arch FROM templates
+SELECT id, team_id, name, status, error, image_digest, image_size_bytes, manifest_digest, engine, cpu_millis, memory_mb, disk_mb, default_user, default_workdir, created_at, updated_at, deleted_at, arch, artifact_id, state_id, env, start_cmd, ready_cmd, build_id FROM templates
 WHERE deleted_at IS NULL AND team_id IN ($1, '00000000-0000-0000-0000-000000000000'::uuid)
   AND ($2::timestamptz IS NULL OR (created_at, id) < ($2::timestamptz, $3::uuid))
 ORDER BY created_at DESC, id DESC
@@ -143,6 +155,12 @@ func (q *Queries) List(ctx context.Context, db DBTX, arg ListParams) ([]Template
 			&i.UpdatedAt,
 			&i.DeletedAt,
 			&i.Arch,
+			&i.ArtifactID,
+			&i.StateID,
+			&i.Env,
+			&i.StartCmd,
+			&i.ReadyCmd,
+			&i.BuildID,
 		); err != nil {
 			return nil, err
 		}
@@ -165,7 +183,7 @@ func (q *Queries) LockTeam(ctx context.Context, db DBTX, argID id.Team) error {
 }
 
 const resolveByName = `-- name: ResolveByName :one
-SELECT id, team_id, name, status, error, image_digest, image_size_bytes, manifest_digest, engine, cpu_millis, memory_mb, disk_mb, default_user, default_workdir, created_at, updated_at, deleted_at, arch FROM templates
+SELECT id, team_id, name, status, error, image_digest, image_size_bytes, manifest_digest, engine, cpu_millis, memory_mb, disk_mb, default_user, default_workdir, created_at, updated_at, deleted_at, arch, artifact_id, state_id, env, start_cmd, ready_cmd, build_id FROM templates
 WHERE name = $1 AND deleted_at IS NULL
   AND team_id IN ($2, '00000000-0000-0000-0000-000000000000'::uuid)
 ORDER BY (team_id = $2) DESC
@@ -200,6 +218,12 @@ func (q *Queries) ResolveByName(ctx context.Context, db DBTX, arg ResolveByNameP
 		&i.UpdatedAt,
 		&i.DeletedAt,
 		&i.Arch,
+		&i.ArtifactID,
+		&i.StateID,
+		&i.Env,
+		&i.StartCmd,
+		&i.ReadyCmd,
+		&i.BuildID,
 	)
 	return i, err
 }
