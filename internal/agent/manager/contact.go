@@ -4,7 +4,6 @@ import (
 	"context"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"skerry.dev/skerry/internal/agent/journal"
@@ -174,12 +173,9 @@ func (m *Manager) pauseAll(ctx context.Context, reason string, byItself bool) []
 	}
 	m.mu.Unlock()
 	slices.SortFunc(out, func(a, b Outcome) int { return strings.Compare(a.Sandbox.String(), b.Sandbox.String()) })
-	var wg sync.WaitGroup
-	turn := make(chan struct{}, m.cfg.PauseWidth)
+	w := newWide(m.cfg.PauseWidth)
 	for i := range out {
-		turn <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-turn }()
+		w.do(func() error {
 			req := own(out[i].Sandbox, out[i].Incarnation, reason)
 			req.own = byItself
 			out[i].Err = m.inTurn(ctx, func() (err error) {
@@ -189,9 +185,10 @@ func (m *Manager) pauseAll(ctx context.Context, reason string, byItself bool) []
 			if errs.Is(out[i].Err, "already_paused") {
 				out[i].State, out[i].Err = m.stateOf(out[i].Sandbox, out[i].Err)
 			}
+			return out[i].Err
 		})
 	}
-	wg.Wait()
+	_ = w.wait() // each outcome has its own
 	return out
 }
 
