@@ -262,10 +262,12 @@ type Store interface {
 	// closes its operation and makes it missing, to be judged by that. It is no
 	// transition of a life: the row was older than the truth. One that changed
 	// meanwhile is invalid_state.
-	// Recover makes a state what is left to recover from of a row that ended as
-	// lost. Nothing happens when it is not so.
-	Recover(ctx context.Context, row Sandbox, held Held, envSealed []byte) error
 	BringForward(ctx context.Context, row Sandbox, incarnation int64) (Sandbox, error)
+	// Recover makes a state what is left to recover from of a row that ended as
+	// lost; one that is not so is invalid_state. What was given up since, by itself
+	// or with its team, is not recovered: the row is lost no more, and what the host
+	// holds of it is an orphan.
+	Recover(ctx context.Context, row Sandbox, held Held, envSealed []byte) (recovered bool, err error)
 	// NoteStrays keeps note of strays, up to a bound a host, records new ones and
 	// foreign claims once a day, and returns them as they are then.
 	NoteStrays(ctx context.Context, h id.Host, strays []Stray) ([]Stray, error)

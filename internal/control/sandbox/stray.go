@@ -28,8 +28,8 @@ const (
 const (
 	// StrayLimit is how long one that nobody knows is kept, paused.
 	StrayLimit = 7 * 24 * time.Hour
-	// mostStrays is how many are kept note of a host: it may claim anything.
-	mostStrays = 1000
+	// MostStrays is how many are kept note of a host: it may claim anything.
+	MostStrays = 1000
 	// strayHands is how many are paused on one host at once.
 	strayHands = 4
 	// PausedQuarantine is why a host was told to pause one.
@@ -107,7 +107,7 @@ func (r *Reconciler) judgeStrays(ctx context.Context, h host.Ref, s *suspicions,
 			since = r.now()
 		}
 		seen[key] = since
-		if again && r.now().Sub(since) >= r.grace && len(sure) < mostStrays {
+		if again && r.now().Sub(since) >= r.grace && len(sure) < MostStrays {
 			sure = append(sure, Stray{Sandbox: in.Sandbox, Incarnation: in.Incarnation, Kind: kind, Phase: in.Phase, State: id.NewSnapshot()})
 		}
 	}
@@ -146,7 +146,7 @@ func (r *Reconciler) quarantine(ctx context.Context, h host.Ref, sure []Stray, l
 	if err != nil {
 		return err
 	}
-	due, err := r.store.DueStrays(ctx, h.ID, mostStrays)
+	due, err := r.store.DueStrays(ctx, h.ID, MostStrays)
 	if err != nil {
 		return err
 	}

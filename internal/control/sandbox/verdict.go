@@ -186,12 +186,12 @@ func (r *Reconciler) recover(ctx context.Context, h host.Ref, x Sandbox, in Inst
 	if err != nil {
 		return err
 	}
-	err = r.store.Recover(ctx, x, state, sealed)
+	recovered, err := r.store.Recover(ctx, x, state, sealed)
 	if errs.Is(err, "invalid_state") || errs.Is(err, "foreign_state") {
 		return nil // it was not given up, or the host names another's state
 	}
-	if err != nil {
-		return err
+	if err != nil || !recovered {
+		return err // what is not recovered is an orphan at the next look
 	}
 	r.log.InfoContext(ctx, "what was given up is back and can be recovered from", "sandbox_id", x.ID.String(), "host_id", h.ID.String(), "snapshot_id", state.ID.String())
 	return nil

@@ -1,12 +1,15 @@
 package sandboxpg_test
 
 import (
+	"context"
+	"log/slog"
 	"math"
 	"testing"
 	"time"
 
 	"skerry.dev/skerry/internal/control/sandbox"
 	"skerry.dev/skerry/internal/control/sandbox/sandboxtest"
+	"skerry.dev/skerry/internal/kernel/id"
 	"skerry.dev/skerry/internal/pg/pgtest"
 	"skerry.dev/skerry/internal/testkit"
 )
@@ -69,6 +72,81 @@ func TestH8_WhatWasGivenUpAndComesBackCanBeRecoveredFrom(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestH8_WhatIsNotWantedAnyMoreIsNotRecovered(t *testing.T) {
+	ctx := context.Background()
+	for _, c := range []struct {
+		name string
+		// back is how its host comes back, unwanted how it is given up before or
+		// after that.
+		back     func(w *sandboxtest.World, x sandbox.Sandbox)
+		unwanted func(t *testing.T, w *sandboxtest.World, s *sandboxtest.Server, x sandbox.Sandbox)
+	}{
+		{"its team was deleted while it was away", func(w *sandboxtest.World, x sandbox.Sandbox) { w.Agents.PauseAlone(x.ID, "lost_contact") }, deleteTeam},
+		{"it runs, and its team was deleted", func(*sandboxtest.World, sandbox.Sandbox) {}, deleteTeam},
+		{
+			"its team was deleted once it was back", func(w *sandboxtest.World, x sandbox.Sandbox) { w.Agents.PauseAlone(x.ID, "lost_contact") },
+			func(t *testing.T, w *sandboxtest.World, s *sandboxtest.Server, x sandbox.Sandbox) {
+				recovered(t, w, s, x)
+				deleteTeam(t, w, s, x)
+			},
+		},
+		{
+			"its state was deleted once it was back", func(w *sandboxtest.World, x sandbox.Sandbox) { w.Agents.PauseAlone(x.ID, "lost_contact") },
+			func(t *testing.T, w *sandboxtest.World, s *sandboxtest.Server, x sandbox.Sandbox) {
+				if err := s.Service.DeleteSnapshot(ctx, w.User(), recovered(t, w, s, x).String()); err != nil {
+					t.Fatal(err)
+				}
+			},
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := sandboxtest.NewWorld(t, pgtest.New(t), 8, 8192)
+			s := w.Serve(sandbox.Config{})
+			x := givenUp(t, w, s)
+			c.back(w, x)
+			c.unwanted(t, w, s, x)
+			told := tally(t, w, `sandbox_events WHERE sandbox_id = $1 AND kind = 'recoverable'`, x.ID)
+			testkit.Eventually(t, 30*time.Second, "nothing of it is left", func() bool {
+				look(t, w, s, x.Host.ID)
+				exec(t, w, `UPDATE snapshots SET drop_at = NULL`) // what the host refused is tried again
+				if err := sandbox.NewSweep(s.Service, slog.New(slog.DiscardHandler)).Pass(ctx); err != nil {
+					t.Fatal(err)
+				}
+				return !w.Agents.Has(x.ID) && w.Agents.States() == 0
+			})
+			if got := get(t, w, x.ID); got.Status != sandbox.StatusStopped || got.EndReason != sandbox.EndDeleted {
+				t.Errorf("its row is %s %q", got.Status, got.EndReason)
+			}
+			if n := tally(t, w, `sandbox_events WHERE sandbox_id = $1 AND kind = 'recoverable'`, x.ID); n != told {
+				t.Errorf("told to be recoverable %d times more", n-told)
+			}
+			if left := strays(t, s, x.Host.ID); len(left) != 0 {
+				t.Errorf("still in quarantine: %+v", left)
+			}
+		})
+	}
+}
+
+func deleteTeam(t *testing.T, w *sandboxtest.World, _ *sandboxtest.Server, _ sandbox.Sandbox) {
+	t.Helper()
+	exec(t, w, `UPDATE teams SET deleted_at = now() WHERE id = $1`, w.Team)
+}
+
+// recovered waits until a state is known to recover from.
+func recovered(t *testing.T, w *sandboxtest.World, s *sandboxtest.Server, x sandbox.Sandbox) (state id.Snapshot) {
+	t.Helper()
+	testkit.Eventually(t, 30*time.Second, "it can be recovered from", func() bool {
+		look(t, w, s, x.Host.ID)
+		got := get(t, w, x.ID)
+		if got.StateID == nil || got.StateStatus != sandbox.StateReady {
+			return false
+		}
+		state = *got.StateID
+		return true
+	})
+	return state
 }
 
 func TestH11_WhatHasEndedIsDestroyedUnderTheMachinesNewNameToo(t *testing.T) {

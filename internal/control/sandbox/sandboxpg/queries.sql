@@ -380,6 +380,9 @@ WITH moved AS (
 )
 SELECT moved.id FROM moved;
 
+-- name: TeamDeleted :one
+SELECT (deleted_at IS NOT NULL)::bool FROM teams WHERE id = sqlc.arg(id);
+
 -- name: NotLost :exec
 -- It was given up as lost, and is not wanted any more.
 UPDATE sandboxes SET end_reason = sqlc.arg(end_reason) WHERE id = sqlc.arg(id) AND end_reason = 'lost';
@@ -675,11 +678,10 @@ ON CONFLICT (host_id, sandbox_id) DO UPDATE SET incarnation = excluded.incarnati
     told_at = CASE
         WHEN host_strays.kind <> excluded.kind OR excluded.kind = 'foreign' AND host_strays.told_at < now() - interval '1 day' THEN now()
         ELSE host_strays.told_at END
-RETURNING sandbox_id, incarnation, kind, phase, state_id, first_seen_at, last_seen_at, paused_at, destroy_at,
-    (told_at = now())::bool AS new;
+RETURNING sqlc.embed(host_strays), (told_at = now())::bool AS new;
 
 -- name: DueStrays :many
-SELECT sandbox_id, incarnation, kind, phase, state_id, first_seen_at, last_seen_at, paused_at, destroy_at FROM host_strays
+SELECT * FROM host_strays
 WHERE host_id = sqlc.arg(host_id) AND destroy_at <= now()
 ORDER BY destroy_at
 LIMIT sqlc.arg(max_rows);
@@ -702,7 +704,7 @@ DELETE FROM host_strays WHERE host_id = sqlc.arg(host_id) AND sandbox_id = sqlc.
 UPDATE host_strays SET destroy_at = least(destroy_at, now()) WHERE host_id = sqlc.arg(host_id) AND sandbox_id = sqlc.arg(sandbox_id);
 
 -- name: ListStrays :many
-SELECT sandbox_id, incarnation, kind, phase, first_seen_at, last_seen_at, paused_at, destroy_at FROM host_strays
+SELECT * FROM host_strays
 WHERE host_id = sqlc.arg(host_id) AND (sqlc.narg(after)::uuid IS NULL OR sandbox_id > sqlc.narg(after)::uuid)
 ORDER BY sandbox_id
 LIMIT sqlc.arg(max_rows);

@@ -59,23 +59,12 @@ func (s *Store) Adopt(ctx context.Context, a sandbox.Adopt) (sandbox.Sandbox, er
 	if !x.Status.May(sandbox.StatusPaused) {
 		return x, sandbox.InvalidState(x)
 	}
-	features := held.CPUFeatures
-	if features == nil {
-		features = []string{}
-	}
 	var out sandbox.Sandbox
-	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
+	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) (err error) {
 		if _, err := s.q.LockSandbox(ctx, tx, x.ID); err != nil {
 			return err
 		}
-		_, err := s.q.AdoptState(ctx, tx, sqlcgen.AdoptStateParams{
-			ID: held.ID, SandboxID: x.ID, EngineVersion: held.EngineVersion, CpuFeatures: features, Memory: held.Memory,
-			EnvSealed: a.EnvSealed, SizeBytes: held.SizeBytes, Digest: held.Digest, CreatedBy: "host",
-		})
-		if errors.Is(err, pgx.ErrNoRows) {
-			return errForeignState
-		}
-		if err != nil {
+		if err := s.adoptState(ctx, tx, x.ID, held, a.EnvSealed); err != nil {
 			return err
 		}
 		t := sandbox.Transition{
@@ -101,24 +90,39 @@ func (s *Store) Adopt(ctx context.Context, a sandbox.Adopt) (sandbox.Sandbox, er
 	return out, err
 }
 
-// Recover implements sandbox.Store.
-func (s *Store) Recover(ctx context.Context, x sandbox.Sandbox, held sandbox.Held, envSealed []byte) error {
+// adoptState makes a state ready that the sandbox's host says it has.
+func (s *Store) adoptState(ctx context.Context, tx pgx.Tx, x id.Sandbox, held sandbox.Held, envSealed []byte) error {
 	features := held.CPUFeatures
 	if features == nil {
 		features = []string{}
 	}
-	return pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
-		if _, err := s.q.LockSandbox(ctx, tx, x.ID); err != nil {
+	_, err := s.q.AdoptState(ctx, tx, sqlcgen.AdoptStateParams{
+		ID: held.ID, SandboxID: x, EngineVersion: held.EngineVersion, CpuFeatures: features, Memory: held.Memory,
+		EnvSealed: envSealed, SizeBytes: held.SizeBytes, Digest: held.Digest, CreatedBy: "host",
+	})
+	if errors.Is(err, pgx.ErrNoRows) {
+		return errForeignState
+	}
+	return err
+}
+
+// Recover implements sandbox.Store.
+func (s *Store) Recover(ctx context.Context, x sandbox.Sandbox, held sandbox.Held, envSealed []byte) (bool, error) {
+	recovered := false
+	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
+		recovered = false
+		locked, err := s.q.LockSandbox(ctx, tx, x.ID)
+		if err != nil {
 			return err
 		}
-		_, err := s.q.AdoptState(ctx, tx, sqlcgen.AdoptStateParams{
-			ID: held.ID, SandboxID: x.ID, EngineVersion: held.EngineVersion, CpuFeatures: features, Memory: held.Memory,
-			EnvSealed: envSealed, SizeBytes: held.SizeBytes, Digest: held.Digest, CreatedBy: "host",
-		})
-		if errors.Is(err, pgx.ErrNoRows) {
-			return errForeignState
-		}
+		unwanted, err := s.unwanted(ctx, tx, locked.Sandbox, held.ID)
 		if err != nil {
+			return err
+		}
+		if unwanted {
+			return s.q.NotLost(ctx, tx, sqlcgen.NotLostParams{ID: x.ID, EndReason: sandbox.EndDeleted})
+		}
+		if err := s.adoptState(ctx, tx, x.ID, held, envSealed); err != nil {
 			return err
 		}
 		_, err = s.q.RecoverFrom(ctx, tx, sqlcgen.RecoverFromParams{ID: x.ID, StateID: held.ID.UUID()})
@@ -128,8 +132,24 @@ func (s *Store) Recover(ctx context.Context, x sandbox.Sandbox, held sandbox.Hel
 		if err != nil {
 			return err
 		}
+		recovered = true
 		return s.q.Supplant(ctx, tx, held.ID)
 	})
+	return recovered, err
+}
+
+// unwanted says that nobody wants a state of the sandbox any more. It locks the
+// state, so that whoever gives it up comes before or after.
+func (s *Store) unwanted(ctx context.Context, tx pgx.Tx, x sqlcgen.Sandbox, state id.Snapshot) (bool, error) {
+	row, err := s.q.LockState(ctx, tx, state)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return false, err
+	}
+	given := row.Status == string(sandbox.StateDeleting) || row.Status == string(sandbox.StateDeleted)
+	if err == nil && row.SandboxID == x.ID && given {
+		return true, nil
+	}
+	return s.q.TeamDeleted(ctx, tx, x.TeamID)
 }
 
 // SetDeadline implements sandbox.Store.

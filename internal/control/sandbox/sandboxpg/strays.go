@@ -84,11 +84,8 @@ func (s *Store) NoteStrays(ctx context.Context, h id.Host, strays []sandbox.Stra
 	return out, err
 }
 
-// mostStrays is how many are kept note of a host.
-const mostStrays = 1000
-
 func (s *Store) noteStrays(ctx context.Context, tx pgx.Tx, h id.Host, strays []sandbox.Stray) ([]sandbox.Stray, error) {
-	p := sqlcgen.NoteStraysParams{HostID: h, KeepSecs: sandbox.StrayLimit.Seconds(), Most: mostStrays}
+	p := sqlcgen.NoteStraysParams{HostID: h, KeepSecs: sandbox.StrayLimit.Seconds(), Most: sandbox.MostStrays}
 	// In the order of ids, so that two never wait for each other, and each once.
 	strays = slices.Clone(strays)
 	slices.SortFunc(strays, func(a, b sandbox.Stray) int { return strings.Compare(a.Sandbox.String(), b.Sandbox.String()) })
@@ -109,16 +106,15 @@ func (s *Store) noteStrays(ctx context.Context, tx pgx.Tx, h id.Host, strays []s
 	var entries []audit.Entry
 	out := make([]sandbox.Stray, len(rows))
 	for i, r := range rows {
-		out[i] = sandbox.Stray{
-			Sandbox: r.SandboxID, Incarnation: r.Incarnation, Kind: sandbox.StrayKind(r.Kind), Phase: sandbox.Phase(r.Phase), State: r.StateID,
-			FirstSeenAt: r.FirstSeenAt, LastSeenAt: r.LastSeenAt, PausedAt: r.PausedAt, DestroyAt: r.DestroyAt, New: r.New,
-		}
+		x := strayOf(r.HostStray)
+		x.New = r.New
+		out[i] = x
 		switch {
-		case !r.New:
-		case out[i].Kind == sandbox.StrayForeign:
-			entries = append(entries, by.HostClaimedForeign(team, h, r.SandboxID))
+		case !x.New:
+		case x.Kind == sandbox.StrayForeign:
+			entries = append(entries, by.HostClaimedForeign(team, h, x.Sandbox))
 		default:
-			entries = append(entries, by.HostStrayFound(team, h, r.SandboxID))
+			entries = append(entries, by.HostStrayFound(team, h, x.Sandbox))
 		}
 	}
 	return out, auditpg.Append(ctx, tx, entries...)
@@ -151,14 +147,22 @@ func (s *Store) DueStrays(ctx context.Context, h id.Host, limit int) ([]sandbox.
 	if err != nil {
 		return nil, pg.Map(err)
 	}
+	return straysOf(rows), nil
+}
+
+func straysOf(rows []sqlcgen.HostStray) []sandbox.Stray {
 	out := make([]sandbox.Stray, len(rows))
 	for i, r := range rows {
-		out[i] = sandbox.Stray{
-			Sandbox: r.SandboxID, Incarnation: r.Incarnation, Kind: sandbox.StrayKind(r.Kind), Phase: sandbox.Phase(r.Phase), State: r.StateID,
-			FirstSeenAt: r.FirstSeenAt, LastSeenAt: r.LastSeenAt, PausedAt: r.PausedAt, DestroyAt: r.DestroyAt,
-		}
+		out[i] = strayOf(r)
 	}
-	return out, nil
+	return out
+}
+
+func strayOf(r sqlcgen.HostStray) sandbox.Stray {
+	return sandbox.Stray{
+		Sandbox: r.SandboxID, Incarnation: r.Incarnation, Kind: sandbox.StrayKind(r.Kind), Phase: sandbox.Phase(r.Phase), State: r.StateID,
+		FirstSeenAt: r.FirstSeenAt, LastSeenAt: r.LastSeenAt, PausedAt: r.PausedAt, DestroyAt: r.DestroyAt,
+	}
 }
 
 // ListStrays implements sandbox.Store.
@@ -175,14 +179,7 @@ func (s *Store) ListStrays(ctx context.Context, h id.Host, p page.Request) (page
 	if err != nil {
 		return page.Page[sandbox.Stray]{}, pg.Map(err)
 	}
-	out := make([]sandbox.Stray, len(rows))
-	for i, r := range rows {
-		out[i] = sandbox.Stray{
-			Sandbox: r.SandboxID, Incarnation: r.Incarnation, Kind: sandbox.StrayKind(r.Kind), Phase: sandbox.Phase(r.Phase),
-			FirstSeenAt: r.FirstSeenAt, LastSeenAt: r.LastSeenAt, PausedAt: r.PausedAt, DestroyAt: r.DestroyAt,
-		}
-	}
-	return page.Of(out, p.Limit, func(x sandbox.Stray) any { return x.Sandbox.UUID() })
+	return page.Of(straysOf(rows), p.Limit, func(x sandbox.Stray) any { return x.Sandbox.UUID() })
 }
 
 // AskStrayGone implements sandbox.Store.

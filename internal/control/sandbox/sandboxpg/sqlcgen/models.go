@@ -12,6 +12,20 @@ import (
 	"skerry.dev/skerry/internal/kernel/id"
 )
 
+type HostStray struct {
+	HostID      id.Host
+	SandboxID   id.Sandbox
+	Incarnation int64
+	Kind        string
+	Phase       string
+	StateID     id.Snapshot
+	FirstSeenAt time.Time
+	LastSeenAt  time.Time
+	PausedAt    *time.Time
+	DestroyAt   *time.Time
+	ToldAt      time.Time
+}
+
 type Operation struct {
 	ID          id.Operation
 	SandboxID   id.Sandbox
@@ -28,6 +42,7 @@ type Operation struct {
 	DeadlineAt  time.Time
 	CreatedAt   time.Time
 	FinishedAt  *time.Time
+	Progress    json.RawMessage
 }
 
 type Sandbox struct {
@@ -69,6 +84,9 @@ type Sandbox struct {
 	StartedAt             *time.Time
 	EndedAt               *time.Time
 	UpdatedAt             time.Time
+	PausedTtlSec          *int32
+	TtlWarnedAt           *time.Time
+	BuildID               *uuid.UUID
 }
 
 type Snapshot struct {
@@ -102,4 +120,8 @@ type Snapshot struct {
 	ReadyAt       *time.Time
 	DropAt        *time.Time
 	DeletedAt     *time.Time
+	ArtifactID    *uuid.UUID
+	UploadAt      *time.Time
+	UploadError   string
+	Arch          string
 }

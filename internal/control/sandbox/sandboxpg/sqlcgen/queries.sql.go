@@ -79,7 +79,7 @@ const beginDelete = `-- name: BeginDelete :one
 WITH moved AS (
     UPDATE sandboxes SET status = 'stopping', incarnation = incarnation + 1, end_reason = $1, updated_at = now()
     WHERE sandboxes.id = $2 AND sandboxes.status = ANY($3::text[])
-    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at
+    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id
 ), superseded AS (
     UPDATE operations o SET status = 'superseded', reason = $1, finished_at = now(), lease_owner = NULL, lease_until = NULL
     FROM moved WHERE o.sandbox_id = moved.id AND o.status = 'open'
@@ -94,7 +94,7 @@ WITH moved AS (
     INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
     SELECT moved.id, moved.team_id, 'stopping', $8::jsonb FROM moved
 )
-SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at FROM moved
+SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id FROM moved
 `
 
 type BeginDeleteParams struct {
@@ -147,6 +147,9 @@ type BeginDeleteRow struct {
 	StartedAt             *time.Time
 	EndedAt               *time.Time
 	UpdatedAt             time.Time
+	PausedTtlSec          *int32
+	TtlWarnedAt           *time.Time
+	BuildID               *uuid.UUID
 }
 
 // The row was locked by LockSandbox in this transaction. The new operation is
@@ -202,6 +205,9 @@ func (q *Queries) BeginDelete(ctx context.Context, db DBTX, arg BeginDeleteParam
 		&i.StartedAt,
 		&i.EndedAt,
 		&i.UpdatedAt,
+		&i.PausedTtlSec,
+		&i.TtlWarnedAt,
+		&i.BuildID,
 	)
 	return i, err
 }
@@ -210,7 +216,7 @@ const beginOperation = `-- name: BeginOperation :one
 WITH moved AS (
     UPDATE sandboxes SET status = $1, incarnation = incarnation + $2::bigint, updated_at = now()
     WHERE sandboxes.id = $3 AND sandboxes.status = $4
-    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at
+    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id
 ), op AS (
     INSERT INTO operations (id, sandbox_id, team_id, kind, incarnation, params, status, lease_owner, lease_until, deadline_at, attempts)
     SELECT $5, moved.id, moved.team_id, $6, moved.incarnation, $7, 'open', $8::uuid,
@@ -221,7 +227,7 @@ WITH moved AS (
     INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
     SELECT moved.id, moved.team_id, $11::text, $12::jsonb FROM moved WHERE $11::text <> ''
 )
-SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at FROM moved
+SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id FROM moved
 `
 
 type BeginOperationParams struct {
@@ -278,6 +284,9 @@ type BeginOperationRow struct {
 	StartedAt             *time.Time
 	EndedAt               *time.Time
 	UpdatedAt             time.Time
+	PausedTtlSec          *int32
+	TtlWarnedAt           *time.Time
+	BuildID               *uuid.UUID
 }
 
 // The row was locked by LockSandbox in this transaction.
@@ -336,6 +345,9 @@ func (q *Queries) BeginOperation(ctx context.Context, db DBTX, arg BeginOperatio
 		&i.StartedAt,
 		&i.EndedAt,
 		&i.UpdatedAt,
+		&i.PausedTtlSec,
+		&i.TtlWarnedAt,
+		&i.BuildID,
 	)
 	return i, err
 }
@@ -345,7 +357,7 @@ WITH moved AS (
     UPDATE sandboxes SET status = 'missing', incarnation = $1, deadline_at = NULL, updated_at = now()
     WHERE sandboxes.id = $2 AND sandboxes.status = $3 AND sandboxes.incarnation = $4
       AND sandboxes.incarnation < $1
-    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at
+    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id
 ), closed AS (
     UPDATE operations o SET status = 'superseded', reason = 'brought_forward', message = $5, finished_at = now(),
         lease_owner = NULL, lease_until = NULL
@@ -354,7 +366,7 @@ WITH moved AS (
     INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
     SELECT moved.id, moved.team_id, 'brought_forward', $6::jsonb FROM moved
 )
-SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at FROM moved
+SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id FROM moved
 `
 
 type BringForwardParams struct {
@@ -405,6 +417,9 @@ type BringForwardRow struct {
 	StartedAt             *time.Time
 	EndedAt               *time.Time
 	UpdatedAt             time.Time
+	PausedTtlSec          *int32
+	TtlWarnedAt           *time.Time
+	BuildID               *uuid.UUID
 }
 
 // The row was locked by LockSandbox in this transaction. Its deadline was that of
@@ -458,6 +473,9 @@ func (q *Queries) BringForward(ctx context.Context, db DBTX, arg BringForwardPar
 		&i.StartedAt,
 		&i.EndedAt,
 		&i.UpdatedAt,
+		&i.PausedTtlSec,
+		&i.TtlWarnedAt,
+		&i.BuildID,
 	)
 	return i, err
 }
@@ -659,7 +677,7 @@ func (q *Queries) Dropped(ctx context.Context, db DBTX, argID id.Snapshot) error
 }
 
 const dueStrays = `-- name: DueStrays :many
-SELECT sandbox_id, incarnation, kind, phase, state_id, first_seen_at, last_seen_at, paused_at, destroy_at FROM host_strays
+SELECT host_id, sandbox_id, incarnation, kind, phase, state_id, first_seen_at, last_seen_at, paused_at, destroy_at, told_at FROM host_strays
 WHERE host_id = $1 AND destroy_at <= now()
 ORDER BY destroy_at
 LIMIT $2
@@ -670,28 +688,17 @@ type DueStraysParams struct {
 	MaxRows int32
 }
 
-type DueStraysRow struct {
-	SandboxID   id.Sandbox
-	Incarnation int64
-	Kind        string
-	Phase       string
-	StateID     id.Snapshot
-	FirstSeenAt time.Time
-	LastSeenAt  time.Time
-	PausedAt    *time.Time
-	DestroyAt   *time.Time
-}
-
-func (q *Queries) DueStrays(ctx context.Context, db DBTX, arg DueStraysParams) ([]DueStraysRow, error) {
+func (q *Queries) DueStrays(ctx context.Context, db DBTX, arg DueStraysParams) ([]HostStray, error) {
 	rows, err := db.Query(ctx, dueStrays, arg.HostID, arg.MaxRows)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	var items []DueStraysRow
+	var items []HostStray
 	for rows.Next() {
-		var i DueStraysRow
+		var i HostStray
 		if err := rows.Scan(
+			&i.HostID,
 			&i.SandboxID,
 			&i.Incarnation,
 			&i.Kind,
@@ -701,6 +708,7 @@ func (q *Queries) DueStrays(ctx context.Context, db DBTX, arg DueStraysParams) (
 			&i.LastSeenAt,
 			&i.PausedAt,
 			&i.DestroyAt,
+			&i.ToldAt,
 		); err != nil {
 			return nil, err
 		}
@@ -718,7 +726,7 @@ WITH moved AS (
         end_reason = CASE WHEN end_reason = '' THEN $1::text ELSE end_reason END,
         deadline_at = NULL, idle_check_at = NULL, checkpoint_due_at = NULL, retry_at = NULL
     WHERE sandboxes.host_id = $2 AND sandboxes.ended_at IS NULL
-    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at
+    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id
 ), closed AS (
     UPDATE operations o SET status = 'superseded', reason = $1, message = $3, finished_at = now(),
         lease_owner = NULL, lease_until = NULL
@@ -869,7 +877,7 @@ func (q *Queries) GetOperation(ctx context.Context, db DBTX, argID id.Operation)
 }
 
 const getSandbox = `-- name: GetSandbox :one
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE s.id = $1
 `
@@ -924,6 +932,9 @@ func (q *Queries) GetSandbox(ctx context.Context, db DBTX, argID id.Sandbox) (Ge
 		&i.Sandbox.StartedAt,
 		&i.Sandbox.EndedAt,
 		&i.Sandbox.UpdatedAt,
+		&i.Sandbox.PausedTtlSec,
+		&i.Sandbox.TtlWarnedAt,
+		&i.Sandbox.BuildID,
 		&i.Address,
 		&i.HostStatus,
 		&i.StateBytes,
@@ -933,7 +944,7 @@ func (q *Queries) GetSandbox(ctx context.Context, db DBTX, argID id.Sandbox) (Ge
 }
 
 const getSandboxWithUser = `-- name: GetSandboxWithUser :one
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status, t.default_user
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status, t.default_user
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id JOIN templates t ON t.id = s.template_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE s.id = $1
 `
@@ -989,6 +1000,9 @@ func (q *Queries) GetSandboxWithUser(ctx context.Context, db DBTX, argID id.Sand
 		&i.Sandbox.StartedAt,
 		&i.Sandbox.EndedAt,
 		&i.Sandbox.UpdatedAt,
+		&i.Sandbox.PausedTtlSec,
+		&i.Sandbox.TtlWarnedAt,
+		&i.Sandbox.BuildID,
 		&i.Address,
 		&i.HostStatus,
 		&i.StateBytes,
@@ -999,7 +1013,7 @@ func (q *Queries) GetSandboxWithUser(ctx context.Context, db DBTX, argID id.Sand
 }
 
 const getState = `-- name: GetState :one
-SELECT p.id, p.team_id, p.kind, p.name, p.status, p.error, p.sandbox_id, p.incarnation, p.host_id, p.template_id, p.template_name, p.image_digest, p.engine, p.engine_version, p.cpu_features, p.memory, p.cpu_millis, p.memory_mb, p.disk_mb, p.internet, p.env_sealed, p.size_bytes, p.digest, p.created_by_type, p.created_by_id, p.created_by_name, p.created_at, p.ready_at, p.drop_at, p.deleted_at, h.address, h.status AS host_status, h.name AS host_name
+SELECT p.id, p.team_id, p.kind, p.name, p.status, p.error, p.sandbox_id, p.incarnation, p.host_id, p.template_id, p.template_name, p.image_digest, p.engine, p.engine_version, p.cpu_features, p.memory, p.cpu_millis, p.memory_mb, p.disk_mb, p.internet, p.env_sealed, p.size_bytes, p.digest, p.created_by_type, p.created_by_id, p.created_by_name, p.created_at, p.ready_at, p.drop_at, p.deleted_at, p.artifact_id, p.upload_at, p.upload_error, p.arch, h.address, h.status AS host_status, h.name AS host_name
 FROM snapshots p JOIN hosts h ON h.id = p.host_id WHERE p.id = $1
 `
 
@@ -1044,6 +1058,10 @@ func (q *Queries) GetState(ctx context.Context, db DBTX, argID id.Snapshot) (Get
 		&i.Snapshot.ReadyAt,
 		&i.Snapshot.DropAt,
 		&i.Snapshot.DeletedAt,
+		&i.Snapshot.ArtifactID,
+		&i.Snapshot.UploadAt,
+		&i.Snapshot.UploadError,
+		&i.Snapshot.Arch,
 		&i.Address,
 		&i.HostStatus,
 		&i.HostName,
@@ -1157,7 +1175,7 @@ VALUES ($1, $2, $3, $4, $5, $6, 'pending', 1,
     $7, $8, $9, $10, $11, $12,
     $13, $14, $15, $16, $17,
     $18, $19, $20, $21, $22)
-RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at
+RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id
 `
 
 type InsertPendingParams struct {
@@ -1262,6 +1280,9 @@ func (q *Queries) InsertPending(ctx context.Context, db DBTX, arg InsertPendingP
 		&i.StartedAt,
 		&i.EndedAt,
 		&i.UpdatedAt,
+		&i.PausedTtlSec,
+		&i.TtlWarnedAt,
+		&i.BuildID,
 	)
 	return i, err
 }
@@ -1461,7 +1482,7 @@ func (q *Queries) ListEvents(ctx context.Context, db DBTX, arg ListEventsParams)
 }
 
 const listNamedStates = `-- name: ListNamedStates :many
-SELECT p.id, p.team_id, p.kind, p.name, p.status, p.error, p.sandbox_id, p.incarnation, p.host_id, p.template_id, p.template_name, p.image_digest, p.engine, p.engine_version, p.cpu_features, p.memory, p.cpu_millis, p.memory_mb, p.disk_mb, p.internet, p.env_sealed, p.size_bytes, p.digest, p.created_by_type, p.created_by_id, p.created_by_name, p.created_at, p.ready_at, p.drop_at, p.deleted_at, h.address, h.status AS host_status, h.name AS host_name
+SELECT p.id, p.team_id, p.kind, p.name, p.status, p.error, p.sandbox_id, p.incarnation, p.host_id, p.template_id, p.template_name, p.image_digest, p.engine, p.engine_version, p.cpu_features, p.memory, p.cpu_millis, p.memory_mb, p.disk_mb, p.internet, p.env_sealed, p.size_bytes, p.digest, p.created_by_type, p.created_by_id, p.created_by_name, p.created_at, p.ready_at, p.drop_at, p.deleted_at, p.artifact_id, p.upload_at, p.upload_error, p.arch, h.address, h.status AS host_status, h.name AS host_name
 FROM snapshots p JOIN hosts h ON h.id = p.host_id
 WHERE p.team_id = $1 AND p.kind = 'snapshot' AND p.deleted_at IS NULL
   AND ($2::timestamptz IS NULL OR (p.created_at, p.id) < ($2::timestamptz, $3::uuid))
@@ -1528,6 +1549,10 @@ func (q *Queries) ListNamedStates(ctx context.Context, db DBTX, arg ListNamedSta
 			&i.Snapshot.ReadyAt,
 			&i.Snapshot.DropAt,
 			&i.Snapshot.DeletedAt,
+			&i.Snapshot.ArtifactID,
+			&i.Snapshot.UploadAt,
+			&i.Snapshot.UploadError,
+			&i.Snapshot.Arch,
 			&i.Address,
 			&i.HostStatus,
 			&i.HostName,
@@ -1591,7 +1616,7 @@ func (q *Queries) ListSamples(ctx context.Context, db DBTX, arg ListSamplesParam
 }
 
 const listSandboxes = `-- name: ListSandboxes :many
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE s.team_id = $1
   AND ($2::bool = false OR s.ended_at IS NULL)
@@ -1682,6 +1707,9 @@ func (q *Queries) ListSandboxes(ctx context.Context, db DBTX, arg ListSandboxesP
 			&i.Sandbox.StartedAt,
 			&i.Sandbox.EndedAt,
 			&i.Sandbox.UpdatedAt,
+			&i.Sandbox.PausedTtlSec,
+			&i.Sandbox.TtlWarnedAt,
+			&i.Sandbox.BuildID,
 			&i.Address,
 			&i.HostStatus,
 			&i.StateBytes,
@@ -1698,7 +1726,7 @@ func (q *Queries) ListSandboxes(ctx context.Context, db DBTX, arg ListSandboxesP
 }
 
 const listStates = `-- name: ListStates :many
-SELECT p.id, p.team_id, p.kind, p.name, p.status, p.error, p.sandbox_id, p.incarnation, p.host_id, p.template_id, p.template_name, p.image_digest, p.engine, p.engine_version, p.cpu_features, p.memory, p.cpu_millis, p.memory_mb, p.disk_mb, p.internet, p.env_sealed, p.size_bytes, p.digest, p.created_by_type, p.created_by_id, p.created_by_name, p.created_at, p.ready_at, p.drop_at, p.deleted_at, h.address, h.status AS host_status, h.name AS host_name
+SELECT p.id, p.team_id, p.kind, p.name, p.status, p.error, p.sandbox_id, p.incarnation, p.host_id, p.template_id, p.template_name, p.image_digest, p.engine, p.engine_version, p.cpu_features, p.memory, p.cpu_millis, p.memory_mb, p.disk_mb, p.internet, p.env_sealed, p.size_bytes, p.digest, p.created_by_type, p.created_by_id, p.created_by_name, p.created_at, p.ready_at, p.drop_at, p.deleted_at, p.artifact_id, p.upload_at, p.upload_error, p.arch, h.address, h.status AS host_status, h.name AS host_name
 FROM snapshots p JOIN hosts h ON h.id = p.host_id
 WHERE p.team_id = $1 AND p.deleted_at IS NULL
   AND ($2::text = '' OR p.kind = $2::text)
@@ -1768,6 +1796,10 @@ func (q *Queries) ListStates(ctx context.Context, db DBTX, arg ListStatesParams)
 			&i.Snapshot.ReadyAt,
 			&i.Snapshot.DropAt,
 			&i.Snapshot.DeletedAt,
+			&i.Snapshot.ArtifactID,
+			&i.Snapshot.UploadAt,
+			&i.Snapshot.UploadError,
+			&i.Snapshot.Arch,
 			&i.Address,
 			&i.HostStatus,
 			&i.HostName,
@@ -1783,7 +1815,7 @@ func (q *Queries) ListStates(ctx context.Context, db DBTX, arg ListStatesParams)
 }
 
 const listStrays = `-- name: ListStrays :many
-SELECT sandbox_id, incarnation, kind, phase, first_seen_at, last_seen_at, paused_at, destroy_at FROM host_strays
+SELECT host_id, sandbox_id, incarnation, kind, phase, state_id, first_seen_at, last_seen_at, paused_at, destroy_at, told_at FROM host_strays
 WHERE host_id = $1 AND ($2::uuid IS NULL OR sandbox_id > $2::uuid)
 ORDER BY sandbox_id
 LIMIT $3
@@ -1795,35 +1827,27 @@ type ListStraysParams struct {
 	MaxRows int32
 }
 
-type ListStraysRow struct {
-	SandboxID   id.Sandbox
-	Incarnation int64
-	Kind        string
-	Phase       string
-	FirstSeenAt time.Time
-	LastSeenAt  time.Time
-	PausedAt    *time.Time
-	DestroyAt   *time.Time
-}
-
-func (q *Queries) ListStrays(ctx context.Context, db DBTX, arg ListStraysParams) ([]ListStraysRow, error) {
+func (q *Queries) ListStrays(ctx context.Context, db DBTX, arg ListStraysParams) ([]HostStray, error) {
 	rows, err := db.Query(ctx, listStrays, arg.HostID, arg.After, arg.MaxRows)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	var items []ListStraysRow
+	var items []HostStray
 	for rows.Next() {
-		var i ListStraysRow
+		var i HostStray
 		if err := rows.Scan(
+			&i.HostID,
 			&i.SandboxID,
 			&i.Incarnation,
 			&i.Kind,
 			&i.Phase,
+			&i.StateID,
 			&i.FirstSeenAt,
 			&i.LastSeenAt,
 			&i.PausedAt,
 			&i.DestroyAt,
+			&i.ToldAt,
 		); err != nil {
 			return nil, err
 		}
@@ -1993,7 +2017,7 @@ func (q *Queries) LockOnHost(ctx context.Context, db DBTX, hostID id.Host) ([]id
 }
 
 const lockSandbox = `-- name: LockSandbox :one
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
     (coalesce(s.deadline_at < now(), false) AND coalesce(s.retry_at < now(), true))::bool AS expired,
     (h.status = 'draining' AND coalesce(h.drain_deadline_at > now(), true))::bool AS draining,
     coalesce(s.checkpoint_due_at < now(), false)::bool AS checkpoint_due
@@ -2055,6 +2079,9 @@ func (q *Queries) LockSandbox(ctx context.Context, db DBTX, argID id.Sandbox) (L
 		&i.Sandbox.StartedAt,
 		&i.Sandbox.EndedAt,
 		&i.Sandbox.UpdatedAt,
+		&i.Sandbox.PausedTtlSec,
+		&i.Sandbox.TtlWarnedAt,
+		&i.Sandbox.BuildID,
 		&i.Address,
 		&i.HostStatus,
 		&i.StateBytes,
@@ -2067,7 +2094,7 @@ func (q *Queries) LockSandbox(ctx context.Context, db DBTX, argID id.Sandbox) (L
 }
 
 const lockState = `-- name: LockState :one
-SELECT id, team_id, kind, name, status, error, sandbox_id, incarnation, host_id, template_id, template_name, image_digest, engine, engine_version, cpu_features, memory, cpu_millis, memory_mb, disk_mb, internet, env_sealed, size_bytes, digest, created_by_type, created_by_id, created_by_name, created_at, ready_at, drop_at, deleted_at FROM snapshots WHERE id = $1 FOR NO KEY UPDATE
+SELECT id, team_id, kind, name, status, error, sandbox_id, incarnation, host_id, template_id, template_name, image_digest, engine, engine_version, cpu_features, memory, cpu_millis, memory_mb, disk_mb, internet, env_sealed, size_bytes, digest, created_by_type, created_by_id, created_by_name, created_at, ready_at, drop_at, deleted_at, artifact_id, upload_at, upload_error, arch FROM snapshots WHERE id = $1 FOR NO KEY UPDATE
 `
 
 func (q *Queries) LockState(ctx context.Context, db DBTX, argID id.Snapshot) (Snapshot, error) {
@@ -2104,6 +2131,10 @@ func (q *Queries) LockState(ctx context.Context, db DBTX, argID id.Snapshot) (Sn
 		&i.ReadyAt,
 		&i.DropAt,
 		&i.DeletedAt,
+		&i.ArtifactID,
+		&i.UploadAt,
+		&i.UploadError,
+		&i.Arch,
 	)
 	return i, err
 }
@@ -2187,12 +2218,12 @@ WITH gone AS (
 ), moved AS (
     UPDATE sandboxes SET status = 'missing', updated_at = now()
     FROM gone WHERE sandboxes.id = gone.id AND sandboxes.status = 'running'
-    RETURNING sandboxes.id, sandboxes.team_id, sandboxes.host_id, sandboxes.template_id, sandboxes.template_name, sandboxes.image_digest, sandboxes.status, sandboxes.incarnation, sandboxes.engine, sandboxes.engine_version, sandboxes.cpu_millis, sandboxes.memory_mb, sandboxes.disk_mb, sandboxes.internet, sandboxes.env_sealed, sandboxes.metadata, sandboxes.timeout_sec, sandboxes.on_timeout, sandboxes.idle_timeout_sec, sandboxes.deadline_at, sandboxes.idle_check_at, sandboxes.checkpoint_interval_sec, sandboxes.checkpoint_due_at, sandboxes.retry_at, sandboxes.from_snapshot_id, sandboxes.state_id, sandboxes.state_at, sandboxes.paused_at, sandboxes.paused_reason, sandboxes.end_reason, sandboxes.error, sandboxes.created_by_type, sandboxes.created_by_id, sandboxes.created_by_name, sandboxes.created_at, sandboxes.started_at, sandboxes.ended_at, sandboxes.updated_at
+    RETURNING sandboxes.id, sandboxes.team_id, sandboxes.host_id, sandboxes.template_id, sandboxes.template_name, sandboxes.image_digest, sandboxes.status, sandboxes.incarnation, sandboxes.engine, sandboxes.engine_version, sandboxes.cpu_millis, sandboxes.memory_mb, sandboxes.disk_mb, sandboxes.internet, sandboxes.env_sealed, sandboxes.metadata, sandboxes.timeout_sec, sandboxes.on_timeout, sandboxes.idle_timeout_sec, sandboxes.deadline_at, sandboxes.idle_check_at, sandboxes.checkpoint_interval_sec, sandboxes.checkpoint_due_at, sandboxes.retry_at, sandboxes.from_snapshot_id, sandboxes.state_id, sandboxes.state_at, sandboxes.paused_at, sandboxes.paused_reason, sandboxes.end_reason, sandboxes.error, sandboxes.created_by_type, sandboxes.created_by_id, sandboxes.created_by_name, sandboxes.created_at, sandboxes.started_at, sandboxes.ended_at, sandboxes.updated_at, sandboxes.paused_ttl_sec, sandboxes.ttl_warned_at, sandboxes.build_id
 ), noted AS (
     INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
     SELECT moved.id, moved.team_id, 'missing', jsonb_build_object('reason', $3::text) FROM moved
 )
-SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at FROM moved
+SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id FROM moved
 `
 
 type MarkMissingParams struct {
@@ -2240,6 +2271,9 @@ type MarkMissingRow struct {
 	StartedAt             *time.Time
 	EndedAt               *time.Time
 	UpdatedAt             time.Time
+	PausedTtlSec          *int32
+	TtlWarnedAt           *time.Time
+	BuildID               *uuid.UUID
 }
 
 // What runs on hosts that have been silent for the whole window and are out of
@@ -2292,6 +2326,9 @@ func (q *Queries) MarkMissing(ctx context.Context, db DBTX, arg MarkMissingParam
 			&i.StartedAt,
 			&i.EndedAt,
 			&i.UpdatedAt,
+			&i.PausedTtlSec,
+			&i.TtlWarnedAt,
+			&i.BuildID,
 		); err != nil {
 			return nil, err
 		}
@@ -2393,7 +2430,7 @@ func (q *Queries) NameTaken(ctx context.Context, db DBTX, arg NameTakenParams) (
 }
 
 const namedState = `-- name: NamedState :one
-SELECT p.id, p.team_id, p.kind, p.name, p.status, p.error, p.sandbox_id, p.incarnation, p.host_id, p.template_id, p.template_name, p.image_digest, p.engine, p.engine_version, p.cpu_features, p.memory, p.cpu_millis, p.memory_mb, p.disk_mb, p.internet, p.env_sealed, p.size_bytes, p.digest, p.created_by_type, p.created_by_id, p.created_by_name, p.created_at, p.ready_at, p.drop_at, p.deleted_at, h.address, h.status AS host_status, h.name AS host_name
+SELECT p.id, p.team_id, p.kind, p.name, p.status, p.error, p.sandbox_id, p.incarnation, p.host_id, p.template_id, p.template_name, p.image_digest, p.engine, p.engine_version, p.cpu_features, p.memory, p.cpu_millis, p.memory_mb, p.disk_mb, p.internet, p.env_sealed, p.size_bytes, p.digest, p.created_by_type, p.created_by_id, p.created_by_name, p.created_at, p.ready_at, p.drop_at, p.deleted_at, p.artifact_id, p.upload_at, p.upload_error, p.arch, h.address, h.status AS host_status, h.name AS host_name
 FROM snapshots p JOIN hosts h ON h.id = p.host_id
 WHERE p.team_id = $1 AND p.name = $2::text AND p.deleted_at IS NULL AND p.status IN ('creating', 'ready')
 ORDER BY p.status DESC
@@ -2446,6 +2483,10 @@ func (q *Queries) NamedState(ctx context.Context, db DBTX, arg NamedStateParams)
 		&i.Snapshot.ReadyAt,
 		&i.Snapshot.DropAt,
 		&i.Snapshot.DeletedAt,
+		&i.Snapshot.ArtifactID,
+		&i.Snapshot.UploadAt,
+		&i.Snapshot.UploadError,
+		&i.Snapshot.Arch,
 		&i.Address,
 		&i.HostStatus,
 		&i.HostName,
@@ -2529,8 +2570,7 @@ ON CONFLICT (host_id, sandbox_id) DO UPDATE SET incarnation = excluded.incarnati
     told_at = CASE
         WHEN host_strays.kind <> excluded.kind OR excluded.kind = 'foreign' AND host_strays.told_at < now() - interval '1 day' THEN now()
         ELSE host_strays.told_at END
-RETURNING sandbox_id, incarnation, kind, phase, state_id, first_seen_at, last_seen_at, paused_at, destroy_at,
-    (told_at = now())::bool AS new
+RETURNING host_strays.host_id, host_strays.sandbox_id, host_strays.incarnation, host_strays.kind, host_strays.phase, host_strays.state_id, host_strays.first_seen_at, host_strays.last_seen_at, host_strays.paused_at, host_strays.destroy_at, host_strays.told_at, (told_at = now())::bool AS new
 `
 
 type NoteStraysParams struct {
@@ -2545,16 +2585,8 @@ type NoteStraysParams struct {
 }
 
 type NoteStraysRow struct {
-	SandboxID   id.Sandbox
-	Incarnation int64
-	Kind        string
-	Phase       string
-	StateID     id.Snapshot
-	FirstSeenAt time.Time
-	LastSeenAt  time.Time
-	PausedAt    *time.Time
-	DestroyAt   *time.Time
-	New         bool
+	HostStray HostStray
+	New       bool
 }
 
 // Their number is bounded: a host may claim anything. new says that the trail is
@@ -2578,15 +2610,17 @@ func (q *Queries) NoteStrays(ctx context.Context, db DBTX, arg NoteStraysParams)
 	for rows.Next() {
 		var i NoteStraysRow
 		if err := rows.Scan(
-			&i.SandboxID,
-			&i.Incarnation,
-			&i.Kind,
-			&i.Phase,
-			&i.StateID,
-			&i.FirstSeenAt,
-			&i.LastSeenAt,
-			&i.PausedAt,
-			&i.DestroyAt,
+			&i.HostStray.HostID,
+			&i.HostStray.SandboxID,
+			&i.HostStray.Incarnation,
+			&i.HostStray.Kind,
+			&i.HostStray.Phase,
+			&i.HostStray.StateID,
+			&i.HostStray.FirstSeenAt,
+			&i.HostStray.LastSeenAt,
+			&i.HostStray.PausedAt,
+			&i.HostStray.DestroyAt,
+			&i.HostStray.ToldAt,
 			&i.New,
 		); err != nil {
 			return nil, err
@@ -2600,7 +2634,7 @@ func (q *Queries) NoteStrays(ctx context.Context, db DBTX, arg NoteStraysParams)
 }
 
 const onHost = `-- name: OnHost :many
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE (s.host_id = $1 AND s.ended_at IS NULL) OR s.id = ANY($2::uuid[])
 `
@@ -2666,6 +2700,9 @@ func (q *Queries) OnHost(ctx context.Context, db DBTX, arg OnHostParams) ([]OnHo
 			&i.Sandbox.StartedAt,
 			&i.Sandbox.EndedAt,
 			&i.Sandbox.UpdatedAt,
+			&i.Sandbox.PausedTtlSec,
+			&i.Sandbox.TtlWarnedAt,
+			&i.Sandbox.BuildID,
 			&i.Address,
 			&i.HostStatus,
 			&i.StateBytes,
@@ -3018,7 +3055,7 @@ func (q *Queries) ReservedByHost(ctx context.Context, db DBTX, arg ReservedByHos
 }
 
 const seenSandboxes = `-- name: SeenSandboxes :many
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE s.id IN (
     SELECT x.id FROM (SELECT unnest($1::uuid[]) AS id, unnest($2::timestamptz[]) AS seen) AS w JOIN sandboxes x ON x.id = w.id
@@ -3087,6 +3124,9 @@ func (q *Queries) SeenSandboxes(ctx context.Context, db DBTX, arg SeenSandboxesP
 			&i.Sandbox.StartedAt,
 			&i.Sandbox.EndedAt,
 			&i.Sandbox.UpdatedAt,
+			&i.Sandbox.PausedTtlSec,
+			&i.Sandbox.TtlWarnedAt,
+			&i.Sandbox.BuildID,
 			&i.Address,
 			&i.HostStatus,
 			&i.StateBytes,
@@ -3122,7 +3162,7 @@ func (q *Queries) SetDeadline(ctx context.Context, db DBTX, arg SetDeadlineParam
 }
 
 const shareState = `-- name: ShareState :one
-SELECT id, team_id, kind, name, status, error, sandbox_id, incarnation, host_id, template_id, template_name, image_digest, engine, engine_version, cpu_features, memory, cpu_millis, memory_mb, disk_mb, internet, env_sealed, size_bytes, digest, created_by_type, created_by_id, created_by_name, created_at, ready_at, drop_at, deleted_at FROM snapshots WHERE id = $1 FOR SHARE
+SELECT id, team_id, kind, name, status, error, sandbox_id, incarnation, host_id, template_id, template_name, image_digest, engine, engine_version, cpu_features, memory, cpu_millis, memory_mb, disk_mb, internet, env_sealed, size_bytes, digest, created_by_type, created_by_id, created_by_name, created_at, ready_at, drop_at, deleted_at, artifact_id, upload_at, upload_error, arch FROM snapshots WHERE id = $1 FOR SHARE
 `
 
 // Keeps a state from being removed until this transaction has written who
@@ -3161,6 +3201,10 @@ func (q *Queries) ShareState(ctx context.Context, db DBTX, argID id.Snapshot) (S
 		&i.ReadyAt,
 		&i.DropAt,
 		&i.DeletedAt,
+		&i.ArtifactID,
+		&i.UploadAt,
+		&i.UploadError,
+		&i.Arch,
 	)
 	return i, err
 }
@@ -3347,7 +3391,7 @@ WHERE id IN (
     ORDER BY lease_until NULLS FIRST
     LIMIT $3
     FOR UPDATE SKIP LOCKED)
-RETURNING id, sandbox_id, team_id, kind, incarnation, params, status, reason, message, attempts, lease_owner, lease_until, deadline_at, created_at, finished_at
+RETURNING id, sandbox_id, team_id, kind, incarnation, params, status, reason, message, attempts, lease_owner, lease_until, deadline_at, created_at, finished_at, progress
 `
 
 type TakeDueParams struct {
@@ -3381,6 +3425,7 @@ func (q *Queries) TakeDue(ctx context.Context, db DBTX, arg TakeDueParams) ([]Op
 			&i.DeadlineAt,
 			&i.CreatedAt,
 			&i.FinishedAt,
+			&i.Progress,
 		); err != nil {
 			return nil, err
 		}
@@ -3400,7 +3445,7 @@ WHERE sandboxes.id IN (
     ORDER BY s.idle_check_at
     LIMIT $2
     FOR NO KEY UPDATE OF s SKIP LOCKED)
-RETURNING sandboxes.id, sandboxes.team_id, sandboxes.host_id, sandboxes.template_id, sandboxes.template_name, sandboxes.image_digest, sandboxes.status, sandboxes.incarnation, sandboxes.engine, sandboxes.engine_version, sandboxes.cpu_millis, sandboxes.memory_mb, sandboxes.disk_mb, sandboxes.internet, sandboxes.env_sealed, sandboxes.metadata, sandboxes.timeout_sec, sandboxes.on_timeout, sandboxes.idle_timeout_sec, sandboxes.deadline_at, sandboxes.idle_check_at, sandboxes.checkpoint_interval_sec, sandboxes.checkpoint_due_at, sandboxes.retry_at, sandboxes.from_snapshot_id, sandboxes.state_id, sandboxes.state_at, sandboxes.paused_at, sandboxes.paused_reason, sandboxes.end_reason, sandboxes.error, sandboxes.created_by_type, sandboxes.created_by_id, sandboxes.created_by_name, sandboxes.created_at, sandboxes.started_at, sandboxes.ended_at, sandboxes.updated_at, (SELECT h.address FROM hosts h WHERE h.id = sandboxes.host_id) AS address
+RETURNING sandboxes.id, sandboxes.team_id, sandboxes.host_id, sandboxes.template_id, sandboxes.template_name, sandboxes.image_digest, sandboxes.status, sandboxes.incarnation, sandboxes.engine, sandboxes.engine_version, sandboxes.cpu_millis, sandboxes.memory_mb, sandboxes.disk_mb, sandboxes.internet, sandboxes.env_sealed, sandboxes.metadata, sandboxes.timeout_sec, sandboxes.on_timeout, sandboxes.idle_timeout_sec, sandboxes.deadline_at, sandboxes.idle_check_at, sandboxes.checkpoint_interval_sec, sandboxes.checkpoint_due_at, sandboxes.retry_at, sandboxes.from_snapshot_id, sandboxes.state_id, sandboxes.state_at, sandboxes.paused_at, sandboxes.paused_reason, sandboxes.end_reason, sandboxes.error, sandboxes.created_by_type, sandboxes.created_by_id, sandboxes.created_by_name, sandboxes.created_at, sandboxes.started_at, sandboxes.ended_at, sandboxes.updated_at, sandboxes.paused_ttl_sec, sandboxes.ttl_warned_at, sandboxes.build_id, (SELECT h.address FROM hosts h WHERE h.id = sandboxes.host_id) AS address
 `
 
 type TakeIdleParams struct {
@@ -3447,6 +3492,9 @@ type TakeIdleRow struct {
 	StartedAt             *time.Time
 	EndedAt               *time.Time
 	UpdatedAt             time.Time
+	PausedTtlSec          *int32
+	TtlWarnedAt           *time.Time
+	BuildID               *uuid.UUID
 	Address               string
 }
 
@@ -3499,6 +3547,9 @@ func (q *Queries) TakeIdle(ctx context.Context, db DBTX, arg TakeIdleParams) ([]
 			&i.StartedAt,
 			&i.EndedAt,
 			&i.UpdatedAt,
+			&i.PausedTtlSec,
+			&i.TtlWarnedAt,
+			&i.BuildID,
 			&i.Address,
 		); err != nil {
 			return nil, err
@@ -3509,6 +3560,17 @@ func (q *Queries) TakeIdle(ctx context.Context, db DBTX, arg TakeIdleParams) ([]
 		return nil, err
 	}
 	return items, nil
+}
+
+const teamDeleted = `-- name: TeamDeleted :one
+SELECT (deleted_at IS NOT NULL)::bool FROM teams WHERE id = $1
+`
+
+func (q *Queries) TeamDeleted(ctx context.Context, db DBTX, argID id.Team) (bool, error) {
+	row := db.QueryRow(ctx, teamDeleted, argID)
+	var column_1 bool
+	err := row.Scan(&column_1)
+	return column_1, err
 }
 
 const teamOfHost = `-- name: TeamOfHost :one
@@ -3554,7 +3616,7 @@ WITH moved AS (
         state_at = CASE WHEN $12::uuid IS NULL THEN state_at ELSE coalesce($13::timestamptz, now()) END,
         ended_at = CASE WHEN $5::bool THEN now() END
     WHERE sandboxes.id = $14 AND sandboxes.status = ANY($15::text[]) AND sandboxes.incarnation = $16
-    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at
+    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id
 ), closed AS (
     UPDATE operations o SET status = $17, reason = $18, message = $19, finished_at = now(),
         lease_owner = NULL, lease_until = NULL
@@ -3569,7 +3631,7 @@ WITH moved AS (
     INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
     SELECT moved.id, moved.team_id, $21::text, $22::jsonb FROM moved WHERE $21::text <> ''
 )
-SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at FROM moved
+SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id FROM moved
 `
 
 type TransitionParams struct {
@@ -3636,6 +3698,9 @@ type TransitionRow struct {
 	StartedAt             *time.Time
 	EndedAt               *time.Time
 	UpdatedAt             time.Time
+	PausedTtlSec          *int32
+	TtlWarnedAt           *time.Time
+	BuildID               *uuid.UUID
 }
 
 // A fresh one has just begun to run: its idle time and its checkpoints count
@@ -3706,6 +3771,9 @@ func (q *Queries) Transition(ctx context.Context, db DBTX, arg TransitionParams)
 		&i.StartedAt,
 		&i.EndedAt,
 		&i.UpdatedAt,
+		&i.PausedTtlSec,
+		&i.TtlWarnedAt,
+		&i.BuildID,
 	)
 	return i, err
 }
