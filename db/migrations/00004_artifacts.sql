@@ -1,5 +1,10 @@
 -- +goose Up
 
+-- Numbers in the names of stored objects: each makes its name one that never
+-- comes again, so that a removal that was late can never hit what was stored
+-- anew.
+CREATE SEQUENCE store_objects;
+
 -- What the store keeps is described here; the store itself only has bytes. An
 -- artifact is one manifest with its chunks. Whoever needs it points at it
 -- (snapshots, templates, engine_builds, build_contexts): what nothing points at
@@ -14,7 +19,10 @@ CREATE TABLE artifacts (
     host_id         uuid REFERENCES hosts (id),
     -- Until when an upload may go on without a word; each answer prolongs it.
     lease_until     timestamptz,
-    manifest_digest text        NOT NULL DEFAULT '', -- of the stored bytes, hex
+    -- Of the stored bytes, hex, and its object: set before it is put, so that one
+    -- that was left half way is found.
+    manifest_digest text        NOT NULL DEFAULT '',
+    manifest_object bigint      NOT NULL DEFAULT nextval('store_objects'),
     size_bytes      bigint      NOT NULL DEFAULT 0,  -- of the files, holes included
     stored_bytes    bigint      NOT NULL DEFAULT 0,  -- of its chunks as they are stored
     sent_bytes      bigint      NOT NULL DEFAULT 0,  -- of size_bytes, while it is uploading
@@ -26,13 +34,11 @@ CREATE TABLE artifacts (
 CREATE INDEX artifacts_lease ON artifacts (lease_until) WHERE status = 'uploading';
 CREATE INDEX artifacts_deleting ON artifacts (id) WHERE status = 'deleting';
 
--- A chunk of a team. object makes its name in the store one that never comes
--- again: a removal that was late can never hit what was stored anew.
-CREATE SEQUENCE chunk_objects;
+-- A chunk of a team.
 CREATE TABLE chunks (
     team_id    uuid    NOT NULL REFERENCES teams (id),
     digest     bytea   NOT NULL CHECK (length(digest) = 32), -- SHA-256 of the stored bytes
-    object     bigint  NOT NULL DEFAULT nextval('chunk_objects'),
+    object     bigint  NOT NULL DEFAULT nextval('store_objects'),
     size_bytes integer NOT NULL CHECK (size_bytes > 0),
     stored     boolean NOT NULL DEFAULT false, -- seen in the store, in that size
     PRIMARY KEY (team_id, digest)
@@ -52,7 +58,7 @@ CREATE INDEX artifact_chunks_chunk ON artifact_chunks (team_id, digest);
 -- repeated for ever.
 CREATE TABLE doomed_objects (
     key     text PRIMARY KEY, -- as artifact.Key writes it
-    due_at  timestamptz NOT NULL DEFAULT now()
+    due_at  timestamptz NOT NULL -- later than any upload to it can last that was begun before
 );
 CREATE INDEX doomed_objects_due ON doomed_objects (due_at);
 
@@ -124,7 +130,7 @@ ALTER TABLE sandboxes ADD COLUMN ttl_warned_at timestamptz;
 ALTER TABLE operations ADD COLUMN progress jsonb NOT NULL DEFAULT '{}';
 
 GRANT SELECT, INSERT, UPDATE, DELETE ON artifacts, chunks, artifact_chunks, doomed_objects, team_keys, engine_builds, state_copies, departures TO skerry_app;
-GRANT USAGE ON SEQUENCE chunk_objects TO skerry_app;
+GRANT USAGE ON SEQUENCE store_objects TO skerry_app;
 
 -- +goose Down
 ALTER TABLE operations DROP COLUMN progress;
@@ -132,4 +138,4 @@ ALTER TABLE sandboxes DROP COLUMN ttl_warned_at, DROP COLUMN paused_ttl_sec;
 ALTER TABLE templates DROP COLUMN artifact_id;
 ALTER TABLE snapshots DROP COLUMN arch, DROP COLUMN upload_error, DROP COLUMN upload_at, DROP COLUMN artifact_id;
 DROP TABLE departures, state_copies, engine_builds, team_keys, doomed_objects, artifact_chunks, chunks, artifacts;
-DROP SEQUENCE chunk_objects;
+DROP SEQUENCE store_objects;

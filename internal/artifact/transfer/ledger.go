@@ -25,6 +25,10 @@ type Ledger interface {
 	Put(ctx context.Context, a id.Artifact, chunks []artifact.Key) error
 	// Unseen are the claimed chunks of a that nobody has seen in the store.
 	Unseen(ctx context.Context, a id.Artifact) ([]artifact.Key, []int64, error)
+	// Name says what the manifest of a will be, before it is put, and answers
+	// where to put it: whatever becomes of the upload, what is there is found again
+	// and removed.
+	Name(ctx context.Context, a id.Artifact, host id.Host, digest artifact.Digest) (artifact.Key, error)
 	// Complete makes the artifact ready. Every chunk of it is claimed and was
 	// seen; refused with chunks_missing otherwise.
 	Complete(ctx context.Context, a id.Artifact, host id.Host, m artifact.Manifest, digest artifact.Digest) error
@@ -43,8 +47,7 @@ type Ledger interface {
 type Stored struct {
 	ID   id.Artifact
 	Team id.Team
-	// Manifest is where its manifest is; of one that is uploading, where to put it.
-	// Its digest is empty then.
+	// Manifest is where its manifest is; empty of one that is uploading, see Name.
 	Manifest artifact.Key
 }
 
