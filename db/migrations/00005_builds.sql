@@ -24,7 +24,8 @@ CREATE TABLE builds (
     context_id      uuid REFERENCES build_contexts (id) ON DELETE SET NULL,
     host_id         uuid REFERENCES hosts (id),     -- where it runs
     sandbox_id      uuid REFERENCES sandboxes (id) ON DELETE SET NULL, -- in which its steps run
-    template_id     uuid REFERENCES templates (id), -- what it made
+    base_id         uuid REFERENCES templates (id), -- what its steps begin with, once that is known
+    template_id     uuid REFERENCES templates (id), -- what it makes; hidden until it is ready
     step            integer     NOT NULL DEFAULT 0, -- the step that runs or failed, from 1
     steps           integer     NOT NULL DEFAULT 0,
     reason          text        NOT NULL DEFAULT '', -- stable word, of one that failed

@@ -33,7 +33,7 @@ func (s *Service) Guest(ctx context.Context, by principal.Principal, sandbox id.
 	if err != nil {
 		return Guest{}, err
 	}
-	if x.TeamID != team {
+	if x.TeamID != team || x.BuildID != nil && by.Kind != principal.KindSystem {
 		return Guest{}, ErrNotFound
 	}
 	if comes(x.Status) {

@@ -63,6 +63,9 @@ type Sandbox struct {
 	// FromState is what it was or is being started from, where that was a saved
 	// state.
 	FromState *id.Snapshot
+	// BuildID is the build whose steps run in it; it is no sandbox of the team's
+	// to see.
+	BuildID *id.Build
 	// StateID is its newest complete saved state.
 	StateID       *id.Snapshot
 	StateAt       *time.Time

@@ -336,7 +336,7 @@ func (s *Service) Lookup(ctx context.Context, r Receipt) (Sandbox, error) {
 
 func (s *Service) owned(ctx context.Context, team id.Team, sandbox id.Sandbox) (Sandbox, error) {
 	x, err := s.store.Get(ctx, sandbox)
-	if err == nil && x.TeamID != team {
+	if err == nil && (x.TeamID != team || x.BuildID != nil) {
 		return Sandbox{}, ErrNotFound
 	}
 	return x, err

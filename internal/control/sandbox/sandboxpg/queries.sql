@@ -73,11 +73,11 @@ WITH placed AS (
 )
 INSERT INTO sandboxes (id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version,
     cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec,
-    checkpoint_interval_sec, from_snapshot_id, created_by_type, created_by_id, created_by_name)
+    checkpoint_interval_sec, from_snapshot_id, build_id, created_by_type, created_by_id, created_by_name)
 VALUES (sqlc.arg(id), sqlc.arg(team_id), sqlc.arg(host_id), sqlc.arg(template_id), sqlc.arg(template_name), sqlc.arg(image_digest), 'pending', 1,
     sqlc.arg(engine), sqlc.arg(engine_version), sqlc.arg(cpu_millis), sqlc.arg(memory_mb), sqlc.arg(disk_mb), sqlc.arg(internet),
     sqlc.arg(env_sealed), sqlc.arg(metadata), sqlc.arg(timeout_sec), sqlc.arg(on_timeout), sqlc.narg(idle_timeout_sec),
-    sqlc.narg(checkpoint_interval_sec), sqlc.narg(from_snapshot_id), sqlc.arg(created_by_type), sqlc.arg(created_by_id), sqlc.arg(created_by_name))
+    sqlc.narg(checkpoint_interval_sec), sqlc.narg(from_snapshot_id), sqlc.narg(build_id), sqlc.arg(created_by_type), sqlc.arg(created_by_id), sqlc.arg(created_by_name))
 RETURNING *;
 
 -- name: Transition :one
@@ -185,7 +185,7 @@ WHERE s.id IN (
 -- name: ListSandboxes :many
 SELECT sqlc.embed(s), h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
-WHERE s.team_id = sqlc.arg(team_id)
+WHERE s.team_id = sqlc.arg(team_id) AND s.build_id IS NULL
   AND (sqlc.arg(live_only)::bool = false OR s.ended_at IS NULL)
   AND (cardinality(sqlc.arg(statuses)::text[]) = 0 OR s.status = ANY(sqlc.arg(statuses)::text[]))
   AND (sqlc.arg(template_name)::text = '' OR s.template_name = sqlc.arg(template_name)::text)

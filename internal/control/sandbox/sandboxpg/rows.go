@@ -20,7 +20,7 @@ func fromRow(r sqlcgen.Sandbox, address, hostStatus string) (sandbox.Sandbox, er
 		CPUMillis: int64(r.CpuMillis), MemoryMB: int64(r.MemoryMb), DiskMB: int64(r.DiskMb), Internet: r.Internet, EnvSealed: r.EnvSealed,
 		TimeoutSec: int64(r.TimeoutSec), OnTimeout: sandbox.OnTimeout(r.OnTimeout), DeadlineAt: r.DeadlineAt,
 		IdleTimeoutSec: widen(r.IdleTimeoutSec), IdleCheckAt: r.IdleCheckAt, CheckpointIntervalSec: widen(r.CheckpointIntervalSec),
-		FromState: r.FromSnapshotID, StateID: r.StateID, StateAt: r.StateAt, PausedAt: r.PausedAt, PausedReason: r.PausedReason,
+		FromState: r.FromSnapshotID, BuildID: r.BuildID, StateID: r.StateID, StateAt: r.StateAt, PausedAt: r.PausedAt, PausedReason: r.PausedReason,
 		EndReason: r.EndReason, Error: r.Error,
 		CreatedByType: r.CreatedByType, CreatedByID: r.CreatedByID, CreatedByName: r.CreatedByName,
 		CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, EndedAt: r.EndedAt, UpdatedAt: r.UpdatedAt,
@@ -62,7 +62,7 @@ func moved(r sqlcgen.TransitionRow) sqlcgen.Sandbox {
 		Internet: r.Internet, EnvSealed: r.EnvSealed, Metadata: r.Metadata, TimeoutSec: r.TimeoutSec, OnTimeout: r.OnTimeout,
 		IdleTimeoutSec: r.IdleTimeoutSec, DeadlineAt: r.DeadlineAt, IdleCheckAt: r.IdleCheckAt,
 		CheckpointIntervalSec: r.CheckpointIntervalSec, CheckpointDueAt: r.CheckpointDueAt, RetryAt: r.RetryAt,
-		FromSnapshotID: snapshotID(r.FromSnapshotID), StateID: snapshotID(r.StateID), StateAt: r.StateAt,
+		FromSnapshotID: snapshotID(r.FromSnapshotID), BuildID: buildID(r.BuildID), StateID: snapshotID(r.StateID), StateAt: r.StateAt,
 		PausedAt: r.PausedAt, PausedReason: r.PausedReason, EndReason: r.EndReason, Error: r.Error,
 		CreatedByType: r.CreatedByType, CreatedByID: r.CreatedByID, CreatedByName: r.CreatedByName,
 		CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, EndedAt: r.EndedAt, UpdatedAt: r.UpdatedAt,
@@ -75,6 +75,14 @@ func snapshotID(u *uuid.UUID) *id.Snapshot {
 	}
 	s := id.Snapshot{}.FromUUID(*u)
 	return &s
+}
+
+func buildID(u *uuid.UUID) *id.Build {
+	if u == nil {
+		return nil
+	}
+	b := id.Build{}.FromUUID(*u)
+	return &b
 }
 
 func snapshotUUID(s *id.Snapshot) *uuid.UUID {

@@ -86,7 +86,7 @@ type Sandbox struct {
 	UpdatedAt             time.Time
 	PausedTtlSec          *int32
 	TtlWarnedAt           *time.Time
-	BuildID               *uuid.UUID
+	BuildID               *id.Build
 }
 
 type Snapshot struct {

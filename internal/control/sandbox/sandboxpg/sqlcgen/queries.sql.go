@@ -1161,20 +1161,20 @@ WITH placed AS (
     UPDATE hosts SET last_placed_at = clock_timestamp() WHERE hosts.id = $3
 ), op AS (
     INSERT INTO operations (id, sandbox_id, team_id, kind, incarnation, params, status, lease_owner, lease_until, deadline_at, attempts)
-    VALUES ($23, $1, $2, 'create', 1, $24, 'open', $25::uuid,
-        now() + make_interval(secs => $26::float8), now() + make_interval(secs => $27::float8),
-        CASE WHEN $25::uuid IS NULL THEN 0 ELSE 1 END)
+    VALUES ($24, $1, $2, 'create', 1, $25, 'open', $26::uuid,
+        now() + make_interval(secs => $27::float8), now() + make_interval(secs => $28::float8),
+        CASE WHEN $26::uuid IS NULL THEN 0 ELSE 1 END)
 ), ev AS (
     INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
-    VALUES ($1, $2, 'created', $28)
+    VALUES ($1, $2, 'created', $29)
 )
 INSERT INTO sandboxes (id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version,
     cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec,
-    checkpoint_interval_sec, from_snapshot_id, created_by_type, created_by_id, created_by_name)
+    checkpoint_interval_sec, from_snapshot_id, build_id, created_by_type, created_by_id, created_by_name)
 VALUES ($1, $2, $3, $4, $5, $6, 'pending', 1,
     $7, $8, $9, $10, $11, $12,
     $13, $14, $15, $16, $17,
-    $18, $19, $20, $21, $22)
+    $18, $19, $20, $21, $22, $23)
 RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id
 `
 
@@ -1198,6 +1198,7 @@ type InsertPendingParams struct {
 	IdleTimeoutSec        *int32
 	CheckpointIntervalSec *int32
 	FromSnapshotID        *id.Snapshot
+	BuildID               *id.Build
 	CreatedByType         string
 	CreatedByID           string
 	CreatedByName         string
@@ -1230,6 +1231,7 @@ func (q *Queries) InsertPending(ctx context.Context, db DBTX, arg InsertPendingP
 		arg.IdleTimeoutSec,
 		arg.CheckpointIntervalSec,
 		arg.FromSnapshotID,
+		arg.BuildID,
 		arg.CreatedByType,
 		arg.CreatedByID,
 		arg.CreatedByName,
@@ -1618,7 +1620,7 @@ func (q *Queries) ListSamples(ctx context.Context, db DBTX, arg ListSamplesParam
 const listSandboxes = `-- name: ListSandboxes :many
 SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
-WHERE s.team_id = $1
+WHERE s.team_id = $1 AND s.build_id IS NULL
   AND ($2::bool = false OR s.ended_at IS NULL)
   AND (cardinality($3::text[]) = 0 OR s.status = ANY($3::text[]))
   AND ($4::text = '' OR s.template_name = $4::text)
@@ -3494,7 +3496,7 @@ type TakeIdleRow struct {
 	UpdatedAt             time.Time
 	PausedTtlSec          *int32
 	TtlWarnedAt           *time.Time
-	BuildID               *uuid.UUID
+	BuildID               *id.Build
 	Address               string
 }
 

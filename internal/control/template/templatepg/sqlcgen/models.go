@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"time"
 
-	"github.com/google/uuid"
 	"skerry.dev/skerry/internal/kernel/id"
 )
 
@@ -31,10 +30,10 @@ type Template struct {
 	UpdatedAt      time.Time
 	DeletedAt      *time.Time
 	Arch           string
-	ArtifactID     *uuid.UUID
-	StateID        *uuid.UUID
+	ArtifactID     *id.Artifact
+	StateID        *id.Snapshot
 	Env            json.RawMessage
 	StartCmd       string
 	ReadyCmd       string
-	BuildID        *uuid.UUID
+	BuildID        *id.Build
 }
