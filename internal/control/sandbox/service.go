@@ -106,9 +106,14 @@ func (s *Service) Create(ctx context.Context, by principal.Principal, req Create
 	if err != nil {
 		return Receipt{}, err
 	}
+	return s.placed(ctx, by, n)
+}
+
+// placed accepts what was planned.
+func (s *Service) placed(ctx context.Context, by principal.Principal, n NewSandbox) (Receipt, error) {
 	lease, reserved := s.runner.reserve()
 	x, err := s.store.CreatePending(ctx, n, lease, s.placer(by, n.Want), func(h id.Host) audit.Entry {
-		return audit.By(by).SandboxCreated(team, n.Sandbox.ID, n.Sandbox.TemplateName, h)
+		return audit.By(by).SandboxCreated(n.Sandbox.TeamID, n.Sandbox.ID, n.Sandbox.TemplateName, h)
 	})
 	if err != nil {
 		s.unplaced(ctx, err)

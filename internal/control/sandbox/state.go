@@ -20,6 +20,8 @@ const (
 	StatePause      StateKind = "pause"
 	StateCheckpoint StateKind = "checkpoint"
 	StateFork       StateKind = "fork"
+	StateLayer      StateKind = "layer"    // what a step of a build left of the disk
+	StateTemplate   StateKind = "template" // what sandboxes of a template start from
 )
 
 // StateStatus is where a saved state is in its life.
