@@ -91,7 +91,9 @@ type Rotation struct {
 
 // Beat is what a heartbeat says.
 type Beat struct {
-	Host       id.Host
+	Host id.Host
+	// Family is of the credentials it came with.
+	Family     id.HostRefreshToken
 	Generation int64
 	Address    string
 	Version    string
@@ -118,8 +120,9 @@ type Store interface {
 	Rotate(ctx context.Context, r Rotation) (Joined, error)
 	// Alive says whose a family of credentials is, while it lives.
 	Alive(ctx context.Context, family id.HostRefreshToken) (id.Host, error)
-	// Heartbeat notes it and returns the host as it then is. A new generation or
-	// address takes the host out of service.
+	// Heartbeat notes it, if the credentials live, and returns the host as it then
+	// is; otherwise the error is that of Alive. One statement unless it fails. A new
+	// generation or address takes the host out of service.
 	Heartbeat(ctx context.Context, b Beat) (Host, error)
 	// MarkOnline puts a host in service that was reached at this address in this
 	// generation; nothing changes when it has moved on.
@@ -354,11 +357,12 @@ func (s *Service) AuthenticateHost(ctx context.Context, claims keyring.HostClaim
 	if owner != claims.Host {
 		return principal.Principal{}, ErrHostToken
 	}
-	return principal.Principal{Kind: principal.KindHost, HostID: owner}, nil
+	return principal.Principal{Kind: principal.KindHost, HostID: owner, HostFamily: claims.Family}, nil
 }
 
 // Heartbeat notes that a host lives, and puts it in service once it was reached
-// at its address.
+// at its address. Whether the caller's credentials live is found out here: a host
+// beats all the time, and costs the database one statement.
 func (s *Service) Heartbeat(ctx context.Context, by principal.Principal, b Beat) error {
 	if by.Kind != principal.KindHost || by.HostID != b.Host {
 		return ErrHostToken
@@ -369,6 +373,7 @@ func (s *Service) Heartbeat(ctx context.Context, by principal.Principal, b Beat)
 	if b.Generation < 0 || !text(b.Version, 64) {
 		return errs.Field("generation", "generation must not be negative and version must be text.")
 	}
+	b.Family = by.HostFamily
 	h, err := s.store.Heartbeat(ctx, b)
 	if err != nil || (h.Status != StatusPending && h.Status != StatusUnreachable) {
 		return s.told(err)

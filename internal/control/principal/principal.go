@@ -61,8 +61,9 @@ type Principal struct {
 	APIKeyName string
 	Scopes     []Scope
 
-	// A host.
-	HostID id.Host
+	// A host, and the credentials it came with.
+	HostID     id.Host
+	HostFamily id.HostRefreshToken
 
 	// HasTeam tells whether TeamID is an active team. The zero TeamID is the
 	// platform's and never means "none".

@@ -18,6 +18,9 @@ type Permission struct {
 	Admin     bool              // of the platform
 	Scopes    []principal.Scope // API keys with one of these; empty: no key
 	Host      bool              // a host, by its own token
+	// Claimed: of a host's token only the signature is looked at here. The room
+	// asks whether its credentials live, in the statement that it makes anyway.
+	Claimed bool
 }
 
 var (
@@ -25,6 +28,7 @@ var (
 	user      = Permission{User: true}
 	admin     = Permission{User: true, Admin: true}
 	host      = Permission{Host: true}
+	beating   = Permission{Host: true, Claimed: true}
 	sandboxes = Permission{User: true, Scopes: []principal.Scope{principal.ScopeSandboxes}}
 	reading   = Permission{User: true, Scopes: []principal.Scope{principal.ScopeSandboxes, principal.ScopeRead}}
 	limits    = Permission{User: true, Scopes: []principal.Scope{principal.ScopeSandboxes, principal.ScopeSnapshots, principal.ScopeTemplates, principal.ScopeRead}}
@@ -122,7 +126,7 @@ var permissions = map[string]Permission{
 
 	"registerHost":      anybody, // carries a one-time token
 	"refreshHost":       anybody, // carries a refresh token and a signature
-	"heartbeat":         host,
+	"heartbeat":         beating,
 	"reportHostEvents":  host,
 	"reportHostSamples": host,
 

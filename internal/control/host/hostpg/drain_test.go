@@ -42,7 +42,7 @@ func TestH12_DrainingIsAStatusThatOutlivesSilence(t *testing.T) {
 	w := newWorld(t)
 	ctx := context.Background()
 	c := w.register(t, newMachine(t))
-	by := principal.Principal{Kind: principal.KindHost, HostID: c.HostID}
+	by := w.caller(t, c)
 	admin := principal.Principal{Kind: principal.KindUser, IsAdmin: true, UserID: id.NewUser()}
 	store := hostpg.New(w.pool)
 	generation := int64(1)
@@ -304,7 +304,9 @@ func TestH10_ListsSayWhatAHostHasAndHolds(t *testing.T) {
 	if _, err := s.Service.Pause(ctx, f.User(), x.ID, true, true); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.hosts.Heartbeat(ctx, principal.Principal{Kind: principal.KindHost, HostID: h}, host.Beat{
+	family := id.NewHostRefreshToken()
+	f.exec(t, `INSERT INTO host_refresh_tokens (id, host_id, public_key, token_hash, expires_at) VALUES ($1, $2, '', sha256($3), now() + interval '1 day')`, family, h, []byte(family.String()))
+	if err := f.hosts.Heartbeat(ctx, principal.Principal{Kind: principal.KindHost, HostID: h, HostFamily: family}, host.Beat{
 		Host: h, Generation: 1, Address: "127.0.0.1:1", Version: "1", Load: host.Load{Sandboxes: 1, CPUMillis: 700, MemoryBytes: 1 << 20, DiskFreeBytes: 1 << 30},
 	}); err != nil {
 		t.Fatal(err)

@@ -88,9 +88,13 @@ WHERE id = sqlc.arg(id) AND deleted_at IS NULL;
 
 -- name: Heartbeat :one
 -- A new start of the agent or a new address takes the host out of service until
--- it was reached there. What it offers is what it says now.
+-- it was reached there. What it offers is what it says now. Nothing happens when
+-- the credentials it came with are not its own, or void.
 WITH before AS (
-    SELECT hosts.id, hosts.status, hosts.generation FROM hosts WHERE hosts.id = sqlc.arg(id) AND hosts.deleted_at IS NULL FOR NO KEY UPDATE
+    SELECT hosts.id, hosts.status, hosts.generation
+    FROM hosts JOIN host_refresh_tokens f ON f.host_id = hosts.id AND f.id = sqlc.arg(family) AND f.revoked_at IS NULL
+    WHERE hosts.id = sqlc.arg(id) AND hosts.deleted_at IS NULL
+    FOR NO KEY UPDATE OF hosts
 )
 UPDATE hosts SET last_heartbeat_at = now(), agent_version = sqlc.arg(agent_version), load = sqlc.arg(load), address = sqlc.arg(address),
     generation = sqlc.arg(generation), engines = coalesce(sqlc.narg(engines)::jsonb, hosts.engines),

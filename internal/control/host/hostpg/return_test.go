@@ -69,7 +69,7 @@ func TestH11_WhoComesBackHears410(t *testing.T) {
 	if _, err := w.pool.Exec(ctx, `UPDATE host_registration_tokens SET expires_at = now() - interval '1 day'`); err != nil {
 		t.Fatal(err)
 	}
-	by := principal.Principal{Kind: principal.KindHost, HostID: made.Host.ID}
+	by := w.caller(t, c)
 	for what, err := range map[string]error{
 		"the token it has":           second(w.hosts.AuthenticateHost(ctx, claims)),
 		"a refresh":                  second(w.hosts.Refresh(ctx, principal.Principal{}, c.RefreshToken, m.csr)),
@@ -126,12 +126,9 @@ func TestHI01_AReplayTakesTheHostOutUntilItJoinsAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	by := principal.Principal{Kind: principal.KindHost, HostID: first.HostID}
-	beat := func() {
+	beat := func(c host.Credentials) error {
 		t.Helper()
-		if err := w.hosts.Heartbeat(ctx, by, host.Beat{Host: first.HostID, Generation: 1, Address: "10.0.0.7:7072", Version: "1"}); err != nil {
-			t.Fatal(err)
-		}
+		return w.hosts.Heartbeat(ctx, w.caller(t, c), host.Beat{Host: first.HostID, Generation: 1, Address: "10.0.0.7:7072", Version: "1"})
 	}
 	see := func() host.Host {
 		t.Helper()
@@ -144,7 +141,9 @@ func TestHI01_AReplayTakesTheHostOutUntilItJoinsAgain(t *testing.T) {
 	if h := see(); h.NeedsRegistration {
 		t.Error("a host that has just joined is to join again")
 	}
-	beat()
+	if err := beat(first); err != nil {
+		t.Fatal(err)
+	}
 	token := first.RefreshToken
 	for range 2 {
 		c, err := w.hosts.Refresh(ctx, principal.Principal{}, token, m.csr)
@@ -177,10 +176,16 @@ func TestHI01_AReplayTakesTheHostOutUntilItJoinsAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c, err := w.hosts.Register(ctx, principal.Principal{}, token2.Token, m.csr, facts()); err != nil || c.HostID != first.HostID {
+	again, err := w.hosts.Register(ctx, principal.Principal{}, token2.Token, m.csr, facts())
+	if err != nil || again.HostID != first.HostID {
 		t.Fatalf("joining again: %v", err)
 	}
-	beat()
+	if err := beat(first); !errs.Is(err, host.ErrHostToken.Reason) {
+		t.Errorf("the void credentials' heartbeat: %v", err)
+	}
+	if err := beat(again); err != nil {
+		t.Fatal(err)
+	}
 	if h := see(); h.Status != host.StatusOnline || h.NeedsRegistration || h.Why() != "" {
 		t.Errorf("%s, %t: %s", h.Status, h.NeedsRegistration, h.Why())
 	}

@@ -122,6 +122,16 @@ func (w world) register(t *testing.T, m machine) host.Credentials {
 	return c
 }
 
+// caller is a host as its verified token says.
+func (w world) caller(t *testing.T, c host.Credentials) principal.Principal {
+	t.Helper()
+	claims, err := w.keys.VerifyHost(context.Background(), c.JWT)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return principal.Principal{Kind: principal.KindHost, HostID: claims.Host, HostFamily: claims.Family}
+}
+
 func (w world) audited(t *testing.T, action string) int {
 	t.Helper()
 	var n int
@@ -333,7 +343,7 @@ func TestO7_H4_ARestoredDatabaseKnowsItsHostsAgain(t *testing.T) {
 func TestP6_TheLastHeartbeatSaysWhatIsOffered(t *testing.T) {
 	w := newWorld(t)
 	c := w.register(t, newMachine(t))
-	by := principal.Principal{Kind: principal.KindHost, HostID: c.HostID}
+	by := w.caller(t, c)
 	upgraded := []scheduler.Engine{{Name: "gvisor", Version: "next", Healthy: true, Reasons: []string{}, CPUFeatures: []string{"avx"}}}
 	for _, engines := range [][]scheduler.Engine{upgraded, nil} {
 		if err := w.hosts.Heartbeat(t.Context(), by, host.Beat{Host: c.HostID, Generation: 1, Address: "10.0.0.7:7072", Version: "1", Engines: engines}); err != nil {
@@ -353,7 +363,7 @@ func TestH6_OnlineOnlyAfterItWasReached(t *testing.T) {
 	w := newWorld(t)
 	ctx := context.Background()
 	c := w.register(t, newMachine(t))
-	by := principal.Principal{Kind: principal.KindHost, HostID: c.HostID}
+	by := w.caller(t, c)
 	admin := principal.Principal{Kind: principal.KindUser, IsAdmin: true}
 	beat := func(generation int64, address string) host.Host {
 		t.Helper()

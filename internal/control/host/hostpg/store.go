@@ -294,11 +294,15 @@ func (s *Store) Heartbeat(ctx context.Context, b host.Beat) (host.Host, error) {
 		engines = host.EnginesJSON(b.Engines)
 	}
 	row, err := s.q.Heartbeat(ctx, s.pool, sqlcgen.HeartbeatParams{
-		ID: b.Host, AgentVersion: b.Version, Load: load, Address: b.Address, Generation: b.Generation, Engines: engines,
+		ID: b.Host, Family: b.Family, AgentVersion: b.Version, Load: load, Address: b.Address, Generation: b.Generation, Engines: engines,
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
-		if now, err := s.q.Standings(ctx, s.pool, []uuid.UUID{b.Host.UUID()}); err == nil && len(now) == 1 && now[0].Deleted {
-			return host.Host{}, &host.DeletedError{Host: b.Host} // since it was let in
+		owner, err := s.Alive(ctx, b.Family)
+		if err != nil {
+			return host.Host{}, err
+		}
+		if owner != b.Host {
+			return host.Host{}, host.ErrHostToken
 		}
 		return host.Host{}, errs.Conflict("stale_generation", "A later start of this agent has reported already. Two agents must not share a host's credentials.")
 	}

@@ -185,7 +185,10 @@ func (q *Queries) GetHost(ctx context.Context, db DBTX, arg GetHostParams) (GetH
 
 const heartbeat = `-- name: Heartbeat :one
 WITH before AS (
-    SELECT hosts.id, hosts.status, hosts.generation FROM hosts WHERE hosts.id = $6 AND hosts.deleted_at IS NULL FOR NO KEY UPDATE
+    SELECT hosts.id, hosts.status, hosts.generation
+    FROM hosts JOIN host_refresh_tokens f ON f.host_id = hosts.id AND f.id = $6 AND f.revoked_at IS NULL
+    WHERE hosts.id = $7 AND hosts.deleted_at IS NULL
+    FOR NO KEY UPDATE OF hosts
 )
 UPDATE hosts SET last_heartbeat_at = now(), agent_version = $1, load = $2, address = $3,
     generation = $4, engines = coalesce($5::jsonb, hosts.engines),
@@ -202,6 +205,7 @@ type HeartbeatParams struct {
 	Address      string
 	Generation   int64
 	Engines      []byte
+	Family       id.HostRefreshToken
 	ID           id.Host
 }
 
@@ -216,7 +220,8 @@ type HeartbeatRow struct {
 }
 
 // A new start of the agent or a new address takes the host out of service until
-// it was reached there. What it offers is what it says now.
+// it was reached there. What it offers is what it says now. Nothing happens when
+// the credentials it came with are not its own, or void.
 func (q *Queries) Heartbeat(ctx context.Context, db DBTX, arg HeartbeatParams) (HeartbeatRow, error) {
 	row := db.QueryRow(ctx, heartbeat,
 		arg.AgentVersion,
@@ -224,6 +229,7 @@ func (q *Queries) Heartbeat(ctx context.Context, db DBTX, arg HeartbeatParams) (
 		arg.Address,
 		arg.Generation,
 		arg.Engines,
+		arg.Family,
 		arg.ID,
 	)
 	var i HeartbeatRow
