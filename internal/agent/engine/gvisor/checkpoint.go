@@ -63,6 +63,9 @@ func (e *Engine) Checkpoint(ctx context.Context, h engine.Handle, opts engine.Ch
 			err = e.pause(ctx, r)
 		}
 		if err == nil {
+			err = ctx.Err() // an image cannot be given up once it is begun
+		}
+		if err == nil {
 			err = e.tryCheckpoint(ctx, r, b, opts)
 		}
 		if err != nil || opts.LeaveRunning {

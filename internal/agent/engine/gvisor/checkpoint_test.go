@@ -2,9 +2,11 @@ package gvisor_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -71,6 +73,105 @@ func TestRC03_AgentDiesWhilePausing(t *testing.T) {
 			t.Fatalf("paused %v: %v", paused, err)
 		}
 	}
+}
+
+// A pause was asked for, and the sentry has not read it when nobody waits for it
+// any more: the caller has given up, or the agent has died. It takes effect all the
+// same, and what lets the guest go on must come after it.
+func TestS5_PauseThatIsStillToCome(t *testing.T) {
+	w := newWorld(t)
+	e := w.engine(t)
+	spec, h := running(t, w, e)
+	sentry := w.sentry(t, spec.ID).PID
+	signal := func(s unix.Signal) {
+		t.Helper()
+		if err := unix.Kill(sentry, s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { _ = unix.Kill(sentry, unix.SIGCONT) })
+	waiting := func(calls int) {
+		t.Helper()
+		testkit.Eventually(t, 10*time.Second, "the call waits for the sentry", func() bool { return callsOf(t, spec.ID) >= calls })
+	}
+	for round := range 10 {
+		signal(unix.SIGSTOP)
+		testkit.Eventually(t, 10*time.Second, "the sentry is stopped", func() bool { return stopped(sentry) })
+		var wg sync.WaitGroup
+		if round%2 == 0 {
+			ctx, giveUp := context.WithCancel(t.Context())
+			dir := t.TempDir()
+			wg.Go(func() {
+				err := e.Checkpoint(ctx, h, engine.CheckpointOptions{Dir: dir})
+				if entries, _ := os.ReadDir(dir); !errors.Is(err, context.Canceled) || len(entries) > 0 {
+					t.Errorf("round %d: given up: %v, left %v", round, err, entries)
+				}
+			})
+			waiting(1)
+			giveUp()
+			<-time.After(20 * time.Millisecond) // for what would not wait
+		} else {
+			w.ask(t, spec.ID, "containerManager.Pause")
+			w.change(t, spec.ID, "pause", "pausing")
+			e = w.engine(t)
+			wg.Go(func() {
+				if err := e.Thaw(t.Context(), h); err != nil {
+					t.Errorf("round %d: %v", round, err)
+				}
+			})
+			waiting(2)
+		}
+		signal(unix.SIGCONT)
+		wg.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		err := getWithin(ctx, e, h, "/keep")
+		cancel()
+		if err != nil {
+			t.Fatalf("round %d: the guest stands still: %v", round, err)
+		}
+	}
+}
+
+// stopped tells whether no thread of a process runs.
+func stopped(pid int) bool {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	for _, path := range threads {
+		if b, err := os.ReadFile(path); err == nil && !bytes.Contains(b, []byte("\nState:\tT")) {
+			return false
+		}
+	}
+	return len(threads) > 0
+}
+
+// ask sends a call to the sentry and does not wait for its answer.
+func (w *world) ask(t *testing.T, id engine.InstanceID, method string) {
+	t.Helper()
+	c, err := net.Dial("unix", filepath.Join(w.cfg.StateDir, "runsc", fmt.Sprintf("runsc-%s.sock", id)))
+	if err == nil {
+		_, err = fmt.Fprintf(c, `{"method":%q,"arg":null}`, method)
+		err = errors.Join(err, c.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// callsOf counts the connections to a sentry's control socket at its end.
+func callsOf(t *testing.T, id engine.InstanceID) int {
+	t.Helper()
+	b, err := os.ReadFile("/proc/net/unix")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const listens = "00010000"
+	n := 0
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line) // address, references, protocol, flags, type, state, inode, path
+		if len(f) == 8 && f[3] != listens && strings.HasSuffix(f[7], fmt.Sprintf("/runsc-%s.sock", id)) {
+			n++
+		}
+	}
+	return n
 }
 
 // The shim and all clients of runsc may be killed during a checkpoint.

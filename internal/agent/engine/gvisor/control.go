@@ -122,8 +122,14 @@ func (e *Engine) unpause(ctx context.Context, r *record) error {
 	return e.setPaused(ctx, r, callResume, pauseDone, pauseNone)
 }
 
+// setPaused makes the call in its way. What was sent takes effect whether its
+// caller waits or not, and then against what is decided meanwhile: so its end,
+// some milliseconds away, is awaited also when the caller gives up.
 func (e *Engine) setPaused(ctx context.Context, r *record, method, from, to string) error {
-	ctx, cancel := context.WithTimeout(ctx, controlFor)
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("gvisor: %s: %w", method, err)
+	}
+	ctx, cancel := patience(ctx, controlFor)
 	defer cancel()
 	if err := e.settle(ctx, r); err != nil {
 		return err
@@ -155,7 +161,7 @@ func (e *Engine) settle(ctx context.Context, r *record) error {
 		var dump string
 		err := e.call(ctx, r.ID, callStacks, nil, nil, &dump)
 		if err == nil && inFlight(dump) {
-			err = fmt.Errorf("gvisor: %s is still being paused or resumed", r.ID)
+			err = fmt.Errorf("gvisor: another call at the sentry of %s has not ended", r.ID)
 		}
 		if err == nil {
 			stopped, err = tasksStopped(dump)
@@ -171,16 +177,20 @@ func (e *Engine) settle(ctx context.Context, r *record) error {
 	return e.note(r, pauseNone)
 }
 
-// inFlight tells whether the sentry is at such a call, whose caller has gone.
+// inFlight tells whether the sentry has another call than the one for this dump.
+// One whose caller has gone counts from before it was read: the sentry accepts
+// connections in their order and starts a goroutine for each, so that those
+// before ours are in the dump until they end. What they do is not asked: one
+// that was not read yet looks like any other.
 func inFlight(dump string) bool {
-	return strings.Contains(dump, "(*containerManager).Pause(") || strings.Contains(dump, "(*containerManager).Resume(")
+	return strings.Count(dump, "\ncreated by gvisor.dev/gvisor/pkg/urpc.(*Server).StartHandling") > 1
 }
 
 // tasksStopped reads in the sentry's goroutines whether all tasks of the guest
 // are held. A guest cannot look like that by itself: its PID 1 takes no stop
-// signal.
+// signal. It is an error to ask while they come to a stop or leave it.
 func tasksStopped(dump string) (bool, error) {
-	tasks, held := 0, 0
+	tasks, held, waiting := 0, 0, 0
 	for block := range strings.SplitSeq(dump, "\n\n") {
 		if !strings.Contains(block, "kernel.(*Task).run(") {
 			continue
@@ -188,10 +198,16 @@ func tasksStopped(dump string) (bool, error) {
 		tasks++
 		if strings.Contains(block, "kernel.(*Task).doStop(") {
 			held++
+			if head, _, _ := strings.Cut(block, "\n"); strings.Contains(head, "[sync.Cond.Wait") {
+				waiting++
+			}
 		}
 	}
 	if tasks == 0 {
 		return false, errors.New("gvisor: the sentry names no task of its guest")
+	}
+	if held == tasks && waiting < held {
+		return false, errors.New("gvisor: the guest's tasks are coming to a stop or leaving it")
 	}
 	return held == tasks, nil
 }

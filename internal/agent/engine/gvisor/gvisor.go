@@ -239,7 +239,7 @@ func patience(ctx context.Context, within time.Duration) (context.Context, conte
 	if !ok {
 		own = context.WithoutCancel(ctx)
 	}
-	return context.WithTimeout(own, within)
+	return context.WithTimeout(context.WithValue(own, patient{}, own), within)
 }
 
 // begin takes the instance's turn and returns the context of the call. With

@@ -45,7 +45,11 @@ func running(t *testing.T, w *world, e engine.Engine) (engine.Spec, engine.Handl
 
 func get(t testing.TB, e engine.Engine, h engine.Handle, path string) error {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://guest"+path, nil)
+	return getWithin(t.Context(), e, h, path)
+}
+
+func getWithin(ctx context.Context, e engine.Engine, h engine.Handle, path string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://guest"+path, nil)
 	if err != nil {
 		return err
 	}
