@@ -120,7 +120,7 @@ type Snapshot struct {
 	ReadyAt       *time.Time
 	DropAt        *time.Time
 	DeletedAt     *time.Time
-	ArtifactID    *uuid.UUID
+	ArtifactID    *id.Artifact
 	UploadAt      *time.Time
 	UploadError   string
 	Arch          string

@@ -1,0 +1,180 @@
+-- name: Insert :exec
+INSERT INTO artifacts (id, team_id, kind, status, host_id, lease_until)
+VALUES (sqlc.arg(id), sqlc.arg(team_id), sqlc.arg(kind), 'uploading', sqlc.narg(host_id), now() + make_interval(secs => sqlc.arg(lease_secs)::float8));
+
+-- name: Again :execrows
+-- An upload that was broken off goes on, by this host now.
+UPDATE artifacts SET host_id = sqlc.narg(host_id), lease_until = now() + make_interval(secs => sqlc.arg(lease_secs)::float8)
+WHERE id = sqlc.arg(id) AND status = 'uploading';
+
+-- name: Use :one
+-- Keeps it from being taken for nobody's until the caller's transaction ends.
+SELECT id FROM artifacts WHERE id = sqlc.arg(id) AND status = 'ready' FOR KEY SHARE;
+
+-- name: Abandon :exec
+UPDATE artifacts SET lease_until = now() WHERE id = sqlc.arg(id) AND status = 'uploading';
+
+-- name: Look :one
+-- An artifact, and what there is to know of the host that asks.
+SELECT a.*, coalesce(o.type = 'byoc', false)::bool AS made_on_byoc,
+    coalesce(r.type, '')::text AS asker_type, coalesce(r.team_id, '00000000-0000-0000-0000-000000000000'::uuid)::uuid AS asker_team,
+    coalesce(r.deleted_at IS NULL AND (r.registered_at IS NULL
+        OR EXISTS (SELECT FROM host_refresh_tokens f WHERE f.host_id = r.id AND f.revoked_at IS NULL)), false)::bool AS asker_trusted
+FROM artifacts a
+LEFT JOIN hosts o ON o.id = a.host_id
+LEFT JOIN hosts r ON r.id = sqlc.narg(asker)::uuid
+WHERE a.id = sqlc.arg(id);
+
+-- name: LockArtifact :one
+-- Those who change an artifact come one after the other; pointing at it goes on.
+SELECT id FROM artifacts WHERE id = sqlc.arg(id) FOR NO KEY UPDATE;
+
+-- name: Prolong :exec
+UPDATE artifacts SET lease_until = greatest(lease_until, now() + make_interval(secs => sqlc.arg(lease_secs)::float8))
+WHERE id = sqlc.arg(id) AND status = 'uploading';
+
+-- name: Progress :exec
+UPDATE artifacts SET sent_bytes = sqlc.arg(done), lease_until = greatest(lease_until, now() + make_interval(secs => sqlc.arg(lease_secs)::float8))
+WHERE id = sqlc.arg(id) AND status = 'uploading';
+
+-- name: CountClaims :one
+SELECT count(*) FROM artifact_chunks WHERE artifact_id = sqlc.arg(artifact_id);
+
+-- name: AddChunks :exec
+-- Locks each, in the order of their digests, whether it is new or there; what
+-- collects waits for that, and we for it. A size nobody has seen is not believed.
+INSERT INTO chunks (team_id, digest, size_bytes)
+SELECT sqlc.arg(team_id), c.digest, c.size
+FROM (SELECT unnest(sqlc.arg(digests)::bytea[]) AS digest, unnest(sqlc.arg(sizes)::integer[]) AS size) AS c
+ORDER BY c.digest
+ON CONFLICT (team_id, digest) DO UPDATE SET size_bytes = excluded.size_bytes
+WHERE NOT chunks.stored AND chunks.size_bytes <> excluded.size_bytes;
+
+-- name: ClaimChunks :exec
+INSERT INTO artifact_chunks (artifact_id, team_id, digest)
+SELECT sqlc.arg(artifact_id), sqlc.arg(team_id), d FROM unnest(sqlc.arg(digests)::bytea[]) AS d
+ON CONFLICT DO NOTHING;
+
+-- name: ChunksOf :many
+-- Those of these chunks that an artifact consists of.
+SELECT c.team_id, c.digest, c.object, c.size_bytes, c.stored
+FROM artifact_chunks p JOIN chunks c ON c.team_id = p.team_id AND c.digest = p.digest
+WHERE p.artifact_id = sqlc.arg(artifact_id) AND p.digest = ANY(sqlc.arg(digests)::bytea[]);
+
+-- name: Unseen :many
+SELECT c.team_id, c.digest, c.object, c.size_bytes
+FROM artifact_chunks p JOIN chunks c ON c.team_id = p.team_id AND c.digest = p.digest
+WHERE p.artifact_id = sqlc.arg(artifact_id) AND NOT c.stored
+ORDER BY c.digest;
+
+-- name: SetStored :exec
+-- By its object too: it may have been collected and claimed anew since.
+WITH seen AS (
+    SELECT c.team_id, c.digest FROM chunks c
+    JOIN (SELECT unnest(sqlc.arg(digests)::bytea[]) AS digest, unnest(sqlc.arg(objects)::bigint[]) AS object) AS w ON w.digest = c.digest AND w.object = c.object
+    JOIN artifact_chunks p ON p.artifact_id = sqlc.arg(artifact_id) AND p.team_id = c.team_id AND p.digest = c.digest
+    WHERE NOT c.stored
+    ORDER BY c.digest
+    FOR NO KEY UPDATE OF c
+)
+UPDATE chunks SET stored = true FROM seen WHERE chunks.team_id = seen.team_id AND chunks.digest = seen.digest;
+
+-- name: NameManifest :one
+-- Another name gets another object: the former one is being removed.
+UPDATE artifacts SET manifest_digest = sqlc.arg(digest)::text,
+    manifest_object = CASE WHEN manifest_digest IN ('', sqlc.arg(digest)::text) THEN manifest_object ELSE nextval('store_objects') END,
+    lease_until = greatest(lease_until, now() + make_interval(secs => sqlc.arg(lease_secs)::float8))
+WHERE id = sqlc.arg(id) AND status = 'uploading'
+RETURNING manifest_object;
+
+-- name: CountGood :one
+-- How many of a manifest's chunks are claimed and were seen in their size.
+SELECT count(*) FROM (SELECT unnest(sqlc.arg(digests)::bytea[]) AS digest, unnest(sqlc.arg(sizes)::integer[]) AS size) AS w
+JOIN artifact_chunks p ON p.artifact_id = sqlc.arg(artifact_id) AND p.digest = w.digest
+JOIN chunks c ON c.team_id = p.team_id AND c.digest = p.digest AND c.size_bytes = w.size AND c.stored;
+
+-- name: Surplus :many
+-- Claimed chunks that the manifest does not name.
+SELECT p.digest FROM artifact_chunks p
+WHERE p.artifact_id = sqlc.arg(artifact_id) AND NOT p.digest = ANY(sqlc.arg(digests)::bytea[])
+ORDER BY p.digest;
+
+-- name: SetReady :exec
+UPDATE artifacts SET status = 'ready', lease_until = NULL, ready_at = now(),
+    size_bytes = sqlc.arg(size_bytes), sent_bytes = sqlc.arg(size_bytes), stored_bytes = sqlc.arg(stored_bytes)
+WHERE id = sqlc.arg(id) AND status = 'uploading';
+
+-- name: LockChunks :exec
+SELECT digest FROM chunks WHERE team_id = sqlc.arg(team_id) AND digest = ANY(sqlc.arg(digests)::bytea[]) ORDER BY digest FOR UPDATE;
+
+-- name: Unclaim :exec
+DELETE FROM artifact_chunks WHERE artifact_id = sqlc.arg(artifact_id) AND digest = ANY(sqlc.arg(digests)::bytea[]);
+
+-- name: DeleteUnclaimed :many
+-- A statement of its own, after the locks: it must see what those who held them
+-- have claimed.
+DELETE FROM chunks c
+WHERE c.team_id = sqlc.arg(team_id) AND c.digest = ANY(sqlc.arg(digests)::bytea[])
+  AND NOT EXISTS (SELECT FROM artifact_chunks p WHERE p.team_id = c.team_id AND p.digest = c.digest)
+RETURNING c.team_id, c.digest, c.object;
+
+-- name: Doom :exec
+INSERT INTO doomed_objects (key, due_at)
+SELECT k, now() + make_interval(secs => sqlc.arg(linger_secs)::float8) FROM unnest(sqlc.arg(keys)::text[]) AS k
+ON CONFLICT (key) DO NOTHING;
+
+-- name: ExpireUploads :execrows
+UPDATE artifacts SET status = 'deleting', lease_until = NULL
+WHERE id IN (SELECT a.id FROM artifacts a WHERE a.status = 'uploading' AND a.lease_until < now()
+    ORDER BY a.lease_until LIMIT sqlc.arg(max_rows) FOR UPDATE SKIP LOCKED);
+
+-- name: LockUnreferenced :many
+-- The lock keeps anybody from pointing at them meanwhile; who was about to is
+-- left out.
+SELECT a.id FROM artifacts a
+WHERE a.status = 'ready' AND a.ready_at < now() - make_interval(secs => sqlc.arg(grace_secs)::float8)
+  AND NOT EXISTS (SELECT FROM artifact_referents r WHERE r.artifact_id = a.id)
+ORDER BY a.ready_at LIMIT sqlc.arg(max_rows) FOR UPDATE OF a SKIP LOCKED;
+
+-- name: SetUnreferencedDeleting :execrows
+-- Looks again, after the locks.
+UPDATE artifacts a SET status = 'deleting'
+WHERE a.id = ANY(sqlc.arg(ids)::uuid[]) AND a.status = 'ready'
+  AND NOT EXISTS (SELECT FROM artifact_referents r WHERE r.artifact_id = a.id);
+
+-- name: TakeDeleting :one
+SELECT id, team_id, manifest_digest, manifest_object FROM artifacts
+WHERE status = 'deleting' ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED;
+
+-- name: SomeClaims :many
+SELECT digest FROM artifact_chunks WHERE artifact_id = sqlc.arg(artifact_id) ORDER BY digest LIMIT sqlc.arg(max_rows);
+
+-- name: ForgetInSnapshots :exec
+UPDATE snapshots SET artifact_id = NULL WHERE artifact_id = sqlc.arg(artifact_id);
+
+-- name: ForgetInTemplates :exec
+UPDATE templates SET artifact_id = NULL WHERE artifact_id = sqlc.arg(artifact_id);
+
+-- name: ForgetInEngineBuilds :exec
+UPDATE engine_builds SET artifact_id = NULL WHERE artifact_id = sqlc.arg(artifact_id);
+
+-- name: ForgetInContexts :exec
+UPDATE build_contexts SET artifact_id = NULL WHERE artifact_id = sqlc.arg(artifact_id);
+
+-- name: DeleteArtifact :exec
+DELETE FROM artifacts WHERE id = sqlc.arg(id) AND status = 'deleting';
+
+-- name: TakeDoomed :many
+-- Who dies with them in hand leaves them to the next after a while.
+UPDATE doomed_objects SET due_at = now() + make_interval(secs => sqlc.arg(lease_secs)::float8)
+WHERE key IN (SELECT d.key FROM doomed_objects d WHERE d.due_at <= now() ORDER BY d.due_at LIMIT sqlc.arg(max_rows) FOR UPDATE SKIP LOCKED)
+RETURNING key;
+
+-- name: Removed :exec
+DELETE FROM doomed_objects WHERE key = ANY(sqlc.arg(keys)::text[]);
+
+-- name: AddTeamKey :exec
+INSERT INTO team_keys (team_id, sealed) VALUES (sqlc.arg(team_id), sqlc.arg(sealed)) ON CONFLICT DO NOTHING;
+
+-- name: TeamKey :one
+SELECT sealed FROM team_keys WHERE team_id = sqlc.arg(team_id);
