@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"time"
 )
@@ -58,6 +59,11 @@ type Spec struct {
 type Capabilities struct {
 	Name    string // "gvisor", "microvm", "fake"
 	Version string // exact build; a checkpoint restores only on an equal one
+	// Digest is the SHA-256 of the program, hex; empty where there is none.
+	Digest string
+	// Builds are the versions whose checkpoints can be restored here, the one in
+	// Version among them. Empty stands for that one alone.
+	Builds  []string
 	Healthy bool
 	Reasons []string // why it is not healthy, each with its remedy
 	// Checkpoint tells whether Checkpoint, Restore work.
@@ -111,6 +117,9 @@ var (
 	ErrNotFound = errors.New("engine: no such instance")
 	// ErrUnsupported: this engine, or this machine, cannot do that.
 	ErrUnsupported = errors.New("engine: not supported")
+	// ErrNoBuild is an ErrUnsupported: the build that made the checkpoint is not
+	// kept on this machine.
+	ErrNoBuild = fmt.Errorf("%w: the build that made the checkpoint is not on this machine", ErrUnsupported)
 	// ErrExited: the instance ended before or during the call.
 	ErrExited = errors.New("engine: instance has exited")
 )

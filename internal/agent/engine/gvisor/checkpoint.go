@@ -45,7 +45,7 @@ func (e *Engine) Checkpoint(ctx context.Context, h engine.Handle, opts engine.Ch
 		if len(entries) > 0 {
 			return fmt.Errorf("gvisor: the checkpoint directory %s is not empty", opts.Dir)
 		}
-		b, err := e.runscBuild(ctx)
+		b, err := e.buildOf(ctx, r)
 		if err != nil {
 			return err
 		}
@@ -125,7 +125,7 @@ func (e *Engine) reinstate(ctx context.Context, r *record, held, frozen bool) er
 
 func (e *Engine) writeCheckpoint(ctx context.Context, r *record, b build, opts engine.CheckpointOptions) error {
 	m := meta{CheckpointInfo: engine.CheckpointInfo{
-		Format: engine.CheckpointFormat, Engine: name, Version: b.version, CPUFeatures: b.features,
+		Format: engine.CheckpointFormat, Engine: name, Version: b.Version, CPUFeatures: b.features,
 		Memory: !opts.DiskOnly, DiskBytes: r.Resources.DiskBytes,
 	}}
 	err := e.image(ctx, r, opts)
@@ -175,12 +175,21 @@ func (e *Engine) image(ctx context.Context, r *record, opts engine.CheckpointOpt
 }
 
 // Restore implements engine.Engine. Memory is loaded while the guest already
-// runs; the directory may be removed at once.
+// runs; the directory may be removed at once. It is done by the build that made
+// the checkpoint, and so is all that follows.
 func (e *Engine) Restore(ctx context.Context, h engine.Handle, dir string) (engine.Handle, error) {
-	b, err := e.runscBuild(ctx)
+	info, err := engine.ReadCheckpoint(dir)
+	if err == nil && info.Engine != name {
+		err = info.Fits(engine.Capabilities{Name: name})
+	}
 	if err != nil {
 		return nil, err
 	}
+	b, leave, err := e.builds.take(ctx, info.Version)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	m, err := verify(dir, b)
 	if err != nil {
 		return nil, err
@@ -193,7 +202,7 @@ func (e *Engine) Restore(ctx context.Context, h engine.Handle, dir string) (engi
 		return nil, fmt.Errorf("gvisor: the checkpoint has a disk of %d bytes, not %d: %w", m.DiskBytes, r.Resources.DiskBytes, engine.ErrUnsupported)
 	}
 	if !m.Memory {
-		return e.launch(ctx, h, "run", []string{"-fs-restore-image-path=" + dir})
+		return e.launch(ctx, h, b, "run", []string{"-fs-restore-image-path=" + dir})
 	}
 	// Memory may differ from the source's, but for what was made from it there.
 	spec, err := readSpec(r.path("bundle"))
@@ -210,14 +219,14 @@ func (e *Engine) Restore(ctx context.Context, h engine.Handle, dir string) (engi
 	if err := writeSpec(r.path("bundle"), spec); err != nil {
 		return nil, err
 	}
-	return e.launch(ctx, h, "restore", []string{"-background", "-image-path=" + dir})
+	return e.launch(ctx, h, b, "restore", []string{"-background", "-image-path=" + dir})
 }
 
 // verify reads a checkpoint's description and finds it whole and fitting.
 func verify(dir string, b build) (meta, error) {
 	info, err := engine.ReadCheckpoint(dir)
 	if err == nil {
-		err = info.Fits(engine.Capabilities{Name: name, Version: b.version, CPUFeatures: b.features})
+		err = info.Fits(engine.Capabilities{Name: name, Version: b.Version, CPUFeatures: b.features})
 	}
 	if err == nil {
 		err = info.Whole(dir)

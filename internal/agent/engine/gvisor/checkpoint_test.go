@@ -75,9 +75,10 @@ func TestRC03_AgentDiesWhilePausing(t *testing.T) {
 	}
 }
 
-// A pause was asked for, and the sentry has not read it when nobody waits for it
-// any more: the caller has given up, or the agent has died. It takes effect all the
-// same, and what lets the guest go on must come after it.
+// A pause or a resume was asked for, and the sentry has not read it when nobody
+// waits for it any more: the caller has given up, or the agent has died. It takes
+// effect all the same. What lets the guest go on must come after the one, and not
+// be done again after the other.
 func TestS5_PauseThatIsStillToCome(t *testing.T) {
 	w := newWorld(t)
 	e := w.engine(t)
@@ -94,11 +95,16 @@ func TestS5_PauseThatIsStillToCome(t *testing.T) {
 		t.Helper()
 		testkit.Eventually(t, 10*time.Second, "the call waits for the sentry", func() bool { return callsOf(t, spec.ID) >= calls })
 	}
-	for round := range 10 {
+	for round := range 12 {
+		if round%3 == 2 {
+			if err := e.Checkpoint(t.Context(), h, engine.CheckpointOptions{Dir: t.TempDir(), DiskOnly: true}); err != nil {
+				t.Fatal(err)
+			}
+		}
 		signal(unix.SIGSTOP)
 		testkit.Eventually(t, 10*time.Second, "the sentry is stopped", func() bool { return stopped(sentry) })
 		var wg sync.WaitGroup
-		if round%2 == 0 {
+		if round%3 == 0 {
 			ctx, giveUp := context.WithCancel(t.Context())
 			dir := t.TempDir()
 			wg.Go(func() {
@@ -111,7 +117,7 @@ func TestS5_PauseThatIsStillToCome(t *testing.T) {
 			giveUp()
 			<-time.After(20 * time.Millisecond) // for what would not wait
 		} else {
-			w.ask(t, spec.ID, "containerManager.Pause")
+			w.ask(t, spec.ID, map[int]string{1: "containerManager.Pause", 2: "containerManager.Resume"}[round%3])
 			w.change(t, spec.ID, "pause", "pausing")
 			e = w.engine(t)
 			wg.Go(func() {
@@ -127,7 +133,7 @@ func TestS5_PauseThatIsStillToCome(t *testing.T) {
 		err := getWithin(ctx, e, h, "/keep")
 		cancel()
 		if err != nil {
-			t.Fatalf("round %d: the guest stands still: %v", round, err)
+			t.Fatalf("round %d: the guest stands still: %v\n%s", round, err, lastWords(spec))
 		}
 	}
 }

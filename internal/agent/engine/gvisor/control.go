@@ -18,8 +18,8 @@ import (
 
 // Calls of the sentry's control socket. A runsc client does no more for these
 // than to send them, and its start costs more than a small checkpoint's pause.
-// The words are those of the runsc this release ships; a checkpoint never meets
-// another one's sentry, since only equal versions restore.
+// The words are those of the runsc this release ships and of those before it,
+// whose instances go on; a release whose runsc has others must know both.
 const (
 	callPause      = "containerManager.Pause"
 	callResume     = "containerManager.Resume"

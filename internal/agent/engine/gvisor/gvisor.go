@@ -21,9 +21,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
-	"unicode"
 
 	"skerry.dev/skerry/internal/agent/engine"
 	"skerry.dev/skerry/internal/agent/shim"
@@ -37,8 +35,11 @@ type Config struct {
 	// StateDir is the engine's own directory, made with mode 0700. It must be
 	// short: runsc puts a socket with a name of 43 bytes below StateDir/runsc.
 	StateDir string
-	// Runsc is the program.
+	// Runsc is the program this release ships. It is copied to BuildsDir, and what
+	// runs is the copy.
 	Runsc string
+	// BuildsDir keeps the builds of runsc that are in use; empty is below StateDir.
+	BuildsDir string
 	// Tag makes names on this host our own; the cgroup parent is /skerry-<tag>.
 	Tag string
 	// Parallel bounds the runsc clients running at once; 0 is four per core. They
@@ -64,9 +65,7 @@ type Engine struct {
 	cg     hierarchy
 	bootID string
 	slots  chan struct{} // one per runsc client that may run
-
-	building sync.Mutex // held while runsc is asked
-	build    build      // what it said
+	builds *library
 
 	mu    sync.Mutex
 	calls map[engine.InstanceID]*turn
@@ -91,6 +90,12 @@ func New(cfg Config, sh *shim.Client) (*Engine, error) {
 	}
 	if !filepath.IsAbs(cfg.StateDir) || !filepath.IsAbs(cfg.Runsc) {
 		return nil, errors.New("gvisor: state directory and runsc must be absolute paths")
+	}
+	if cfg.BuildsDir == "" {
+		cfg.BuildsDir = filepath.Join(cfg.StateDir, "builds")
+	}
+	if !filepath.IsAbs(cfg.BuildsDir) {
+		return nil, errors.New("gvisor: the directory of builds must be an absolute path")
 	}
 	if n := len(filepath.Join(cfg.StateDir, "runsc")) + socketName; n > 107 {
 		return nil, fmt.Errorf("gvisor: state directory %s is %d bytes too long for runsc's sockets", cfg.StateDir, n-107)
@@ -128,6 +133,7 @@ func New(cfg Config, sh *shim.Client) (*Engine, error) {
 		slots: make(chan struct{}, cfg.Parallel),
 		calls: map[engine.InstanceID]*turn{}, conns: map[engine.InstanceID]*connSet{},
 	}
+	e.builds = newLibrary(cfg.BuildsDir, cfg.Runsc, e.ask, cfg.Logger)
 	e.ctx, e.stop = context.WithCancel(context.Background()) //nolint:contextcheck // ends with Close
 	return e, nil
 }
@@ -153,71 +159,21 @@ func (e *Engine) Probe(ctx context.Context) engine.Capabilities {
 		}
 	}
 	need(os.Geteuid() == 0, "the agent does not run as root: start it as root")
-	b, err := e.runscBuild(ctx)
+	b, err := e.builds.shipped(ctx)
 	if err != nil {
-		c.Reasons = append(c.Reasons, fmt.Sprintf("%s does not run (%v): install the runsc that belongs to this release", e.cfg.Runsc, err))
+		c.Reasons = append(c.Reasons, fmt.Sprintf("%s cannot be used (%v): install the runsc that belongs to this release", e.cfg.Runsc, err))
 	}
-	c.Version, c.CPUFeatures = b.version, slices.Clone(b.features)
+	c.Version, c.Digest, c.CPUFeatures = b.Version, b.Digest, slices.Clone(b.features)
+	kept, err := e.Builds(ctx)
+	if err != nil {
+		c.Reasons = append(c.Reasons, fmt.Sprintf("the kept builds of runsc cannot be listed (%v): repair %s", err, e.cfg.BuildsDir))
+	}
+	for _, k := range kept {
+		c.Builds = append(c.Builds, k.Version)
+	}
 	c.Reasons = append(c.Reasons, e.cg.missing()...)
 	c.Healthy = len(c.Reasons) == 0
 	return c
-}
-
-// build is what runsc says of itself and of the processor.
-type build struct {
-	program  string // identity of the file that was asked
-	version  string
-	features []string
-}
-
-// runscBuild asks the program once, and again when it was replaced.
-func (e *Engine) runscBuild(ctx context.Context) (build, error) {
-	st, err := os.Stat(e.cfg.Runsc)
-	if err != nil {
-		return build{}, fmt.Errorf("gvisor: %w", err)
-	}
-	var inode uint64
-	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
-		inode = sys.Ino
-	}
-	program := fmt.Sprint(inode, st.Size(), st.ModTime().UnixNano())
-	e.building.Lock()
-	defer e.building.Unlock()
-	if e.build.program == program {
-		return e.build, nil
-	}
-	said, err := e.ask(ctx, "--version")
-	if err != nil {
-		return build{}, err
-	}
-	first, _, _ := strings.Cut(said, "\n")
-	version, ok := strings.CutPrefix(first, "runsc version ")
-	if !ok {
-		return build{}, fmt.Errorf("gvisor: runsc --version says %q", first)
-	}
-	// The list gVisor itself compares; what the kernel calls features has its
-	// own inventions among them.
-	said, err = e.ask(ctx, "cpu-features")
-	if err != nil {
-		return build{}, err
-	}
-	features := strings.FieldsFunc(said, func(r rune) bool { return r == ',' || unicode.IsSpace(r) })
-	slices.Sort(features)
-	e.build = build{program: program, version: version, features: features}
-	return e.build, nil
-}
-
-func (e *Engine) ask(ctx context.Context, arg string) (string, error) {
-	res, err := e.shim.Spawn(ctx, shim.Spawn{
-		Key: "probe-" + fmt.Sprint(time.Now().UnixNano()), Argv: []string{e.cfg.Runsc, arg}, Timeout: 10 * time.Second,
-	})
-	if err != nil {
-		return "", fmt.Errorf("gvisor: runsc %s: %w", arg, err)
-	}
-	if res.Code != 0 {
-		return "", fmt.Errorf("gvisor: runsc %s ended with status %d: %.200s", arg, res.Code, res.Output)
-	}
-	return res.Output, nil
 }
 
 // turn makes calls about one instance come one after the other. A Destroy
@@ -300,7 +256,7 @@ func (e *Engine) runsc(ctx context.Context, r *record, s shim.Spawn, args ...str
 	_ = os.Remove(logFile)
 	s.Key = string(r.ID)
 	s.Argv = append([]string{
-		e.cfg.Runsc, "--root=" + e.runscRoot(), "--log=" + logFile,
+		e.builds.programOf(r.Build), "--root=" + e.runscRoot(), "--log=" + logFile,
 		"--network=sandbox", "--allow-suid", "--allow-connected-on-save",
 		fmt.Sprintf("--overlay2=root:dir=%s,size=%d", r.path("disk"), r.Resources.DiskBytes),
 		"--directfs=false", "--platform=systrap", "--host-uds=none",

@@ -44,6 +44,9 @@ func TestMain(m *testing.M) {
 	if guestRoot.dir != "" {
 		_ = os.RemoveAll(guestRoot.dir)
 	}
+	if keptBuilds.dir != "" {
+		_ = os.RemoveAll(keptBuilds.dir)
+	}
 	os.Exit(code)
 }
 
@@ -82,7 +85,7 @@ func newWorld(t testing.TB) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.cfg = gvisor.Config{StateDir: filepath.Join(dir, "e"), Runsc: runsc, Tag: tag}
+	w.cfg = gvisor.Config{StateDir: filepath.Join(dir, "e"), Runsc: runsc, BuildsDir: sharedBuilds(t), Tag: tag}
 	t.Cleanup(func() {
 		e, err := gvisor.New(w.cfg, w.shim)
 		if err == nil {
@@ -279,6 +282,23 @@ var guestRoot struct {
 	once sync.Once
 	dir  string
 	err  error
+}
+
+// keptBuilds are shared by all tests that do not look at them: a copy of runsc
+// takes longer than most.
+var keptBuilds struct {
+	once sync.Once
+	dir  string
+	err  error
+}
+
+func sharedBuilds(t testing.TB) string {
+	t.Helper()
+	keptBuilds.once.Do(func() { keptBuilds.dir, keptBuilds.err = os.MkdirTemp("", "gvbuilds") })
+	if keptBuilds.err != nil {
+		t.Fatal(keptBuilds.err)
+	}
+	return keptBuilds.dir
 }
 
 func buildRoot(t testing.TB) string {

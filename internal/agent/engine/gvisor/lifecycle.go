@@ -70,11 +70,16 @@ func (e *Engine) Prepare(ctx context.Context, spec engine.Spec) (h engine.Handle
 
 // Start implements engine.Engine.
 func (e *Engine) Start(ctx context.Context, h engine.Handle) (engine.Handle, error) {
-	return e.launch(ctx, h, "run", nil)
+	b, leave, err := e.builds.take(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	return e.launch(ctx, h, b, "run", nil)
 }
 
-// launch starts the sentry by runsc run or restore.
-func (e *Engine) launch(ctx context.Context, h engine.Handle, command string, args []string) (engine.Handle, error) {
+// launch starts the sentry by runsc run or restore of a build that is taken.
+func (e *Engine) launch(ctx context.Context, h engine.Handle, b build, command string, args []string) (engine.Handle, error) {
 	r, err := decode(h)
 	if err != nil {
 		return nil, err
@@ -103,8 +108,9 @@ func (e *Engine) launch(ctx context.Context, h engine.Handle, command string, ar
 	// What an interrupted start left behind would be joined, with old limits.
 	if r.Launched {
 		err = e.sweep(ctx, r.ID)
-	} else {
-		r.Launched = true
+	}
+	if err == nil && (!r.Launched || r.Build != b.Digest) {
+		r.Launched, r.Build = true, b.Digest
 		err = e.save(r)
 	}
 	if err != nil {

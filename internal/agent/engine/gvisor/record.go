@@ -22,6 +22,9 @@ type record struct {
 	GuestAddr string            `json:"guest_addr"`
 	BootID    string            `json:"boot_id"`
 	Resources engine.Resources  `json:"resources"`
+	// Build is the digest of the runsc it was started by, which is used for it to
+	// its end. Set with Launched.
+	Build string `json:"build,omitempty"`
 	// Launched is set before the first attempt to start.
 	Launched bool `json:"launched,omitempty"`
 	// Process is the sentry once the instance was started.
