@@ -19,7 +19,6 @@ import (
 	"skerry.dev/skerry/internal/agent/identity"
 	"skerry.dev/skerry/internal/agent/identity/identitytest"
 	"skerry.dev/skerry/internal/agent/manager"
-	"skerry.dev/skerry/internal/artifact"
 	"skerry.dev/skerry/internal/control/host"
 	"skerry.dev/skerry/internal/control/hostlink"
 	"skerry.dev/skerry/internal/control/principal"
@@ -171,17 +170,11 @@ type server struct {
 	stop       func()
 }
 
-type urls struct{}
-
-func (urls) ReadURL(string, id.Team, artifact.Digest, time.Duration) string { return "https://x/m" }
-
-func (urls) WriteURL(string, id.Team, string, time.Duration) string { return "https://x/u" }
-
 func (w *world) serve(cfg sandbox.Config) *server {
 	w.t.Helper()
 	cfg.Poll, cfg.Lease = 10*time.Millisecond, 500*time.Millisecond
 	log := slog.New(slog.DiscardHandler)
-	templates := template.NewService(templatepg.New(w.db.Pool), nil, nil, urls{}, "https://x")
+	templates := template.NewService(templatepg.New(w.db.Pool), nil, nil, nil)
 	watch := sandbox.NewWatch(w.db.Store, log)
 	runner := sandbox.NewRunner(w.db.Store, w.wire, templates, w.db.Secret, watch, cfg, log)
 	s := &server{Service: sandbox.NewService(w.db.Store, scheduler.RoundRobinScheduler{Overcommit: sandboxtest.Overcommit()}, templates, w.wire, runner, watch, w.db.Secret, log)}

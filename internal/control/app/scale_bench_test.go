@@ -27,7 +27,6 @@ import (
 
 	agentv1 "skerry.dev/skerry/gen/agentrpc/agent/v1"
 	"skerry.dev/skerry/gen/agentrpc/agent/v1/agentv1connect"
-	"skerry.dev/skerry/internal/artifact/transfer"
 	"skerry.dev/skerry/internal/control/host"
 	"skerry.dev/skerry/internal/control/hostlink"
 	"skerry.dev/skerry/internal/control/keyring"
@@ -267,11 +266,7 @@ func BenchmarkFleetPass(b *testing.B) {
 	agents := hostlink.NewAgents(links)
 	store, log := sandboxpg.New(f.pool), slog.New(slog.DiscardHandler)
 	watch := sandbox.NewWatch(store, log)
-	signer, err := transfer.NewSigner(f.keys.Secret.Derive("artifact-grants"), clock.System{})
-	if err != nil {
-		b.Fatal(err)
-	}
-	templates := template.NewService(templatepg.New(f.pool), nil, nil, signer, "https://x")
+	templates := template.NewService(templatepg.New(f.pool), nil, nil, nil)
 	runner := sandbox.NewRunner(store, agents, templates, f.keys.Secret, watch, sandbox.Config{}, log)
 	service := sandbox.NewService(store, scheduler.RoundRobinScheduler{Overcommit: scheduler.DefaultOvercommit()}, templates, agents, runner, watch, f.keys.Secret, log)
 	reconciler := sandbox.NewReconciler(service, 0, log)

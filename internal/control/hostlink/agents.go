@@ -68,7 +68,7 @@ func (a *Agents) CreateSandbox(ctx context.Context, h host.Ref, l sandbox.Launch
 	req := &agentv1.CreateSandboxRequest{
 		SandboxId: x.ID.UUID().String(), Incarnation: uint64(x.Incarnation), TeamId: x.TeamID.UUID().String(),
 		TemplateId: x.TemplateID.UUID().String(), Engine: x.Engine,
-		Image: &agentv1.Image{Digest: x.ImageDigest, SizeBytes: l.Template.ImageSizeBytes, From: &agentv1.Source{Url: l.ManifestURL}},
+		Image: &agentv1.Image{Digest: x.ImageDigest, SizeBytes: l.Template.ImageSizeBytes, From: source(l.ImageFrom)},
 		Resources: &agentv1.Resources{
 			CpuMillis: uint32(x.CPUMillis), MemoryMb: uint32(x.MemoryMB), DiskMb: uint32(x.DiskMB), MaxProcesses: uint32(l.MaxProcesses),
 		},
@@ -191,14 +191,14 @@ func (p *HostClientPool) forget(h id.Host, x id.Sandbox, incarnation int64) {
 }
 
 // BuildBase implements template.Builder.
-func (a *Agents) BuildBase(ctx context.Context, h host.Ref, uploadURL string, log func(line string) error) (template.Built, error) {
+func (a *Agents) BuildBase(ctx context.Context, h host.Ref, to artifact.Source, log func(line string) error) (template.Built, error) {
 	c, err := a.pool.Client(h)
 	if err != nil {
 		return template.Built{}, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := c.BuildBase(ctx, &agentv1.BuildBaseRequest{To: &agentv1.Source{Url: uploadURL}})
+	stream, err := c.BuildBase(ctx, &agentv1.BuildBaseRequest{To: source(to)})
 	if err != nil {
 		return template.Built{}, failure(err)
 	}

@@ -180,10 +180,14 @@ func (r *Runner) launch(ctx context.Context, x Sandbox) (Launch, error) {
 	if err != nil {
 		return Launch{}, err
 	}
+	image, err := r.templates.ImageSource(ctx, tpl, x.Host.ID)
+	if err != nil {
+		return Launch{}, err
+	}
 	return Launch{
 		State: x.FromState, Deadline: time.Now().Add(time.Duration(x.TimeoutSec) * time.Second),
 		Sandbox: x, Template: tpl, Env: env, AccessToken: AccessToken(r.secret, x.ID),
-		ManifestURL: r.templates.ManifestURL(tpl), MaxProcesses: maxProcesses(x.MemoryMB),
+		ImageFrom: image, MaxProcesses: maxProcesses(x.MemoryMB),
 	}, nil
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"skerry.dev/skerry/internal/artifact"
 	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/host"
 	"skerry.dev/skerry/internal/control/scheduler"
@@ -321,7 +322,7 @@ type Launch struct {
 	Template    template.Template
 	Env         map[string]string
 	AccessToken string
-	ManifestURL string
+	ImageFrom   artifact.Source
 	// MaxProcesses is what the guest may have.
 	MaxProcesses int
 	// State is what it starts from instead of the template's image.
@@ -379,6 +380,6 @@ type Templates interface {
 	Resolve(ctx context.Context, team id.Team, nameOrID string) (template.Template, error)
 	// ByID reads one that a sandbox refers to, also after it was replaced.
 	ByID(ctx context.Context, tpl id.Template) (template.Template, error)
-	// ManifestURL lets a host fetch its bytes for a limited time.
-	ManifestURL(t template.Template) string
+	// ImageSource lets a host fetch its image for a limited time.
+	ImageSource(ctx context.Context, t template.Template, h id.Host) (artifact.Source, error)
 }

@@ -9,7 +9,8 @@ import (
 	"strings"
 	"time"
 
-	"skerry.dev/skerry/internal/artifact"
+	content "skerry.dev/skerry/internal/artifact"
+	"skerry.dev/skerry/internal/control/artifact"
 	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/host"
 	"skerry.dev/skerry/internal/control/principal"
@@ -17,6 +18,9 @@ import (
 	"skerry.dev/skerry/internal/kernel/id"
 	"skerry.dev/skerry/internal/kernel/page"
 )
+
+// buildLease is how long a build may take before it begins to upload.
+const buildLease = time.Hour
 
 // BaseName is the template that comes with Skerry.
 const BaseName = "base"
@@ -28,13 +32,15 @@ type Template struct {
 	Name           string
 	Status         string
 	Error          string
-	ImageDigest    artifact.Digest
+	ImageDigest    content.Digest
 	ImageSizeBytes int64
-	ManifestDigest artifact.Digest
-	Engine         string
-	CPUMillis      int64
-	MemoryMB       int64
-	DiskMB         int64
+	ManifestDigest content.Digest
+	// Artifact is its image in the store.
+	Artifact  id.Artifact
+	Engine    string
+	CPUMillis int64
+	MemoryMB  int64
+	DiskMB    int64
 	// Arch is what the image is made for; empty where that is not known.
 	Arch           string
 	DefaultUser    string
@@ -52,9 +58,9 @@ var ErrNotFound = errs.NotFound("template_not_found", "There is no such template
 
 // Built is an image that a host made and the artifact store holds.
 type Built struct {
-	Digest         artifact.Digest
+	Digest         content.Digest
 	SizeBytes      int64
-	ManifestDigest artifact.Digest
+	ManifestDigest content.Digest
 }
 
 // Store keeps templates. Each verb is one transaction.
@@ -65,8 +71,10 @@ type Store interface {
 	// ByID reads any row, also a replaced one. deleted says that it was.
 	ByID(ctx context.Context, tpl id.Template) (t Template, deleted bool, err error)
 	List(ctx context.Context, team id.Team, p page.Request) (page.Page[Template], error)
-	// Publish makes a ready template; the living one of the same name is
-	// retired in the same transaction.
+	// BeginImage makes the row of an image that is about to be uploaded.
+	BeginImage(ctx context.Context, n artifact.New) error
+	// Publish makes a ready template of an image that the store has; the living
+	// one of the same name is retired in the same transaction.
 	Publish(ctx context.Context, t Template, entry audit.Entry) (Template, error)
 }
 
@@ -79,34 +87,25 @@ type Hosts interface {
 // Builder is the agents, as far as they build. log is called for each line, in
 // order; an error from it ends the build.
 type Builder interface {
-	BuildBase(ctx context.Context, h host.Ref, uploadURL string, log func(line string) error) (Built, error)
+	BuildBase(ctx context.Context, h host.Ref, to content.Source, log func(line string) error) (Built, error)
 }
 
-// Grants makes the URLs under which hosts move bytes.
-type Grants interface {
-	ReadURL(base string, team id.Team, manifest artifact.Digest, ttl time.Duration) string
-	WriteURL(base string, team id.Team, uploadID string, ttl time.Duration) string
+// Artifacts gives hosts access to the store.
+type Artifacts interface {
+	Source(ctx context.Context, a id.Artifact, h id.Host, op artifact.Op) (content.Source, error)
 }
-
-// The lifetimes of grants: a slow host must get through a whole image.
-const (
-	readTTL  = 2 * time.Hour
-	writeTTL = 4 * time.Hour
-)
 
 // Service is the room's use cases.
 type Service struct {
-	store    Store
-	hosts    Hosts
-	builder  Builder
-	grants   Grants
-	agentURL string
+	store     Store
+	hosts     Hosts
+	builder   Builder
+	artifacts Artifacts
 }
 
-// NewService makes the room. agentURL is where hosts reach the control plane,
-// without a trailing slash.
-func NewService(store Store, hosts Hosts, builder Builder, grants Grants, agentURL string) *Service {
-	return &Service{store: store, hosts: hosts, builder: builder, grants: grants, agentURL: strings.TrimRight(agentURL, "/")}
+// NewService makes the room.
+func NewService(store Store, hosts Hosts, builder Builder, artifacts Artifacts) *Service {
+	return &Service{store: store, hosts: hosts, builder: builder, artifacts: artifacts}
 }
 
 // Get finds a template of the caller's team or of the platform by id or name.
@@ -180,9 +179,13 @@ func (s *Service) ByID(ctx context.Context, tpl id.Template) (Template, error) {
 	return t, err
 }
 
-// ManifestURL lets a host fetch the template's bytes for a limited time.
-func (s *Service) ManifestURL(t Template) string {
-	return s.grants.ReadURL(s.agentURL, t.TeamID, t.ManifestDigest, readTTL)
+// ImageSource lets a host fetch the template's image for a limited time. Of one
+// that is not in the store there is none; hosts that have it need none.
+func (s *Service) ImageSource(ctx context.Context, t Template, h id.Host) (content.Source, error) {
+	if t.Artifact.IsZero() {
+		return content.Source{}, nil
+	}
+	return s.artifacts.Source(ctx, t.Artifact, h, artifact.Read)
 }
 
 // BuildBase builds the platform's base on one online host, telling log each
@@ -199,8 +202,15 @@ func (s *Service) BuildBase(ctx context.Context, by principal.Principal, log fun
 	if len(hosts) == 0 {
 		return Template{}, errs.Unavailable("no_host", "No host is online to build on. Add one with POST /v1/hosts, or wait for it to come online.").After(5 * time.Second)
 	}
-	upload := s.grants.WriteURL(s.agentURL, id.PlatformTeamID, id.NewBuild().UUID().String(), writeTTL)
-	built, err := s.builder.BuildBase(ctx, hosts[0], upload, log)
+	image := artifact.New{ID: id.NewArtifact(), Team: id.PlatformTeamID, Kind: artifact.KindImage, Host: hosts[0].ID, Lease: buildLease}
+	if err := s.store.BeginImage(ctx, image); err != nil {
+		return Template{}, err
+	}
+	to, err := s.artifacts.Source(ctx, image.ID, image.Host, artifact.Write)
+	if err != nil {
+		return Template{}, err
+	}
+	built, err := s.builder.BuildBase(ctx, hosts[0], to, log)
 	if err != nil {
 		return Template{}, err
 	}
@@ -213,7 +223,7 @@ func (s *Service) BuildBase(ctx context.Context, by principal.Principal, log fun
 	t := Template{
 		ID: id.NewTemplate(), TeamID: id.PlatformTeamID, Name: BaseName,
 		ImageDigest: built.Digest, ImageSizeBytes: built.SizeBytes, ManifestDigest: built.ManifestDigest,
-		BuiltOn: hosts[0].ID,
+		Artifact: image.ID, BuiltOn: hosts[0].ID,
 	}
 	return s.store.Publish(ctx, t, audit.By(by).TemplateBuilt(t.TeamID, t.ID, t.Name, true))
 }

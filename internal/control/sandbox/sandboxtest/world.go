@@ -10,7 +10,6 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"skerry.dev/skerry/internal/artifact"
 	"skerry.dev/skerry/internal/control/host"
 	"skerry.dev/skerry/internal/control/keyring"
 	"skerry.dev/skerry/internal/control/principal"
@@ -87,12 +86,6 @@ func (w *World) UserOf(team id.Team) principal.Principal {
 	return principal.Principal{Kind: principal.KindUser, UserID: id.NewUser(), UserName: "Ann", HasTeam: true, TeamID: team, Role: principal.RoleMember}
 }
 
-type grants struct{}
-
-func (grants) ReadURL(string, id.Team, artifact.Digest, time.Duration) string { return "https://x/m" }
-
-func (grants) WriteURL(string, id.Team, string, time.Duration) string { return "https://x/u" }
-
 // Server is one control plane on the world's database.
 type Server struct {
 	Service    *sandbox.Service
@@ -116,7 +109,7 @@ func (w *World) Serve(cfg sandbox.Config) *Server {
 	log := slog.New(slog.DiscardHandler)
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Server{stop: cancel}
-	templates := template.NewService(templatepg.New(w.Pool), nil, nil, grants{}, "https://x")
+	templates := template.NewService(templatepg.New(w.Pool), nil, nil, nil)
 	s.Watch = sandbox.NewWatch(w.Store, log)
 	s.Runner = sandbox.NewRunner(w.Store, w.Agents, templates, w.Secret, s.Watch, cfg, log)
 	s.Service = sandbox.NewService(w.Store, w.Scheduler, templates, w.Agents, s.Runner, s.Watch, w.Secret, log)
@@ -133,7 +126,7 @@ func (w *World) Serve(cfg sandbox.Config) *Server {
 // Reconciler is one of a server that sees its hosts through other eyes.
 func (w *World) Reconciler(s *Server, agents sandbox.Agents, grace time.Duration) *sandbox.Reconciler {
 	log := slog.New(slog.DiscardHandler)
-	templates := template.NewService(templatepg.New(w.Pool), nil, nil, grants{}, "https://x")
+	templates := template.NewService(templatepg.New(w.Pool), nil, nil, nil)
 	service := sandbox.NewService(w.Store, w.Scheduler, templates, agents, s.Runner, s.Watch, w.Secret, log)
 	return sandbox.NewReconciler(service, grace, log)
 }

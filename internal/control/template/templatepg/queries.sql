@@ -26,7 +26,7 @@ WHERE team_id = sqlc.arg(team_id) AND name = sqlc.arg(name) AND deleted_at IS NU
 
 -- name: Insert :one
 -- The image is for what the host is that built it.
-INSERT INTO templates (id, team_id, name, status, image_digest, image_size_bytes, manifest_digest, arch)
-VALUES (sqlc.arg(id), sqlc.arg(team_id), sqlc.arg(name), 'ready', sqlc.arg(image_digest), sqlc.arg(image_size_bytes), sqlc.arg(manifest_digest),
+INSERT INTO templates (id, team_id, name, status, image_digest, image_size_bytes, manifest_digest, artifact_id, arch)
+VALUES (sqlc.arg(id), sqlc.arg(team_id), sqlc.arg(name), 'ready', sqlc.arg(image_digest), sqlc.arg(image_size_bytes), sqlc.arg(manifest_digest), sqlc.arg(artifact_id),
     coalesce((SELECT h.arch FROM hosts h WHERE h.id = sqlc.arg(built_on)::uuid), ''))
 RETURNING *;

@@ -10,7 +10,9 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"skerry.dev/skerry/internal/artifact"
+	content "skerry.dev/skerry/internal/artifact"
+	"skerry.dev/skerry/internal/control/artifact"
+	"skerry.dev/skerry/internal/control/artifact/artifactpg"
 	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/audit/auditpg"
 	"skerry.dev/skerry/internal/control/quota"
@@ -77,6 +79,11 @@ func (s *Store) List(ctx context.Context, team id.Team, p page.Request) (page.Pa
 	return page.Of(out, p.Limit, func(t template.Template) any { return position{t.CreatedAt, t.ID.UUID()} })
 }
 
+// BeginImage implements template.Store.
+func (s *Store) BeginImage(ctx context.Context, n artifact.New) error {
+	return pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error { return artifactpg.Begin(ctx, tx, n) })
+}
+
 // Publish implements template.Store.
 func (s *Store) Publish(ctx context.Context, t template.Template, entry audit.Entry) (template.Template, error) {
 	var out template.Template
@@ -90,10 +97,13 @@ func (s *Store) Publish(ctx context.Context, t template.Template, entry audit.En
 		if err := quotapg.Check(ctx, tx, t.TeamID, quota.Want{Templates: 1}); err != nil {
 			return err
 		}
+		if err := artifactpg.Use(ctx, tx, t.Artifact); err != nil {
+			return err
+		}
 		row, err := s.q.Insert(ctx, tx, sqlcgen.InsertParams{
 			ID: t.ID, TeamID: t.TeamID, Name: t.Name, ImageDigest: string(t.ImageDigest),
 			ImageSizeBytes: t.ImageSizeBytes, ManifestDigest: string(t.ManifestDigest),
-			BuiltOn: t.BuiltOn.UUID(),
+			ArtifactID: &t.Artifact, BuiltOn: t.BuiltOn.UUID(),
 		})
 		if err != nil {
 			return err
@@ -115,11 +125,15 @@ func one(row sqlcgen.Template, err error) (template.Template, error) {
 }
 
 func fromRow(r sqlcgen.Template) template.Template {
-	return template.Template{
+	t := template.Template{
 		ID: r.ID, TeamID: r.TeamID, Name: r.Name, Status: r.Status, Error: r.Error,
-		ImageDigest: artifact.Digest(r.ImageDigest), ImageSizeBytes: r.ImageSizeBytes, ManifestDigest: artifact.Digest(r.ManifestDigest),
+		ImageDigest: content.Digest(r.ImageDigest), ImageSizeBytes: r.ImageSizeBytes, ManifestDigest: content.Digest(r.ManifestDigest),
 		Engine: r.Engine, CPUMillis: int64(r.CpuMillis), MemoryMB: int64(r.MemoryMb), DiskMB: int64(r.DiskMb),
 		Arch:        r.Arch,
 		DefaultUser: r.DefaultUser, DefaultWorkdir: r.DefaultWorkdir, CreatedAt: r.CreatedAt,
 	}
+	if r.ArtifactID != nil {
+		t.Artifact = *r.ArtifactID
+	}
+	return t
 }

@@ -50,9 +50,9 @@ func (q *Queries) ByID(ctx context.Context, db DBTX, argID id.Template) (Templat
 }
 
 const insert = `-- name: Insert :one
-INSERT INTO templates (id, team_id, name, status, image_digest, image_size_bytes, manifest_digest, arch)
-VALUES ($1, $2, $3, 'ready', $4, $5, $6,
-    coalesce((SELECT h.arch FROM hosts h WHERE h.id = $7::uuid), ''))
+INSERT INTO templates (id, team_id, name, status, image_digest, image_size_bytes, manifest_digest, artifact_id, arch)
+VALUES ($1, $2, $3, 'ready', $4, $5, $6, $7,
+    coalesce((SELECT h.arch FROM hosts h WHERE h.id = $8::uuid), ''))
 RETURNING id, team_id, name, status, error, image_digest, image_size_bytes, manifest_digest, engine, cpu_millis, memory_mb, disk_mb, default_user, default_workdir, created_at, updated_at, deleted_at, arch, artifact_id, state_id, env, start_cmd, ready_cmd, build_id
 `
 
@@ -63,6 +63,7 @@ type InsertParams struct {
 	ImageDigest    string
 	ImageSizeBytes int64
 	ManifestDigest string
+	ArtifactID     *id.Artifact
 	BuiltOn        uuid.UUID
 }
 
@@ -75,6 +76,7 @@ func (q *Queries) Insert(ctx context.Context, db DBTX, arg InsertParams) (Templa
 		arg.ImageDigest,
 		arg.ImageSizeBytes,
 		arg.ManifestDigest,
+		arg.ArtifactID,
 		arg.BuiltOn,
 	)
 	var i Template
