@@ -1,6 +1,6 @@
 // Package artifact is the contract of the store that keeps the bytes of
 // templates and snapshots: content-addressed blobs, per team, and the manifest
-// that puts chunks together to a file again.
+// that puts chunks together to files again.
 //
 // The store keeps bytes and nothing else. Whether an artifact exists is decided
 // by a row of the control plane; the order of writing is chunks, manifest, row.
@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
 	"time"
 )
 
@@ -47,7 +48,18 @@ type Store interface {
 	// read on.
 	Delete(ctx context.Context, key Key) error
 	// List returns up to limit blobs of a team and kind in ascending order of
-	// digest, those after the given digest only ("" from the start). Fewer than
+	// Key.Name, those after the given name only ("" from the start). Fewer than
 	// limit means there are no more.
-	List(ctx context.Context, prefix Prefix, after Digest, limit int) ([]Info, error)
+	List(ctx context.Context, prefix Prefix, after string, limit int) ([]Info, error)
+}
+
+// Presigner is a Store that others may be sent to: whoever has such an address
+// may do that one thing until ttl is over, without asking anybody. Addresses are
+// never logged.
+type Presigner interface {
+	PresignGet(ctx context.Context, key Key, ttl time.Duration) (url string, err error)
+	// PresignPut is for exactly size bytes, sent with the header that comes with
+	// the address. The store itself may not check that they are what the key names:
+	// whoever reads them does.
+	PresignPut(ctx context.Context, key Key, size int64, ttl time.Duration) (url string, header http.Header, err error)
 }

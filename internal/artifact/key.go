@@ -3,6 +3,8 @@ package artifact
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/google/uuid"
@@ -63,54 +65,73 @@ func (p Prefix) String() string {
 // Validate reports whether p is well formed.
 func (p Prefix) Validate() error {
 	if p.Kind != KindChunk && p.Kind != KindManifest {
-		return errs.Invalid("invalid_store_key", "A store key is teams/<team>/chunks|manifests/<sha256>.")
+		return errBadKey()
 	}
 	return nil
 }
 
-// Key names one blob: a team, a kind and the digest of the content. Blobs of
-// different teams are different blobs, whatever they hold. Its fields cannot
-// form a path that leaves the store.
+// Key names one blob: a team, a kind, the digest of the content, and a number
+// that is never given out twice. A removal that comes late therefore never hits
+// the same content stored anew. Blobs of different teams are different blobs,
+// whatever they hold. Its fields cannot form a path that leaves the store.
 type Key struct {
 	Prefix
 	Digest Digest
+	Object int64 // at least 1
 }
 
 // ChunkKey names a chunk of team.
-func ChunkKey(team id.Team, d Digest) Key {
-	return Key{Prefix: Prefix{Team: team, Kind: KindChunk}, Digest: d}
+func ChunkKey(team id.Team, d Digest, object int64) Key {
+	return Key{Prefix: Prefix{Team: team, Kind: KindChunk}, Digest: d, Object: object}
 }
 
 // ManifestKey names a manifest of team.
-func ManifestKey(team id.Team, d Digest) Key {
-	return Key{Prefix: Prefix{Team: team, Kind: KindManifest}, Digest: d}
+func ManifestKey(team id.Team, d Digest, object int64) Key {
+	return Key{Prefix: Prefix{Team: team, Kind: KindManifest}, Digest: d, Object: object}
 }
 
-// String is the path "teams/<uuid>/<kind>/<sha256>".
-func (k Key) String() string { return k.Prefix.String() + string(k.Digest) }
+// Name is the last part of the path, "<sha256>.<object as 16 hex digits>". Lists
+// are in its order.
+func (k Key) Name() string { return fmt.Sprintf("%s.%016x", string(k.Digest), k.Object) }
+
+// String is the path "teams/<uuid>/<kind>/<name>".
+func (k Key) String() string { return k.Prefix.String() + k.Name() }
 
 // Validate reports whether k is well formed. Stores refuse keys that are not.
 func (k Key) Validate() error {
 	if err := k.Prefix.Validate(); err != nil {
 		return err
 	}
+	if k.Object < 1 {
+		return errBadKey()
+	}
 	return k.Digest.Validate()
 }
 
 // ParseKey reads the form String writes, and only that.
 func ParseKey(s string) (Key, error) {
-	bad := errs.Invalid("invalid_store_key", "A store key is teams/<team>/chunks|manifests/<sha256>.")
 	parts := strings.Split(s, "/")
 	if len(parts) != 4 || parts[0] != "teams" {
-		return Key{}, bad
+		return Key{}, errBadKey()
 	}
 	u, err := uuid.Parse(parts[1])
 	if err != nil || u.String() != parts[1] {
-		return Key{}, bad
+		return Key{}, errBadKey()
 	}
-	k := Key{Prefix: Prefix{Team: id.Team{}.FromUUID(u), Kind: Kind(parts[2])}, Digest: Digest(parts[3])}
-	if err := k.Validate(); err != nil {
-		return Key{}, bad
+	return Prefix{Team: id.Team{}.FromUUID(u), Kind: Kind(parts[2])}.Parse(parts[3])
+}
+
+// Parse reads the name of a blob of p, as Key.Name writes it.
+func (p Prefix) Parse(name string) (Key, error) {
+	digest, number, _ := strings.Cut(name, ".")
+	object, err := strconv.ParseInt(number, 16, 64)
+	k := Key{Prefix: p, Digest: Digest(digest), Object: object}
+	if err != nil || k.Validate() != nil || k.Name() != name {
+		return Key{}, errBadKey()
 	}
 	return k, nil
+}
+
+func errBadKey() error {
+	return errs.Invalid("invalid_store_key", "A store key is teams/<team>/chunks|manifests/<sha256>.<object>.")
 }

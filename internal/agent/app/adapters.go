@@ -3,7 +3,6 @@ package app
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 
@@ -43,14 +42,14 @@ func (n networks) Slots() []manager.OwnedSlot {
 
 // images is the cache as the manager wants it.
 type images struct {
-	cache *image.Cache
-	http  *http.Client
+	cache   *image.Cache
+	clients transfer.Clients
 }
 
 func (i images) Acquire(ctx context.Context, img journal.Image, owner string) (string, error) {
 	return i.cache.Acquire(ctx, image.Image{
-		Digest: artifact.Digest(img.Digest), SizeBytes: img.SizeBytes, ManifestURL: img.ManifestURL,
-	}, owner, i.http)
+		Digest: artifact.Digest(img.Digest), SizeBytes: img.SizeBytes, From: artifact.Source{URL: img.ManifestURL},
+	}, owner, i.clients)
 }
 
 func (i images) Release(ctx context.Context, digest, owner string) error {
@@ -91,7 +90,7 @@ func samples(m *manager.Manager) func(context.Context) []identity.Sample {
 
 // buildBase builds below the data directory, so that the bytes are on its disk,
 // and leaves nothing there.
-func buildBase(dataDir string, hc *http.Client) rpcserver.BuildBase {
+func buildBase(dataDir string, clients transfer.Clients) rpcserver.BuildBase {
 	return func(ctx context.Context, uploadURL string, log func(string) error) (rpcserver.Built, error) {
 		parent := filepath.Join(dataDir, "build")
 		if err := os.RemoveAll(parent); err != nil { // of a build that was killed
@@ -108,10 +107,10 @@ func buildBase(dataDir string, hc *http.Client) rpcserver.BuildBase {
 			return rpcserver.Built{}, err
 		}
 		say(fmt.Sprintf("uploading %d MB", built.Size>>20))
-		up, err := transfer.Upload(ctx, hc, uploadURL, built.Path, artifact.MediaTypeErofs, nil)
+		up, err := transfer.Upload(ctx, clients, artifact.Source{URL: uploadURL}, []transfer.File{{Name: artifact.ImageFile, Path: built.Path}}, artifact.MediaTypeErofs, transfer.Options{})
 		if err != nil {
 			return rpcserver.Built{}, err
 		}
-		return rpcserver.Built{Digest: string(up.Digest), ManifestDigest: string(up.Manifest), SizeBytes: up.SizeBytes}, nil
+		return rpcserver.Built{Digest: string(built.Digest), ManifestDigest: string(up.Manifest), SizeBytes: up.SizeBytes}, nil
 	}
 }

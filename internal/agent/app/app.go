@@ -22,6 +22,7 @@ import (
 	"skerry.dev/skerry/internal/agent/rpcserver"
 	"skerry.dev/skerry/internal/agent/shim"
 	"skerry.dev/skerry/internal/agent/state"
+	"skerry.dev/skerry/internal/artifact/transfer"
 	"skerry.dev/skerry/internal/kernel/clock"
 	"skerry.dev/skerry/internal/kernel/lifecycle"
 )
@@ -97,7 +98,10 @@ func run(ctx context.Context, cfg Config, opts Options) (err error) {
 	for _, f := range engineFacts {
 		cfg.Logger.Info("engine", "name", f.Name, "version", f.Version, "healthy", f.Healthy, "reasons", f.Reasons)
 	}
-	transfers := &http.Client{Transport: me}
+	// Addresses of an object store are not shown the host's certificate.
+	direct := http.DefaultTransport.(*http.Transport).Clone()
+	defer direct.CloseIdleConnections()
+	transfers := transfer.Clients{Control: &http.Client{Transport: me}, Direct: &http.Client{Transport: direct}}
 	nets, err := openNetworks(ctx, cfg, opts, tag, down)
 	if err != nil {
 		return err
@@ -183,7 +187,7 @@ func openNetworks(ctx context.Context, cfg Config, opts Options, tag string, dow
 	return networks{n}, nil
 }
 
-func openImages(cfg Config, opts Options, hc *http.Client) (manager.Images, error) {
+func openImages(cfg Config, opts Options, clients transfer.Clients) (manager.Images, error) {
 	if opts.Images != nil {
 		return opts.Images, nil
 	}
@@ -193,7 +197,7 @@ func openImages(cfg Config, opts Options, hc *http.Client) (manager.Images, erro
 	if err != nil {
 		return nil, err
 	}
-	return images{cache: c, http: hc}, nil
+	return images{cache: c, clients: clients}, nil
 }
 
 // register waits for the control plane as long as it takes, but not for one

@@ -9,7 +9,6 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -51,8 +50,8 @@ type Config struct {
 type Image struct {
 	Digest    artifact.Digest // of the whole file
 	SizeBytes int64
-	// ManifestURL is where it is fetched from when this host lacks it.
-	ManifestURL string
+	// From is where it is fetched when this host lacks it.
+	From artifact.Source
 }
 
 // GuestPath is the guest daemon's path inside every root tree.
@@ -185,7 +184,7 @@ func (e *entry) give() { <-e.turn }
 // Acquire returns the read-only root tree of img for owner, fetching, checking
 // and mounting what is missing. Concurrent calls for one image share the work.
 // Repeated for the same owner it returns the same tree and counts once.
-func (c *Cache) Acquire(ctx context.Context, img Image, owner string, hc *http.Client) (rootDir string, err error) {
+func (c *Cache) Acquire(ctx context.Context, img Image, owner string, clients transfer.Clients) (rootDir string, err error) {
 	if err := img.Digest.Validate(); err != nil {
 		return "", err
 	}
@@ -203,7 +202,7 @@ func (c *Cache) Acquire(ctx context.Context, img Image, owner string, hc *http.C
 	e.owners[owner] = struct{}{}
 	e.lastUse = time.Now()
 	c.mu.Unlock()
-	if err := c.ready(ctx, e, img, hc); err != nil {
+	if err := c.ready(ctx, e, img, clients); err != nil {
 		if !held {
 			c.mu.Lock()
 			delete(e.owners, owner)
@@ -215,7 +214,7 @@ func (c *Cache) Acquire(ctx context.Context, img Image, owner string, hc *http.C
 }
 
 // ready brings the image to be mounted. The turn is held.
-func (c *Cache) ready(ctx context.Context, e *entry, img Image, hc *http.Client) error {
+func (c *Cache) ready(ctx context.Context, e *entry, img Image, clients transfer.Clients) error {
 	if e.mounted {
 		return nil
 	}
@@ -223,14 +222,15 @@ func (c *Cache) ready(ctx context.Context, e *entry, img Image, hc *http.Client)
 		if !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		if img.ManifestURL == "" {
+		if img.From.URL == "" {
 			return errs.NotFound("image_not_on_host", "The image is not on this host, and there is no address to fetch it from.")
 		}
 		if err := c.makeRoom(img.SizeBytes); err != nil {
 			return err
 		}
-		opts := transfer.FetchOptions{Digest: e.digest, MaxBytes: img.SizeBytes}
-		if err := transfer.Fetch(ctx, hc, img.ManifestURL, c.imagePath(e.digest), opts); err != nil {
+		want := transfer.Want{MediaType: artifact.MediaTypeErofs, Files: map[string]artifact.Digest{artifact.ImageFile: e.digest}}
+		place := transfer.At(artifact.ImageFile, c.imagePath(e.digest))
+		if err := transfer.Fetch(ctx, clients, img.From, want, place, transfer.Options{MaxBytes: img.SizeBytes}); err != nil {
 			return fmt.Errorf("fetching image %s: %w", e.digest, err)
 		}
 		e.checked = true

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"skerry.dev/skerry/internal/artifact"
+	"skerry.dev/skerry/internal/artifact/transfer"
 	"skerry.dev/skerry/internal/kernel/errs"
 )
 
@@ -159,7 +160,7 @@ func (c *Cache) usage() (int64, error) {
 func (c *Cache) Recover(ctx context.Context, owners map[string]artifact.Digest) error {
 	var failed []error
 	for owner, d := range owners {
-		if _, err := c.Acquire(ctx, Image{Digest: d}, owner, nil); err != nil {
+		if _, err := c.Acquire(ctx, Image{Digest: d}, owner, transfer.Clients{}); err != nil {
 			failed = append(failed, fmt.Errorf("image %s of %s: %w", d, owner, err))
 		}
 	}

@@ -34,7 +34,7 @@ func Run(t *testing.T, open func(t *testing.T) artifact.Store) {
 
 func put(t *testing.T, s artifact.Store, team id.Team, content string) artifact.Key {
 	t.Helper()
-	key := artifact.ChunkKey(team, artifact.DigestOf([]byte(content)))
+	key := artifact.ChunkKey(team, artifact.DigestOf([]byte(content)), 1)
 	if err := s.Put(t.Context(), key, strings.NewReader(content), int64(len(content))); err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +71,7 @@ func absent(t *testing.T, s artifact.Store, key artifact.Key) {
 func roundTrip(t *testing.T, s artifact.Store) {
 	for _, content := range []string{"", "x", strings.Repeat("large ", 1<<18)} {
 		team := id.NewTeam()
-		key := artifact.ChunkKey(team, artifact.DigestOf([]byte(content)))
+		key := artifact.ChunkKey(team, artifact.DigestOf([]byte(content)), 1)
 		absent(t, s, key)
 		for range 2 { // a repeat succeeds
 			put(t, s, team, content)
@@ -89,7 +89,7 @@ func roundTrip(t *testing.T, s artifact.Store) {
 }
 
 func wrongContent(t *testing.T, s artifact.Store) {
-	key := artifact.ManifestKey(id.NewTeam(), artifact.DigestOf([]byte("right")))
+	key := artifact.ManifestKey(id.NewTeam(), artifact.DigestOf([]byte("right")), 1)
 	for _, c := range []struct {
 		content string
 		size    int64
@@ -111,7 +111,7 @@ var errBroken = errors.New("the line is cut")
 
 func brokenStream(t *testing.T, s artifact.Store) {
 	content := bytes.Repeat([]byte("z"), 1<<20)
-	key := artifact.ChunkKey(id.NewTeam(), artifact.DigestOf(content))
+	key := artifact.ChunkKey(id.NewTeam(), artifact.DigestOf(content), 1)
 	broken := io.MultiReader(bytes.NewReader(content[:1<<19]), errReader{})
 	if err := s.Put(t.Context(), key, broken, int64(len(content))); !errors.Is(err, errBroken) {
 		t.Errorf("got %v; want the stream's own error", err)
@@ -127,10 +127,12 @@ func badKeys(t *testing.T, s artifact.Store) {
 	digest := artifact.DigestOf(nil)
 	for _, key := range []artifact.Key{
 		{},
-		{Prefix: artifact.Prefix{Kind: "../.."}, Digest: digest},
-		artifact.ChunkKey(id.NewTeam(), ""), artifact.ChunkKey(id.NewTeam(), "../../../etc/passwd"),
-		artifact.ChunkKey(id.NewTeam(), digest[:63]+"/"), artifact.ChunkKey(id.NewTeam(), artifact.Digest(strings.ToUpper(string(digest)))),
-		artifact.ChunkKey(id.NewTeam(), artifact.Digest(strings.Repeat(".", 64))),
+		{Prefix: artifact.Prefix{Kind: "../.."}, Digest: digest, Object: 1},
+		{Prefix: artifact.Prefix{Kind: artifact.KindChunk}, Digest: digest},
+		artifact.ChunkKey(id.NewTeam(), digest, 0), artifact.ChunkKey(id.NewTeam(), digest, -1),
+		artifact.ChunkKey(id.NewTeam(), "", 1), artifact.ChunkKey(id.NewTeam(), "../../../etc/passwd", 1),
+		artifact.ChunkKey(id.NewTeam(), digest[:63]+"/", 1), artifact.ChunkKey(id.NewTeam(), artifact.Digest(strings.ToUpper(string(digest))), 1),
+		artifact.ChunkKey(id.NewTeam(), artifact.Digest(strings.Repeat(".", 64)), 1),
 	} {
 		_, _, openErr := s.Open(t.Context(), key)
 		_, statErr := s.Stat(t.Context(), key)
@@ -151,7 +153,7 @@ func badKeys(t *testing.T, s artifact.Store) {
 func teamsApart(t *testing.T, s artifact.Store) {
 	a, b := id.NewTeam(), id.PlatformTeamID
 	key := put(t, s, a, "secret")
-	other := artifact.ChunkKey(b, key.Digest)
+	other := artifact.ChunkKey(b, key.Digest, 1)
 	absent(t, s, other)
 	put(t, s, b, "secret")
 	if err := s.Delete(t.Context(), key); err != nil {
@@ -164,22 +166,30 @@ func teamsApart(t *testing.T, s artifact.Store) {
 
 func listPages(t *testing.T, s artifact.Store) {
 	team := id.NewTeam()
-	want := map[artifact.Digest]bool{}
-	for i := range 25 {
-		want[put(t, s, team, fmt.Sprint("blob ", i)).Digest] = true
+	want := map[string]bool{}
+	for i := range 22 {
+		want[put(t, s, team, fmt.Sprint("blob ", i)).Name()] = true
+	}
+	for object := int64(2); object < 5; object++ { // the same content again
+		content := "blob 7"
+		key := artifact.ChunkKey(team, artifact.DigestOf([]byte(content)), object<<40)
+		if err := s.Put(t.Context(), key, strings.NewReader(content), int64(len(content))); err != nil {
+			t.Fatal(err)
+		}
+		want[key.Name()] = true
 	}
 	put(t, s, id.NewTeam(), "foreign")
-	var after artifact.Digest
+	after := ""
 	for pages := 0; ; pages++ {
 		got, err := s.List(t.Context(), artifact.Prefix{Team: team, Kind: artifact.KindChunk}, after, 10)
 		if err != nil || pages > 3 {
 			t.Fatalf("page %d: %v", pages, err)
 		}
 		for _, info := range got {
-			if info.Key.Digest <= after || !want[info.Key.Digest] || info.Size < 6 {
+			if info.Key.Name() <= after || !want[info.Key.Name()] || info.Size < 6 {
 				t.Errorf("unexpected %+v after %s", info, after)
 			}
-			after = info.Key.Digest
+			after = info.Key.Name()
 			delete(want, after)
 		}
 		if len(got) < 10 {
@@ -196,14 +206,14 @@ func concurrentPuts(t *testing.T, s artifact.Store) {
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
-			key := artifact.ChunkKey(team, artifact.DigestOf([]byte(content)))
+			key := artifact.ChunkKey(team, artifact.DigestOf([]byte(content)), 1)
 			if err := s.Put(context.Background(), key, strings.NewReader(content), int64(len(content))); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 	wg.Wait()
-	if got := read(t, s, artifact.ChunkKey(team, artifact.DigestOf([]byte(content)))); got != content {
+	if got := read(t, s, artifact.ChunkKey(team, artifact.DigestOf([]byte(content)), 1)); got != content {
 		t.Error("content differs")
 	}
 }
@@ -226,7 +236,7 @@ func readersSurvive(t *testing.T, s artifact.Store) {
 func cancelledPut(t *testing.T, s artifact.Store) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	key := artifact.ChunkKey(id.NewTeam(), artifact.DigestOf([]byte("late")))
+	key := artifact.ChunkKey(id.NewTeam(), artifact.DigestOf([]byte("late")), 1)
 	if err := s.Put(ctx, key, strings.NewReader("late"), 4); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}

@@ -42,7 +42,7 @@ func New(dir string) (*Store, error) {
 func shard(d artifact.Digest) string { return string(d[:2]) }
 
 func (s *Store) path(k artifact.Key) string {
-	return filepath.Join(s.kindDir(k.Prefix), shard(k.Digest), string(k.Digest))
+	return filepath.Join(s.kindDir(k.Prefix), shard(k.Digest), k.Name())
 }
 
 func (s *Store) kindDir(p artifact.Prefix) string {
@@ -134,7 +134,7 @@ func (s *Store) Delete(_ context.Context, key artifact.Key) error {
 }
 
 // List implements artifact.Store. Memory is bounded by one of 256 shards.
-func (s *Store) List(ctx context.Context, prefix artifact.Prefix, after artifact.Digest, limit int) ([]artifact.Info, error) {
+func (s *Store) List(ctx context.Context, prefix artifact.Prefix, after string, limit int) ([]artifact.Info, error) {
 	if err := prefix.Validate(); err != nil {
 		return nil, err
 	}
@@ -144,7 +144,7 @@ func (s *Store) List(ctx context.Context, prefix artifact.Prefix, after artifact
 	}
 	var out []artifact.Info
 	for _, sh := range shards {
-		if len(after) >= 2 && sh < shard(after) {
+		if len(after) >= 2 && sh < after[:2] {
 			continue
 		}
 		blobs, err := names(filepath.Join(s.kindDir(prefix), sh))
@@ -155,11 +155,11 @@ func (s *Store) List(ctx context.Context, prefix artifact.Prefix, after artifact
 			if len(out) >= limit {
 				return out, nil
 			}
-			d, err := artifact.ParseDigest(name)
-			if err != nil || d <= after {
+			key, err := prefix.Parse(name)
+			if err != nil || name <= after {
 				continue
 			}
-			info, err := s.Stat(ctx, artifact.Key{Prefix: prefix, Digest: d})
+			info, err := s.Stat(ctx, key)
 			if errors.Is(err, artifact.ErrNotFound) {
 				continue // deleted meanwhile
 			}

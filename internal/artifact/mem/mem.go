@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -90,7 +91,7 @@ func (s *Store) Delete(_ context.Context, key artifact.Key) error {
 }
 
 // List implements artifact.Store.
-func (s *Store) List(_ context.Context, prefix artifact.Prefix, after artifact.Digest, limit int) ([]artifact.Info, error) {
+func (s *Store) List(_ context.Context, prefix artifact.Prefix, after string, limit int) ([]artifact.Info, error) {
 	if err := prefix.Validate(); err != nil {
 		return nil, err
 	}
@@ -98,10 +99,10 @@ func (s *Store) List(_ context.Context, prefix artifact.Prefix, after artifact.D
 	defer s.mu.Unlock()
 	var out []artifact.Info
 	for k, b := range s.blobs {
-		if k.Prefix == prefix && k.Digest > after {
+		if k.Prefix == prefix && k.Name() > after {
 			out = append(out, artifact.Info{Key: k, Size: int64(len(b.content)), Modified: b.modified})
 		}
 	}
-	slices.SortFunc(out, func(a, b artifact.Info) int { return bytes.Compare([]byte(a.Key.Digest), []byte(b.Key.Digest)) })
+	slices.SortFunc(out, func(a, b artifact.Info) int { return strings.Compare(a.Key.Name(), b.Key.Name()) })
 	return out[:min(limit, len(out))], nil
 }

@@ -2,100 +2,109 @@ package transfer
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
 
-	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"skerry.dev/skerry/internal/artifact"
 	"skerry.dev/skerry/internal/kernel/errs"
 )
 
-// FetchOptions bound a download.
-type FetchOptions struct {
-	// Digest is what the file must have; required.
-	Digest artifact.Digest
-	// MaxBytes bounds the file; 0 is 64 GiB.
-	MaxBytes int64
-	Progress Progress
+// Want is what the receiver knows of an artifact beforehand; anything else is
+// refused.
+type Want struct {
+	MediaType string
+	// Files are the SHA-256 of whole files by name. Others may come with them; see
+	// Place.
+	Files map[string]artifact.Digest
 }
 
-// Fetch downloads the artifact to dst, which appears complete and checked, with
-// mode 0400, or not at all. What a broken download left in dst+".part" is
-// checked and used; a second Fetch of the same dst meanwhile fails. Memory is
-// flat, holes stay holes.
-func Fetch(ctx context.Context, hc *http.Client, manifestURL, dst string, opts FetchOptions) error {
-	if err := opts.Digest.Validate(); err != nil {
-		return err
-	}
-	if opts.MaxBytes <= 0 {
-		opts.MaxBytes = defaultMaxArtifact
-	}
-	f := fetch{hc: hc, url: manifestURL, opts: opts}
-	if err := f.askManifest(ctx); err != nil {
-		return err
-	}
-	part := dst + ".part"
-	file, err := os.OpenFile(part, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return errs.Conflict("download_running", "Another download of this artifact is under way.").Because(err)
-	}
-	f.file = file
-	if err := f.fill(ctx); err != nil {
-		return err
-	}
-	if err := f.check(ctx); err != nil {
-		if errs.Is(err, "content_mismatch") { // of no use to the next attempt either
-			err = errors.Join(err, os.Remove(part))
+// Place says where a file goes; an error of it ends the download before it
+// begins.
+type Place func(f artifact.File) (path string, err error)
+
+// Into places files below a directory that is there, by their names.
+func Into(dir string) Place {
+	return func(f artifact.File) (string, error) { return filepath.Join(dir, filepath.FromSlash(f.Name)), nil }
+}
+
+// At places one file and refuses all others.
+func At(name, path string) Place {
+	return func(f artifact.File) (string, error) {
+		if f.Name != name {
+			return "", errs.Invalid("wrong_artifact", "The artifact has a file that nobody asked for.").With("file", f.Name)
 		}
-		return err
+		return path, nil
 	}
-	if err := errors.Join(file.Chmod(0o400), file.Sync()); err != nil {
-		return err
-	}
-	if err := os.Rename(part, dst); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(dst))
 }
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
+// Fetch downloads an artifact. Its files appear complete and checked, flushed to
+// the disk, in the order of the manifest, or not at all; with the mode the
+// manifest gives, or 0400. Their directories are made. What a broken download
+// left in "<path>.part" is checked and used; a second Fetch to the same place
+// meanwhile fails. Memory is flat, holes stay holes.
+func Fetch(ctx context.Context, clients Clients, from artifact.Source, want Want, place Place, opts Options) error {
+	opts = opts.filled()
+	o, err := newOpener(from.Key, opts.Parallel)
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.Sync(), d.Close())
+	defer o.close()
+	f := &fetch{clients: clients, from: from, opts: opts, opener: o}
+	if err := f.askManifest(ctx, want); err != nil {
+		return err
+	}
+	var parts []*part
+	defer func() {
+		for _, p := range parts {
+			p.close()
+		}
+	}()
+	for i := range f.manifest.Files {
+		p, err := f.file(ctx, i, want, place)
+		if p != nil {
+			parts = append(parts, p)
+		}
+		if err != nil {
+			return f.giveUp(err, parts)
+		}
+	}
+	return finish(parts)
+}
+
+// giveUp removes what would be of no use to another attempt, or of harm to
+// others: content that is wrong as a whole, and what filled the disk.
+func (f *fetch) giveUp(err error, parts []*part) error {
+	err = diskFull(err, f.manifest.Size)
+	if errs.Is(err, "wrong_content") || errs.Is(err, "disk_full") {
+		for _, p := range parts {
+			err = errors.Join(err, p.remove())
+		}
+	}
+	return err
 }
 
 type fetch struct {
-	hc       *http.Client
-	url      string
-	opts     FetchOptions
-	manifest artifact.Manifest
-	urls     map[artifact.Digest]string
-	file     *os.File
-	resumed  bool // the file may hold anything where it is not checked
+	clients   Clients
+	from      artifact.Source
+	opts      Options
+	opener    *opener
+	manifest  artifact.Manifest
+	addresses *addresses
+	buffers   sync.Pool
 
 	mu   sync.Mutex
 	done int64
 }
 
-func (f *fetch) askManifest(ctx context.Context) error {
-	b, err := request{method: http.MethodGet, url: f.url, limit: maxAnswer}.do(ctx, f.hc, nil)
+func (f *fetch) askManifest(ctx context.Context, want Want) error {
+	b, err := request{method: http.MethodGet, url: f.from.URL, limit: maxAnswer}.do(ctx, f.clients.Control)
 	if err != nil {
 		return fmt.Errorf("fetching the manifest: %w", err)
 	}
@@ -103,52 +112,90 @@ func (f *fetch) askManifest(ctx context.Context) error {
 	if err := json.Unmarshal(b, &answer); err != nil {
 		return errs.Invalid("invalid_manifest", "The store answered something that is no manifest.").Because(err)
 	}
+	if artifact.DigestOf(answer.Manifest) != answer.Digest {
+		return mismatch("The manifest does not match its digest.").With("digest", string(answer.Digest))
+	}
 	m, err := artifact.ParseManifest(answer.Manifest)
 	switch {
 	case err != nil:
 		return err
-	case m.Digest != f.opts.Digest:
-		return errs.Invalid("wrong_artifact", "The store's manifest is of another artifact than the one asked for.")
+	case m.MediaType != want.MediaType:
+		return errs.Invalid("wrong_artifact", "The store's manifest is of another kind than the one asked for.").With("media_type", m.MediaType)
+	case m.Encrypted && len(f.from.Key) == 0:
+		return errs.FailedPrecondition("content_key_missing", "The artifact is encrypted, and no key came with its address.")
+	case !m.Encrypted && len(f.from.Key) != 0:
+		return errs.Invalid("wrong_artifact", "The artifact is not encrypted, and should be.")
 	case m.Size > f.opts.MaxBytes:
 		return tooLarge(f.opts.MaxBytes)
 	}
-	f.manifest, f.urls = m, answer.URLs
+	has := make(map[string]bool, len(m.Files))
+	for _, file := range m.Files {
+		has[file.Name] = true
+	}
+	for name := range want.Files {
+		if !has[name] {
+			return errs.Invalid("wrong_artifact", "The artifact lacks a file that it should have.").With("file", name)
+		}
+	}
+	f.manifest, f.addresses = m, newAddresses(f, m, answer.Direct)
+	f.buffers.New = func() any {
+		return &chunkBuffers{stored: make([]byte, 0, artifact.MaxChunkBytes), raw: make([]byte, 0, artifact.ChunkSize)}
+	}
 	return nil
 }
 
-// fill brings every range of the file to what the manifest says.
-func (f *fetch) fill(ctx context.Context) error {
-	info, err := f.file.Stat()
+// chunkBuffers hold one chunk on its way.
+type chunkBuffers struct{ stored, raw []byte }
+
+// file brings one file to its part, checked and flushed. A part that is not nil
+// is to be closed also when there is an error.
+func (f *fetch) file(ctx context.Context, i int, want Want, place Place) (*part, error) {
+	file := f.manifest.Files[i]
+	path, err := place(file)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	f.resumed = info.Size() > 0
-	if err := f.file.Truncate(f.manifest.Size); err != nil {
-		return err
-	}
-	if err := f.clearGaps(); err != nil {
-		return err
-	}
-	decoder, err := zstd.NewReader(nil, zstd.WithDecoderMaxMemory(artifact.ChunkSize), zstd.WithDecoderConcurrency(parallel))
+	p, err := openPart(path, file, f.opener)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer decoder.Close()
-	buffers := sync.Pool{New: func() any {
-		return &chunkBuffers{stored: make([]byte, 0, artifact.MaxChunkBytes), raw: make([]byte, 0, artifact.ChunkSize)}
-	}}
-	group, groupCtx := errgroup.WithContext(ctx)
-	group.SetLimit(parallel)
-	for _, c := range f.manifest.Chunks {
-		if groupCtx.Err() != nil {
+	plain := want.Files[file.Name]
+	if ok, err := p.complete(ctx, plain); ok || err != nil {
+		if err == nil {
+			f.advance(file.Size)
+		}
+		return p, err
+	}
+	if err := p.prepare(); err != nil {
+		return p, err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return p.check(ctx, plain) })
+	group.Go(func() error { return f.fill(ctx, p, i) })
+	if err := group.Wait(); err != nil {
+		return p, err
+	}
+	return p, p.flush()
+}
+
+// fill brings every chunk.
+func (f *fetch) fill(ctx context.Context, p *part, file int) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(f.opts.Parallel)
+	end := int64(0)
+	for i, c := range p.file.Chunks {
+		if ctx.Err() != nil {
 			break
 		}
+		f.advance(c.Offset - end)
+		end = c.Offset + c.RawSize
 		group.Go(func() error {
-			b := buffers.Get().(*chunkBuffers)
-			defer buffers.Put(b)
-			if err := f.chunk(groupCtx, c, b, decoder); err != nil {
-				return fmt.Errorf("fetching the chunk at %d: %w", c.Offset, err)
+			b := f.buffers.Get().(*chunkBuffers)
+			defer f.buffers.Put(b)
+			if err := f.chunk(ctx, p, c, position{file, i}, b); err != nil {
+				return at(err, p.file.Name, c)
 			}
+			p.arrived(i)
 			f.advance(c.RawSize)
 			return nil
 		})
@@ -156,124 +203,71 @@ func (f *fetch) fill(ctx context.Context) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	return ctx.Err()
-}
-
-type chunkBuffers struct{ stored, raw []byte }
-
-// clearGaps makes holes of the ranges no chunk covers.
-func (f *fetch) clearGaps() error {
-	at := int64(0)
-	for _, c := range append(f.manifest.Chunks[:len(f.manifest.Chunks):len(f.manifest.Chunks)], artifact.Chunk{Offset: f.manifest.Size}) {
-		if gap := c.Offset - at; gap > 0 {
-			if err := f.punch(at, gap); err != nil {
-				return err
-			}
-			f.advance(gap)
-		}
-		at = c.Offset + c.RawSize
+	if ctx.Err() == nil {
+		f.advance(p.file.Size - end)
 	}
-	return nil
+	return context.Cause(ctx)
 }
 
-// punch makes a hole where the file may hold something.
-func (f *fetch) punch(at, length int64) error {
-	if !f.resumed {
-		return nil
-	}
-	return unix.Fallocate(int(f.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, at, length)
-}
-
-func (f *fetch) chunk(ctx context.Context, c artifact.Chunk, b *chunkBuffers, decoder *zstd.Decoder) error {
-	if f.resumed {
+// chunk brings one chunk to its place in the file, unless it is there.
+func (f *fetch) chunk(ctx context.Context, p *part, c artifact.Chunk, pos position, b *chunkBuffers) error {
+	if p.resumed {
 		b.raw = b.raw[:c.RawSize]
-		if _, err := f.file.ReadAt(b.raw, c.Offset); err == nil && artifact.DigestOf(b.raw) == c.RawDigest {
+		if _, err := p.f.ReadAt(b.raw, c.Offset); err == nil && f.opener.is(b.raw, c) {
 			return nil
 		}
 	}
-	ref, ok := f.urls[c.Digest]
-	if !ok {
-		return errs.Invalid("invalid_manifest", "The store names no address for a chunk of its manifest.")
-	}
-	from, err := resolve(f.url, ref)
-	if err != nil {
-		return err
-	}
-	b.stored, err = request{method: http.MethodGet, url: from, limit: c.Size}.do(ctx, f.hc, b.stored)
-	if err != nil {
-		return err
-	}
-	if int64(len(b.stored)) != c.Size || artifact.DigestOf(b.stored) != c.Digest {
-		return errs.Invalid("content_mismatch", "A chunk of the store does not match its digest.")
-	}
-	raw, err := decoder.DecodeAll(b.stored, b.raw[:0])
-	if err != nil || int64(len(raw)) != c.RawSize || artifact.DigestOf(raw) != c.RawDigest {
-		return errs.Invalid("content_mismatch", "A chunk of the store does not decompress to what its manifest says.").Because(err)
-	}
-	b.raw = raw
-	if err := f.punch(c.Offset, c.RawSize); err != nil {
-		return err
-	}
-	return writeSparse(f.file, raw, c.Offset)
-}
-
-// sparseBlock is the unit in which zeros are left out.
-const sparseBlock = 4096
-
-// writeSparse writes b at offset, leaving holes for blocks of zeros.
-func writeSparse(f *os.File, b []byte, offset int64) error {
-	for start := 0; start < len(b); {
-		end := min(start+sparseBlock, len(b))
-		if isZero(b[start:end]) {
-			start = end
-			continue
+	err := retry(ctx, func() (bool, error) {
+		ref, err := f.addresses.of(ctx, pos, c.Digest)
+		if err != nil {
+			return false, err
 		}
-		for end < len(b) {
-			next := min(end+sparseBlock, len(b))
-			if isZero(b[end:next]) {
-				break
+		stored, again, fresh, err := f.clients.chunkOnce(ctx, f.from.URL, ref, request{method: http.MethodGet, limit: c.Size}, b.stored)
+		if err != nil {
+			if fresh {
+				f.addresses.forget(c.Digest)
 			}
-			end = next
+			return again, err
 		}
-		if _, err := f.WriteAt(b[start:end], offset+int64(start)); err != nil {
-			return err
-		}
-		start = end
+		b.stored = stored
+		return false, nil
+	})
+	if errs.Is(err, "answer_too_large") {
+		return mismatch("A chunk of the store is longer than it should be.").Because(err)
 	}
-	return nil
-}
-
-// check reads the whole file once more: what is on the disk is what counts.
-func (f *fetch) check(ctx context.Context) error {
-	h := sha256.New()
-	r := &contextReader{ctx: ctx, r: io.NewSectionReader(f.file, 0, f.manifest.Size)}
-	if _, err := io.CopyBuffer(h, r, make([]byte, 1<<20)); err != nil {
+	if err != nil {
 		return err
 	}
-	if hex.EncodeToString(h.Sum(nil)) != string(f.manifest.Digest) {
-		return errs.Invalid("content_mismatch", "The downloaded file does not match its digest.")
+	if b.raw, err = f.opener.open(b.stored, b.raw[:0], c); err != nil {
+		return err
 	}
-	return nil
+	return p.write(b.raw, c.Offset)
 }
 
 func (f *fetch) advance(n int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.done += n
-	if f.opts.Progress != nil {
+	if f.opts.Progress != nil && n > 0 {
 		f.opts.Progress(f.done, f.manifest.Size)
 	}
 }
 
-// contextReader ends a copy when its context does.
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c *contextReader) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
+// finish gives the files their names.
+func finish(parts []*part) error {
+	dirs := make(map[string]bool)
+	for _, p := range parts {
+		if p.there {
+			continue
+		}
+		if err := os.Rename(p.f.Name(), p.path); err != nil {
+			return err
+		}
+		dirs[filepath.Dir(p.path)] = true
 	}
-	return c.r.Read(p)
+	var failed []error
+	for dir := range dirs {
+		failed = append(failed, syncDir(dir))
+	}
+	return errors.Join(failed...)
 }

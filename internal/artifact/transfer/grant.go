@@ -5,12 +5,10 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
-	"encoding/hex"
 	"time"
 
 	"github.com/google/uuid"
 
-	"skerry.dev/skerry/internal/artifact"
 	"skerry.dev/skerry/internal/kernel/clock"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
@@ -18,11 +16,11 @@ import (
 
 const (
 	pathPrefix   = "/v1/store/"
-	grantVersion = 1
+	grantVersion = 2
 	minSecret    = 32
-	maxUploadID  = 64
-	// A grant is version, operation, team, expiry, subject and signature.
-	grantFixed = 1 + 1 + 16 + 8
+	// A grant is version, operation, artifact, host, expiry and signature.
+	grantPayload = 1 + 1 + 16 + 16 + 8
+	grantBytes   = grantPayload + sha256.Size
 )
 
 type operation byte
@@ -32,13 +30,12 @@ const (
 	opWrite operation = 'w'
 )
 
-// grant is what its holder may do until it expires.
+// grant is what one host may do with one artifact until it expires.
 type grant struct {
 	op       operation
-	team     id.Team
-	expires  time.Time       // whole seconds
-	manifest artifact.Digest // for reading
-	uploadID string          // for writing
+	artifact id.Artifact
+	host     id.Host
+	expires  time.Time // whole seconds
 }
 
 // Signer makes and checks grants. Safe for concurrent use.
@@ -57,30 +54,28 @@ func NewSigner(secret []byte, clk clock.Clock) (*Signer, error) {
 	return &Signer{key: mac.Sum(nil), clk: clk}, nil
 }
 
-// ReadURL lets its holder read one manifest of team and the chunks it names;
-// it is what Fetch is given. base is the control plane's address without a
-// trailing slash.
-func (s *Signer) ReadURL(base string, team id.Team, manifest artifact.Digest, ttl time.Duration) string {
-	g := grant{op: opRead, team: team, expires: s.clk.Now().Add(ttl), manifest: manifest}
-	return base + pathPrefix + s.seal(g) + "/manifest"
+// ReadURL lets host read an artifact; it is what Fetch is given. base is the
+// control plane's address without a trailing slash. Whether the host still may
+// is asked again with each request.
+func (s *Signer) ReadURL(base string, a id.Artifact, host id.Host, ttl time.Duration) string {
+	return s.url(base, opRead, a, host, ttl)
 }
 
-// WriteURL lets its holder store chunks and manifests for team, under an upload
-// the control plane knows by id (at most 64 bytes); it is what Upload is given.
-func (s *Signer) WriteURL(base string, team id.Team, uploadID string, ttl time.Duration) string {
-	g := grant{op: opWrite, team: team, expires: s.clk.Now().Add(ttl), uploadID: uploadID}
-	return base + pathPrefix + s.seal(g) + "/manifest"
+// WriteURL lets host put an artifact that is uploading; it is what Upload is
+// given.
+func (s *Signer) WriteURL(base string, a id.Artifact, host id.Host, ttl time.Duration) string {
+	return s.url(base, opWrite, a, host, ttl)
+}
+
+func (s *Signer) url(base string, op operation, a id.Artifact, host id.Host, ttl time.Duration) string {
+	return base + pathPrefix + s.seal(grant{op: op, artifact: a, host: host, expires: s.clk.Now().Add(ttl)}) + "/manifest"
 }
 
 func (s *Signer) seal(g grant) string {
-	u := g.team.UUID()
-	b := append([]byte{grantVersion, byte(g.op)}, u[:]...)
+	a, h := g.artifact.UUID(), g.host.UUID()
+	b := append(make([]byte, 0, grantBytes), grantVersion, byte(g.op))
+	b = append(append(b, a[:]...), h[:]...)
 	b = binary.BigEndian.AppendUint64(b, uint64(g.expires.Unix()))
-	if g.op == opRead {
-		b = append(b, g.manifest...)
-	} else {
-		b = append(b, g.uploadID...)
-	}
 	return base64.RawURLEncoding.EncodeToString(append(b, s.sign(b)...))
 }
 
@@ -94,34 +89,22 @@ func (s *Signer) sign(b []byte) []byte {
 // was good and has expired.
 func (s *Signer) open(token string) (grant, error) {
 	bad := errs.Unauthenticated("invalid_grant", "The address of the store is not one we gave out. Ask for a new one.")
-	if len(token) > base64.RawURLEncoding.EncodedLen(grantFixed+hex.EncodedLen(sha256.Size)+sha256.Size) {
+	if len(token) != base64.RawURLEncoding.EncodedLen(grantBytes) {
 		return grant{}, bad
 	}
 	b, err := base64.RawURLEncoding.Strict().DecodeString(token)
-	if err != nil || len(b) <= grantFixed+sha256.Size {
+	if err != nil || len(b) != grantBytes {
 		return grant{}, bad
 	}
-	payload, signature := b[:len(b)-sha256.Size], b[len(b)-sha256.Size:]
+	payload, signature := b[:grantPayload], b[grantPayload:]
 	if !hmac.Equal(signature, s.sign(payload)) || payload[0] != grantVersion {
 		return grant{}, bad
 	}
 	g := grant{
-		op: operation(payload[1]), team: id.Team{}.FromUUID(uuid.UUID(payload[2:18])),
-		expires: time.Unix(int64(binary.BigEndian.Uint64(payload[18:])), 0),
+		op: operation(payload[1]), artifact: id.Artifact{}.FromUUID(uuid.UUID(payload[2:18])), host: id.Host{}.FromUUID(uuid.UUID(payload[18:34])),
+		expires: time.Unix(int64(binary.BigEndian.Uint64(payload[34:])), 0),
 	}
-	subject := string(payload[grantFixed:])
-	switch g.op {
-	case opRead:
-		g.manifest = artifact.Digest(subject)
-		if g.manifest.Validate() != nil {
-			return grant{}, bad
-		}
-	case opWrite:
-		g.uploadID = subject
-		if len(subject) > maxUploadID {
-			return grant{}, bad
-		}
-	default:
+	if g.op != opRead && g.op != opWrite {
 		return grant{}, bad
 	}
 	if !s.clk.Now().Before(g.expires) {

@@ -1,7 +1,6 @@
 package transfer
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,7 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strconv"
-	"sync"
+	"time"
 
 	"skerry.dev/skerry/internal/artifact"
 	"skerry.dev/skerry/internal/kernel/errs"
@@ -18,40 +17,46 @@ import (
 
 const (
 	defaultMaxArtifact = 64 << 30
-	// maxAskBytes bounds the body of a question.
-	maxAskBytes = maxAsk * 80
-	// cachedManifests is how many manifests stay parsed: reading an artifact asks
-	// for one of them once per chunk.
-	cachedManifests = 16
+	// presignFor is how long an address of an object store is good: a slow line
+	// brings the chunks asked for at once in that time.
+	presignFor = 15 * time.Minute
 )
 
-// Options of the server's side.
-type Options struct {
+// HandlerOptions of the server's side.
+type HandlerOptions struct {
 	// MaxArtifactBytes bounds the size a manifest may declare; 0 is 64 GiB.
 	MaxArtifactBytes int64
-	Logger           *slog.Logger
+	// PresignFor is how long addresses of the store itself are good, where it has
+	// such; 0 is 15 minutes.
+	PresignFor time.Duration
+	Logger     *slog.Logger
 }
 
-// NewHandler serves the paths under /v1/store/ from store. It is to be mounted
-// where no logger writes paths: a grant is in each.
-func NewHandler(store artifact.Store, signer *Signer, opts Options) http.Handler {
+// NewHandler serves the paths under /v1/store/ from store, as the ledger says.
+// Hosts are sent to the store itself where it is a Presigner. It is to be
+// mounted where no logger writes paths: a grant is in each.
+func NewHandler(store artifact.Store, signer *Signer, ledger Ledger, opts HandlerOptions) http.Handler {
 	if opts.MaxArtifactBytes <= 0 {
 		opts.MaxArtifactBytes = defaultMaxArtifact
+	}
+	if opts.PresignFor <= 0 {
+		opts.PresignFor = presignFor
 	}
 	if opts.Logger == nil {
 		opts.Logger = slog.Default()
 	}
-	h := &handler{store: store, signer: signer, opts: opts, known: make(map[artifact.Key]map[artifact.Digest]bool)}
+	h := &handler{store: store, signer: signer, ledger: ledger, opts: opts}
+	h.presigner, _ = store.(artifact.Presigner)
 	mux := http.NewServeMux()
-	for pattern, serve := range map[string]func(http.ResponseWriter, *http.Request, grant) error{
-		"GET " + pathPrefix + "{grant}/manifest":        h.getManifest,
-		"GET " + pathPrefix + "{grant}/chunks/{digest}": h.getChunk,
-		"POST " + pathPrefix + "{grant}/chunks":         h.askMissing,
-		"PUT " + pathPrefix + "{grant}/chunks/{digest}": h.putChunk,
-		"PUT " + pathPrefix + "{grant}/manifest":        h.putManifest,
-	} {
-		mux.HandleFunc(pattern, h.guard(serve))
+	route := func(pattern string, op operation, serve func(http.ResponseWriter, *http.Request, grant) error) {
+		mux.HandleFunc(pattern, h.guard(op, serve))
 	}
+	route("GET "+pathPrefix+"{grant}/manifest", opRead, h.getManifest)
+	route("POST "+pathPrefix+"{grant}/urls", opRead, h.askURLs)
+	route("GET "+pathPrefix+"{grant}/chunks/{digest}", opRead, h.getChunk)
+	route("POST "+pathPrefix+"{grant}/chunks", opWrite, h.claim)
+	route("PUT "+pathPrefix+"{grant}/chunks/{digest}", opWrite, h.putChunk)
+	route("PUT "+pathPrefix+"{grant}/manifest", opWrite, h.putManifest)
 	mux.HandleFunc(pathPrefix, func(w http.ResponseWriter, _ *http.Request) {
 		h.fail(w, errs.NotFound("no_such_route", "There is nothing at this address of the store, or not for this method."))
 	})
@@ -59,24 +64,19 @@ func NewHandler(store artifact.Store, signer *Signer, opts Options) http.Handler
 }
 
 type handler struct {
-	store  artifact.Store
-	signer *Signer
-	opts   Options
-
-	mu    sync.Mutex
-	known map[artifact.Key]map[artifact.Digest]bool // manifest to its chunks
+	store     artifact.Store
+	presigner artifact.Presigner // nil when the store has no addresses of its own
+	signer    *Signer
+	ledger    Ledger
+	opts      HandlerOptions
 }
 
 // guard opens the grant and checks that it is for this kind of request.
-func (h *handler) guard(serve func(http.ResponseWriter, *http.Request, grant) error) http.HandlerFunc {
+func (h *handler) guard(op operation, serve func(http.ResponseWriter, *http.Request, grant) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
 		g, err := h.signer.open(r.PathValue("grant"))
-		wanted := opWrite
-		if r.Method == http.MethodGet || r.Method == http.MethodHead {
-			wanted = opRead
-		}
-		if err == nil && g.op != wanted {
+		if err == nil && g.op != op {
 			err = errs.Forbidden("wrong_grant", "This address of the store is not for this operation.")
 		}
 		if err == nil {
@@ -89,65 +89,39 @@ func (h *handler) guard(serve func(http.ResponseWriter, *http.Request, grant) er
 }
 
 func (h *handler) getManifest(w http.ResponseWriter, r *http.Request, g grant) error {
-	raw, m, err := h.manifest(r.Context(), g)
+	stored, err := h.ledger.Ready(r.Context(), g.artifact, g.host)
 	if err != nil {
 		return err
 	}
-	answer := manifestAnswer{Manifest: raw, Digest: g.manifest, URLs: make(map[artifact.Digest]string, len(m.Chunks))}
-	for _, c := range m.Chunks {
-		answer.URLs[c.Digest] = "chunks/" + string(c.Digest)
-	}
-	return writeJSON(w, answer)
-}
-
-// manifest reads the manifest a grant names.
-func (h *handler) manifest(ctx context.Context, g grant) ([]byte, artifact.Manifest, error) {
-	blob, info, err := h.store.Open(ctx, artifact.ManifestKey(g.team, g.manifest))
+	blob, info, err := h.store.Open(r.Context(), stored.Manifest)
 	if err != nil {
-		return nil, artifact.Manifest{}, err
+		return err
 	}
 	defer blob.Close()
 	if info.Size > artifact.MaxManifestBytes {
-		return nil, artifact.Manifest{}, errs.Internal(errors.New("transfer: a stored manifest is too large"))
+		return errs.Internal(errors.New("transfer: a stored manifest is too large"))
 	}
 	raw, err := io.ReadAll(io.LimitReader(blob, artifact.MaxManifestBytes))
 	if err != nil {
-		return nil, artifact.Manifest{}, err
+		return err
 	}
-	if artifact.DigestOf(raw) != g.manifest {
-		return nil, artifact.Manifest{}, errs.Internal(fmt.Errorf("transfer: stored manifest %s is damaged", g.manifest))
+	if artifact.DigestOf(raw) != stored.Manifest.Digest {
+		return mismatch("The manifest in the store does not match its digest.").With("digest", string(stored.Manifest.Digest))
 	}
-	m, err := artifact.ParseManifest(raw)
-	return raw, m, err
+	return writeJSON(w, manifestAnswer{Manifest: raw, Digest: stored.Manifest.Digest, Direct: h.presigner != nil})
 }
 
-// chunksOf tells which chunks a read grant covers.
-func (h *handler) chunksOf(ctx context.Context, g grant) (map[artifact.Digest]bool, error) {
-	key := artifact.ManifestKey(g.team, g.manifest)
-	h.mu.Lock()
-	known := h.known[key]
-	h.mu.Unlock()
-	if known != nil {
-		return known, nil
+// keys finds chunks of an artifact that is ready, for a host that may have it.
+func (h *handler) keys(ctx context.Context, g grant, digests []artifact.Digest) (map[artifact.Digest]artifact.Key, error) {
+	for _, d := range digests {
+		if err := d.Validate(); err != nil {
+			return nil, err
+		}
 	}
-	_, m, err := h.manifest(ctx, g)
-	if err != nil {
+	if _, err := h.ledger.Ready(ctx, g.artifact, g.host); err != nil {
 		return nil, err
 	}
-	known = make(map[artifact.Digest]bool, len(m.Chunks))
-	for _, c := range m.Chunks {
-		known[c.Digest] = true
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for old := range h.known { // any one: what is asked for again comes back
-		if len(h.known) < cachedManifests {
-			break
-		}
-		delete(h.known, old)
-	}
-	h.known[key] = known
-	return known, nil
+	return h.ledger.Keys(ctx, g.artifact, digests)
 }
 
 func (h *handler) getChunk(w http.ResponseWriter, r *http.Request, g grant) error {
@@ -155,19 +129,23 @@ func (h *handler) getChunk(w http.ResponseWriter, r *http.Request, g grant) erro
 	if err != nil {
 		return err
 	}
-	covered, err := h.chunksOf(r.Context(), g)
+	keys, err := h.keys(r.Context(), g, []artifact.Digest{digest})
 	if err != nil {
 		return err
 	}
-	if !covered[digest] {
-		return errs.Forbidden("chunk_not_granted", "The manifest of this grant has no such chunk.")
+	key, ok := keys[digest]
+	if !ok {
+		return errs.Forbidden("chunk_not_granted", "The artifact of this grant has no such chunk.")
 	}
-	blob, info, err := h.store.Open(r.Context(), artifact.ChunkKey(g.team, digest))
+	blob, info, err := h.store.Open(r.Context(), key)
+	if errors.Is(err, artifact.ErrNotFound) {
+		return chunkMissing(digest).Because(err)
+	}
 	if err != nil {
 		return err
 	}
 	defer blob.Close()
-	w.Header().Set("Content-Type", "application/zstd")
+	w.Header().Set("Content-Type", "application/octet-stream")
 	w.Header().Set("Content-Length", strconv.FormatInt(info.Size, 10))
 	if _, err := io.Copy(w, blob); err != nil {
 		h.opts.Logger.Debug("a chunk was not read to its end", "err", err)
@@ -175,73 +153,44 @@ func (h *handler) getChunk(w http.ResponseWriter, r *http.Request, g grant) erro
 	return nil
 }
 
-func (h *handler) askMissing(w http.ResponseWriter, r *http.Request, g grant) error {
-	body, err := readBody(w, r, maxAskBytes)
+func chunkMissing(d artifact.Digest) *errs.Error {
+	return errs.NotFound("chunk_missing", "A chunk of the artifact is not in the store.").With("digest", string(d))
+}
+
+func (h *handler) askURLs(w http.ResponseWriter, r *http.Request, g grant) error {
+	var q urlsQuestion
+	if err := readJSON(w, r, &q); err != nil {
+		return err
+	}
+	if len(q.Digests) > maxAsk {
+		return errs.Invalid("invalid_request", fmt.Sprintf(`The body is {"digests":[…]} with at most %d of them.`, maxAsk))
+	}
+	keys, err := h.keys(r.Context(), g, q.Digests)
 	if err != nil {
 		return err
 	}
-	var q missingQuestion
-	if err := json.Unmarshal(body, &q); err != nil || len(q.Digests) > maxAsk {
-		return errs.Invalid("invalid_request", fmt.Sprintf(`The body is {"digests":[…]} with at most %d of them.`, maxAsk))
-	}
-	answer := missingAnswer{Missing: make(map[artifact.Digest]string)}
-	for _, d := range q.Digests {
-		_, err := h.store.Stat(r.Context(), artifact.ChunkKey(g.team, d))
-		switch {
-		case errors.Is(err, artifact.ErrNotFound):
-			answer.Missing[d] = "chunks/" + string(d)
-		case err != nil:
+	answer := urlsAnswer{URLs: make(map[artifact.Digest]string, len(keys))}
+	for d, key := range keys {
+		if h.presigner == nil {
+			answer.URLs[d] = "chunks/" + string(d)
+			continue
+		}
+		if answer.URLs[d], err = h.presigner.PresignGet(r.Context(), key, h.opts.PresignFor); err != nil {
 			return err
 		}
 	}
 	return writeJSON(w, answer)
 }
 
-func (h *handler) putChunk(w http.ResponseWriter, r *http.Request, g grant) error {
-	digest, err := artifact.ParseDigest(r.PathValue("digest"))
+func readJSON(w http.ResponseWriter, r *http.Request, v any) error {
+	body, err := readBody(w, r, maxAskBytes)
 	if err != nil {
 		return err
 	}
-	if r.ContentLength <= 0 {
-		return errs.Invalid("length_required", "A chunk comes with its Content-Length.")
+	if err := json.Unmarshal(body, v); err != nil {
+		return errs.Invalid("invalid_request", "The body is not JSON of this kind.")
 	}
-	if r.ContentLength > artifact.MaxChunkBytes {
-		return tooLarge(artifact.MaxChunkBytes)
-	}
-	if err := h.store.Put(r.Context(), artifact.ChunkKey(g.team, digest), r.Body, r.ContentLength); err != nil {
-		return err
-	}
-	w.WriteHeader(http.StatusNoContent)
 	return nil
-}
-
-func (h *handler) putManifest(w http.ResponseWriter, r *http.Request, g grant) error {
-	body, err := readBody(w, r, artifact.MaxManifestBytes)
-	if err != nil {
-		return err
-	}
-	m, err := artifact.ParseManifest(body)
-	if err != nil {
-		return err
-	}
-	if m.Size > h.opts.MaxArtifactBytes {
-		return tooLarge(h.opts.MaxArtifactBytes)
-	}
-	for _, c := range m.Chunks {
-		info, err := h.store.Stat(r.Context(), artifact.ChunkKey(g.team, c.Digest))
-		if errors.Is(err, artifact.ErrNotFound) || (err == nil && info.Size != c.Size) {
-			return errs.FailedPrecondition("chunks_missing", "The manifest names a chunk that is not stored in that size. Store the chunks first.").With("digest", string(c.Digest))
-		}
-		if err != nil {
-			return err
-		}
-	}
-	digest := artifact.DigestOf(body)
-	if err := h.store.Put(r.Context(), artifact.ManifestKey(g.team, digest), bytes.NewReader(body), int64(len(body))); err != nil {
-		return err
-	}
-	h.opts.Logger.Info("artifact stored", "team_id", g.team, "upload_id", g.uploadID, "manifest", digest)
-	return writeJSON(w, storedAnswer{Digest: digest})
 }
 
 func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
@@ -273,10 +222,10 @@ func writeJSON(w http.ResponseWriter, v any) error {
 // fail renders an error; after the first byte of a body it has no effect.
 func (h *handler) fail(w http.ResponseWriter, err error) {
 	switch {
-	case errors.Is(err, artifact.ErrNotFound):
+	case errors.Is(err, artifact.ErrNotFound) && errs.As(err).Code != errs.CodeNotFound:
 		err = errs.NotFound("no_such_artifact", "The artifact, or a part of it, is not in the store.").Because(err)
 	case errors.Is(err, artifact.ErrDigestMismatch), errors.Is(err, artifact.ErrSizeMismatch):
-		err = errs.Invalid("content_mismatch", "The content does not match its digest or its length. Send it again.").Because(err)
+		err = mismatch("The content does not match its digest or its length. Send it again.").Because(err)
 	case errors.Is(err, context.Canceled), errors.Is(err, io.ErrUnexpectedEOF):
 		err = errs.New(errs.CodeCanceled, "canceled", "The request ended before its body did.").Because(err)
 	}
@@ -287,7 +236,7 @@ func (h *handler) fail(w http.ResponseWriter, err error) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(errorAnswer{Error: errorBody{Code: string(e.Code), Reason: e.Reason, Message: e.Message}})
+	_ = json.NewEncoder(w).Encode(errorAnswer{Error: errorBody{Code: string(e.Code), Reason: e.Reason, Message: e.Message, Details: e.Details}})
 }
 
 func statusOf(c errs.Code) int {

@@ -29,8 +29,9 @@ type Ledger interface {
 	// where to put it: whatever becomes of the upload, what is there is found again
 	// and removed.
 	Name(ctx context.Context, a id.Artifact, host id.Host, digest artifact.Digest) (artifact.Key, error)
-	// Complete makes the artifact ready. Every chunk of it is claimed and was
-	// seen; refused with chunks_missing otherwise.
+	// Complete makes the artifact ready, whose named manifest is in the store.
+	// Every chunk of it is claimed and was seen; refused with chunks_missing
+	// otherwise.
 	Complete(ctx context.Context, a id.Artifact, host id.Host, m artifact.Manifest, digest artifact.Digest) error
 	// Progress notes how far an upload is, and prolongs its lease.
 	Progress(ctx context.Context, a id.Artifact, done int64) error

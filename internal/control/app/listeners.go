@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"skerry.dev/skerry/internal/artifact/transfer"
+	"skerry.dev/skerry/internal/control/artifact/artifactpg"
 	"skerry.dev/skerry/internal/control/keyring"
 	"skerry.dev/skerry/internal/control/web"
 	"skerry.dev/skerry/internal/kernel/errs"
@@ -55,7 +56,7 @@ func onlyPublic(api http.Handler) http.Handler {
 // onlyAgents hides all other paths, and demands a host's certificate but where
 // the host has none, or none that is still valid.
 func (c *control) onlyAgents() http.Handler {
-	store := transfer.NewHandler(c.store, c.signer, transfer.Options{Logger: c.log})
+	store := transfer.NewHandler(c.store, c.signer, artifactpg.New(c.pool), transfer.HandlerOptions{Logger: c.log})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		path := r.URL.Path
 		certified := r.TLS != nil && len(r.TLS.VerifiedChains) > 0
