@@ -79,7 +79,7 @@ func TestRC03_AgentDiesWhilePausing(t *testing.T) {
 // waits for it any more: the caller has given up, or the agent has died. It takes
 // effect all the same. What lets the guest go on must come after the one, and not
 // be done again after the other.
-func TestS5_PauseThatIsStillToCome(t *testing.T) {
+func TestS5_PauseOrResumeStillToCome(t *testing.T) {
 	w := newWorld(t)
 	e := w.engine(t)
 	spec, h := running(t, w, e)
