@@ -256,18 +256,31 @@ var (
 	ErrHostToken    = errs.Unauthenticated("invalid_host_token", "The host's token is not valid. Refresh it.")
 )
 
+// engineLine is an engine as the row keeps it.
+type engineLine struct {
+	Name        string      `json:"name"`
+	Version     string      `json:"version"`
+	Digest      string      `json:"digest,omitempty"`
+	Healthy     bool        `json:"healthy"`
+	Reasons     []string    `json:"reasons"`
+	CPUFeatures []string    `json:"cpu_features,omitempty"`
+	Builds      []buildLine `json:"builds,omitempty"`
+}
+
+type buildLine struct {
+	Version string `json:"version"`
+	Digest  string `json:"digest"`
+}
+
 // EnginesJSON is how engines are kept.
 func EnginesJSON(engines []scheduler.Engine) json.RawMessage {
-	type line struct {
-		Name        string   `json:"name"`
-		Version     string   `json:"version"`
-		Healthy     bool     `json:"healthy"`
-		Reasons     []string `json:"reasons"`
-		CPUFeatures []string `json:"cpu_features,omitempty"`
-	}
-	lines := make([]line, 0, len(engines))
+	lines := make([]engineLine, 0, len(engines))
 	for _, e := range engines {
-		lines = append(lines, line(e))
+		l := engineLine{Name: e.Name, Version: e.Version, Digest: e.Digest, Healthy: e.Healthy, Reasons: e.Reasons, CPUFeatures: e.CPUFeatures}
+		for _, b := range e.Builds {
+			l.Builds = append(l.Builds, buildLine(b))
+		}
+		lines = append(lines, l)
 	}
 	raw, err := json.Marshal(lines)
 	if err != nil {
@@ -278,19 +291,16 @@ func EnginesJSON(engines []scheduler.Engine) json.RawMessage {
 
 // ParseEngines reads what EnginesJSON wrote.
 func ParseEngines(raw json.RawMessage) ([]scheduler.Engine, error) {
-	var lines []struct {
-		Name        string   `json:"name"`
-		Version     string   `json:"version"`
-		Healthy     bool     `json:"healthy"`
-		Reasons     []string `json:"reasons"`
-		CPUFeatures []string `json:"cpu_features,omitempty"`
-	}
+	var lines []engineLine
 	if err := json.Unmarshal(raw, &lines); err != nil {
 		return nil, fmt.Errorf("engines of a host: %w", err)
 	}
 	out := make([]scheduler.Engine, len(lines))
 	for i, l := range lines {
-		out[i] = scheduler.Engine(l)
+		out[i] = scheduler.Engine{Name: l.Name, Version: l.Version, Digest: l.Digest, Healthy: l.Healthy, Reasons: l.Reasons, CPUFeatures: l.CPUFeatures}
+		for _, b := range l.Builds {
+			out[i].Builds = append(out[i].Builds, scheduler.EngineBuild(b))
+		}
 	}
 	return out, nil
 }

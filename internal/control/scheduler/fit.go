@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -19,9 +20,12 @@ type candidate struct {
 	load float64
 	// has: what the sandbox starts from is there already.
 	has bool
+	// rank is 0 for its home, 1 for others that hold its state, 2 for the rest.
+	rank int
 }
 
-// pick takes the first of those that fit, in the given order.
+// pick takes the first of those that fit, in the given order; those that hold
+// the state it starts from come before that.
 func pick(req Request, hosts []HostView, over Overcommit, order func(a, b candidate) int) Decision {
 	var d Decision
 	var best candidate
@@ -32,8 +36,8 @@ func pick(req Request, hosts []HostView, over Overcommit, order func(a, b candid
 			d.Refusals = append(d.Refusals, *refusal)
 			continue
 		}
-		c := candidate{HostView: h, engine: engine, load: load(req, h, over), has: req.Image != "" && slices.Contains(h.Images, req.Image)}
-		if best.HostView == nil || order(c, best) < 0 {
+		c := candidate{HostView: h, engine: engine, load: load(req, h, over), has: req.Image != "" && slices.Contains(h.Images, req.Image), rank: rank(req, h.ID)}
+		if best.HostView == nil || cmp.Or(cmp.Compare(c.rank, best.rank), order(c, best)) < 0 {
 			best = c
 		}
 	}
@@ -43,12 +47,22 @@ func pick(req Request, hosts []HostView, over Overcommit, order func(a, b candid
 	return d
 }
 
+func rank(req Request, h id.Host) int {
+	switch {
+	case !slices.Contains(req.Holders, h):
+		return 2
+	case h != req.Home:
+		return 1
+	}
+	return 0
+}
+
 const mb = 1 << 20
 
 func load(req Request, h *HostView, over Overcommit) float64 {
 	return max(
-		float64(h.ReservedCPUMillis+req.CPUMillis)/max(float64(h.CPUCount*1000)*over.CPU, 1),
-		float64(h.ReservedMemoryMB+req.MemoryMB)/max(float64(h.MemoryBytes/mb)*over.Memory, 1),
+		float64(h.ReservedCPUMillis+req.CPUMillis*req.all())/max(float64(h.CPUCount*1000)*over.CPU, 1),
+		float64(h.ReservedMemoryMB+req.MemoryMB*req.all())/max(float64(h.MemoryBytes/mb)*over.Memory, 1),
 	)
 }
 
@@ -77,6 +91,9 @@ func fits(req Request, h *HostView, over Overcommit) (Engine, *Refusal) {
 	if req.Hosts != nil && !slices.Contains(req.Hosts, h.ID) {
 		return refuse("not_there", "does not have the saved state")
 	}
+	if slices.Contains(req.Avoid, h.ID) {
+		return refuse("set_aside", "may still hold what the sandbox was before; it is looked at first")
+	}
 	if req.Arch != "" && req.Arch != h.Arch {
 		return refuse("arch", "the image is made for %s, the host is %s", req.Arch, h.Arch)
 	}
@@ -89,26 +106,26 @@ func fits(req Request, h *HostView, over Overcommit) (Engine, *Refusal) {
 	if why != "" {
 		return refuse("no_engine", "%s", why)
 	}
-	if req.EngineVersion != "" && req.EngineVersion != engine.Version {
+	if !engine.Runs(req.EngineVersion) && !slices.Contains(req.EngineArches, h.Arch) {
 		return refuse("engine_version", "it was saved under %s %s, the host has %s", engine.Name, req.EngineVersion, engine.Version)
 	}
-	if lacks := missing(req.CPUFeatures, engine.CPUFeatures); len(lacks) > 0 {
+	if lacks := missing(req.CPUFeatures, engine.CPUFeatures, slices.Contains(req.Holders, h.ID)); len(lacks) > 0 {
 		return refuse("cpu_features", "memory was saved on a CPU that has %s, this one has not", strings.Join(lacks, ", "))
 	}
 	if req.CPUMillis > h.CPUCount*1000 {
 		return refuse("cpu", "wants %d thousandths of a CPU, the host has %d CPUs", req.CPUMillis, h.CPUCount)
 	}
-	if cpu := int64(float64(h.CPUCount*1000)*over.CPU) - h.ReservedCPUMillis; req.CPUMillis > cpu {
-		return refuse("cpu", "wants %d thousandths of a CPU, %d are free", req.CPUMillis, max(cpu, 0))
+	if cpu := int64(float64(h.CPUCount*1000)*over.CPU) - h.ReservedCPUMillis; req.CPUMillis*req.all() > cpu {
+		return refuse("cpu", "wants %d thousandths of a CPU, %d are free", req.CPUMillis*req.all(), max(cpu, 0))
 	}
 	if req.MemoryMB > h.MemoryBytes/mb {
 		return refuse("memory", "wants %d MB of memory, the host has %d", req.MemoryMB, h.MemoryBytes/mb)
 	}
-	if memory := int64(float64(h.MemoryBytes/mb)*over.Memory) - h.ReservedMemoryMB; req.MemoryMB > memory {
-		return refuse("memory", "wants %d MB of memory, %d are free", req.MemoryMB, max(memory, 0))
+	if memory := int64(float64(h.MemoryBytes/mb)*over.Memory) - h.ReservedMemoryMB; req.MemoryMB*req.all() > memory {
+		return refuse("memory", "wants %d MB of memory, %d are free", req.MemoryMB*req.all(), max(memory, 0))
 	}
-	if disk := h.DiskBytes/mb - h.ReservedDiskMB; req.DiskMB > disk {
-		return refuse("disk", "wants %d MB of disk, %d are free", req.DiskMB, max(disk, 0))
+	if disk := h.DiskBytes/mb - h.ReservedDiskMB; req.DiskMB*req.all() > disk {
+		return refuse("disk", "wants %d MB of disk, %d are free", req.DiskMB*req.all(), max(disk, 0))
 	}
 	return engine, nil
 }

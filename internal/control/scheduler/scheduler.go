@@ -28,13 +28,25 @@ type Request struct {
 	Labels map[string]string
 	// Image is what it starts from, preferably where that is already.
 	Image string
-	// Hosts are the only ones that come into question; nil for any.
+	// Hosts are the only ones that come into question; nil for any. Avoid are
+	// those that do not.
 	Hosts []id.Host
+	Avoid []id.Host
+	// Holders have what it starts from, and come first; of them Home before all.
+	Holders []id.Host
+	Home    id.Host
 	// EngineVersion and CPUFeatures are what a saved state can be started under:
 	// exactly this version, at least these features. Empty demands nothing.
 	EngineVersion string
 	CPUFeatures   []string
+	// EngineArches are the machines that can fetch that version of the engine.
+	EngineArches []string
+	// Count is how many of it are placed on one host together; 0 is one.
+	Count int64
 }
+
+// all is how many times what one needs the host must have.
+func (r Request) all() int64 { return max(r.Count, 1) }
 
 // Engine is what a host offers for isolation.
 type Engine struct {
@@ -46,6 +58,21 @@ type Engine struct {
 	// CPUFeatures are those of the machine that saved memory may depend on; empty
 	// where the host does not tell.
 	CPUFeatures []string
+	// Digest is of the program, hex; Builds are others of it that the host keeps.
+	Digest string
+	Builds []EngineBuild
+}
+
+// EngineBuild is one build of an engine's program.
+type EngineBuild struct {
+	Version string
+	Digest  string // SHA-256 of the program, hex
+}
+
+// Runs reports whether what was saved under a version can be started; none is
+// any.
+func (e Engine) Runs(version string) bool {
+	return version == "" || version == e.Version || slices.ContainsFunc(e.Builds, func(b EngineBuild) bool { return b.Version == version })
 }
 
 // HostView is what is known of one candidate: its capacity and what the rows
@@ -75,8 +102,9 @@ type HostView struct {
 type Refusal struct {
 	HostID id.Host `json:"host_id"`
 	Host   string  `json:"host"`
-	// Reason is a stable word: not_there (what it starts from), arch, labels,
-	// no_engine, engine_version, cpu_features, cpu, memory, disk.
+	// Reason is a stable word: not_there (what it starts from), set_aside (what it
+	// holds of the sandbox), arch, labels, no_engine, engine_version, cpu_features,
+	// cpu, memory, disk.
 	Reason  string `json:"reason"`
 	Message string `json:"message"`
 }
@@ -107,10 +135,10 @@ type Scheduler interface {
 	Pick(req Request, hosts []HostView) Decision
 }
 
-// missing are the features wanted that a host does not have. One that does not
-// tell its features is taken to have them: it is the one that made the state.
-func missing(want, has []string) []string {
-	if len(has) == 0 {
+// missing are the features wanted that a host does not have. One that has the
+// state and does not tell its features is taken to have them: it made the state.
+func missing(want, has []string, holder bool) []string {
+	if len(has) == 0 && holder {
 		return nil
 	}
 	var out []string
