@@ -9,7 +9,13 @@ import (
 	ht "github.com/ogen-go/ogen/http"
 	"github.com/ogen-go/ogen/middleware"
 	"github.com/ogen-go/ogen/ogenerrors"
+	"github.com/ogen-go/ogen/ogenregex"
 )
+
+var regexMap = map[string]ogenregex.Regexp{
+	"^([0-9a-f]{64})?$": ogenregex.MustCompile("^([0-9a-f]{64})?$"),
+	"^[0-9a-f]{64}$":    ogenregex.MustCompile("^[0-9a-f]{64}$"),
+}
 
 type (
 	optionFunc[C any] func(*C)

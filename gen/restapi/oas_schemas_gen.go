@@ -3849,6 +3849,10 @@ type HostEngine struct {
 	Reasons []string `json:"reasons"`
 	// What saved memory may depend on.
 	CPUFeatures []string `json:"cpu_features"`
+	// SHA-256 of the engine's program.
+	Digest OptString `json:"digest"`
+	// Other builds of it that the host keeps, for what was saved under them.
+	Builds []HostEngineBuild `json:"builds"`
 }
 
 // GetName returns the value of Name.
@@ -3876,6 +3880,16 @@ func (s *HostEngine) GetCPUFeatures() []string {
 	return s.CPUFeatures
 }
 
+// GetDigest returns the value of Digest.
+func (s *HostEngine) GetDigest() OptString {
+	return s.Digest
+}
+
+// GetBuilds returns the value of Builds.
+func (s *HostEngine) GetBuilds() []HostEngineBuild {
+	return s.Builds
+}
+
 // SetName sets the value of Name.
 func (s *HostEngine) SetName(val string) {
 	s.Name = val
@@ -3899,6 +3913,42 @@ func (s *HostEngine) SetReasons(val []string) {
 // SetCPUFeatures sets the value of CPUFeatures.
 func (s *HostEngine) SetCPUFeatures(val []string) {
 	s.CPUFeatures = val
+}
+
+// SetDigest sets the value of Digest.
+func (s *HostEngine) SetDigest(val OptString) {
+	s.Digest = val
+}
+
+// SetBuilds sets the value of Builds.
+func (s *HostEngine) SetBuilds(val []HostEngineBuild) {
+	s.Builds = val
+}
+
+// Ref: #/components/schemas/HostEngineBuild
+type HostEngineBuild struct {
+	Version string `json:"version"`
+	Digest  string `json:"digest"`
+}
+
+// GetVersion returns the value of Version.
+func (s *HostEngineBuild) GetVersion() string {
+	return s.Version
+}
+
+// GetDigest returns the value of Digest.
+func (s *HostEngineBuild) GetDigest() string {
+	return s.Digest
+}
+
+// SetVersion sets the value of Version.
+func (s *HostEngineBuild) SetVersion(val string) {
+	s.Version = val
+}
+
+// SetDigest sets the value of Digest.
+func (s *HostEngineBuild) SetDigest(val string) {
+	s.Digest = val
 }
 
 // Ref: #/components/schemas/HostEventRequest

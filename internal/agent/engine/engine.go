@@ -61,9 +61,8 @@ type Capabilities struct {
 	Version string // exact build; a checkpoint restores only on an equal one
 	// Digest is the SHA-256 of the program, hex; empty where there is none.
 	Digest string
-	// Builds are the versions whose checkpoints can be restored here, the one in
-	// Version among them. Empty stands for that one alone.
-	Builds  []string
+	// Builds are others whose checkpoints can be restored here; see Builder.
+	Builds  []Build
 	Healthy bool
 	Reasons []string // why it is not healthy, each with its remedy
 	// Checkpoint tells whether Checkpoint, Restore work.

@@ -28,6 +28,16 @@ type EngineFact struct {
 	Reasons []string `json:"reasons"`
 	// CPUFeatures are what saved memory may depend on.
 	CPUFeatures []string `json:"cpu_features,omitempty"`
+	// Digest is the SHA-256 of the engine's program, hex; Builds are the others of
+	// it that are kept here.
+	Digest string      `json:"digest,omitempty"`
+	Builds []BuildFact `json:"builds,omitempty"`
+}
+
+// BuildFact is a build of an engine's program.
+type BuildFact struct {
+	Version string `json:"version"`
+	Digest  string `json:"digest"`
 }
 
 // Facts describe the host at its registration.

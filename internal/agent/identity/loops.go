@@ -46,8 +46,8 @@ type Contact struct {
 	Version    string
 	Address    string
 	// Engines are what this start of the agent offers: another one may have
-	// registered.
-	Engines []EngineFact
+	// registered, and the builds it keeps change. Nil tells nothing.
+	Engines func(context.Context) []EngineFact
 	Load    func() Load
 	Outbox  Outbox
 	// Samples reads what the sandboxes used; nil sends none. SampleEvery is the
@@ -158,7 +158,7 @@ func (c Contact) Beat(ctx context.Context) {
 func (c Contact) beat(ctx context.Context) error {
 	body := map[string]any{"generation": c.Generation, "address": c.Address, "load": c.Load(), "version": c.Version}
 	if c.Engines != nil {
-		body["engines"] = c.Engines
+		body["engines"] = c.Engines(ctx)
 	}
 	return c.Identity.call(ctx, "/v1/hosts/"+id.FormatHost(c.Identity.HostID())+"/heartbeat", true, body, nil)
 }

@@ -169,7 +169,9 @@ func (e *Engine) Probe(ctx context.Context) engine.Capabilities {
 		c.Reasons = append(c.Reasons, fmt.Sprintf("the kept builds of runsc cannot be listed (%v): repair %s", err, e.cfg.BuildsDir))
 	}
 	for _, k := range kept {
-		c.Builds = append(c.Builds, k.Version)
+		if k.Build != b.Build {
+			c.Builds = append(c.Builds, k.Build)
+		}
 	}
 	c.Reasons = append(c.Reasons, e.cg.missing()...)
 	c.Healthy = len(c.Reasons) == 0

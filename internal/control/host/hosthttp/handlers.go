@@ -129,7 +129,12 @@ func toEngines(in []restapi.HostEngine) (out []scheduler.Engine) {
 		out = make([]scheduler.Engine, len(in))
 	}
 	for i, e := range in {
-		out[i] = scheduler.Engine(e)
+		out[i] = scheduler.Engine{
+			Name: e.Name, Version: e.Version, Digest: e.Digest.Or(""), Healthy: e.Healthy, Reasons: e.Reasons, CPUFeatures: e.CPUFeatures,
+		}
+		for _, b := range e.Builds {
+			out[i].Builds = append(out[i].Builds, scheduler.EngineBuild(b))
+		}
 	}
 	return out
 }
@@ -255,7 +260,12 @@ func toHost(h host.Host) restapi.Host {
 		out.Labels = restapi.HostLabels{}
 	}
 	for i, e := range f.Engines {
-		out.Engines[i] = restapi.HostEngine(e)
+		out.Engines[i] = restapi.HostEngine{
+			Name: e.Name, Version: e.Version, Digest: optString(e.Digest), Healthy: e.Healthy, Reasons: e.Reasons, CPUFeatures: e.CPUFeatures,
+		}
+		for _, b := range e.Builds {
+			out.Engines[i].Builds = append(out.Engines[i].Builds, restapi.HostEngineBuild(b))
+		}
 	}
 	out.Sandboxes.SetTo(int(h.Sandboxes))
 	out.Capacity, out.Reserved = restapi.HostAmounts(h.Capacity()), restapi.HostAmounts(h.Reserved)
