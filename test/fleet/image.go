@@ -14,9 +14,11 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"skerry.dev/skerry/internal/artifact"
+	content "skerry.dev/skerry/internal/artifact"
 	artifactfs "skerry.dev/skerry/internal/artifact/fs"
 	"skerry.dev/skerry/internal/artifact/transfer"
+	"skerry.dev/skerry/internal/control/artifact"
+	"skerry.dev/skerry/internal/control/artifact/artifactpg"
 	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/control/template"
@@ -53,19 +55,26 @@ func publishBase(ctx context.Context, pool *pgxpool.Pool, storeDir, work string)
 	if err != nil {
 		return err
 	}
-	server := httptest.NewServer(transfer.NewHandler(store, signer, transfer.Options{Logger: slog.New(slog.DiscardHandler)}))
+	rows := templatepg.New(pool)
+	image := artifact.New{ID: id.NewArtifact(), Team: id.PlatformTeamID, Kind: artifact.KindImage}
+	if err := rows.BeginImage(ctx, image); err != nil {
+		return err
+	}
+	handler := transfer.NewHandler(store, signer, artifactpg.New(pool), transfer.HandlerOptions{Logger: slog.New(slog.DiscardHandler)})
+	server := httptest.NewServer(handler)
 	defer server.Close()
-	grant := signer.WriteURL(server.URL, id.PlatformTeamID, id.NewBuild().UUID().String(), time.Hour)
-	up, err := transfer.Upload(ctx, server.Client(), grant, file, artifact.MediaTypeErofs, nil)
+	to := content.Source{URL: signer.WriteURL(server.URL, image.ID, id.Host{}, time.Hour)}
+	up, err := transfer.Upload(ctx, transfer.Clients{Control: server.Client()}, to,
+		[]transfer.File{{Name: content.ImageFile, Path: file}}, content.MediaTypeErofs, transfer.Options{})
 	if err != nil {
 		return err
 	}
 	t := template.Template{
-		ID: id.NewTemplate(), TeamID: id.PlatformTeamID, Name: template.BaseName,
-		ImageDigest: up.Digest, ImageSizeBytes: up.SizeBytes, ManifestDigest: up.Manifest,
+		ID: id.NewTemplate(), TeamID: id.PlatformTeamID, Name: template.BaseName, Artifact: image.ID,
+		ImageDigest: up.Files[content.ImageFile], ImageSizeBytes: up.SizeBytes, ManifestDigest: up.Manifest,
 	}
 	entry := audit.By(principal.System("fleet")).TemplateBuilt(t.TeamID, t.ID, t.Name, true)
-	_, err = templatepg.New(pool).Publish(ctx, t, entry)
+	_, err = rows.Publish(ctx, t, entry)
 	return err
 }
 

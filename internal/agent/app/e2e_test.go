@@ -31,6 +31,7 @@ import (
 	"skerry.dev/skerry/internal/artifact"
 	artifactfs "skerry.dev/skerry/internal/artifact/fs"
 	"skerry.dev/skerry/internal/artifact/transfer"
+	"skerry.dev/skerry/internal/artifact/transfer/transfertest"
 	"skerry.dev/skerry/internal/guest/guestapi"
 	"skerry.dev/skerry/internal/kernel/clock"
 	"skerry.dev/skerry/internal/kernel/id"
@@ -113,7 +114,8 @@ func (p *platform) storedImage(t *testing.T, root tree) *agentv1.Image {
 	if err != nil {
 		t.Fatal(err)
 	}
-	handler := transfer.NewHandler(store, signer, transfer.Options{})
+	ledger := &transfertest.Ledger{}
+	handler := transfer.NewHandler(store, signer, ledger, transfer.HandlerOptions{})
 	p.control.Lock()
 	p.control.Intercept = func(w http.ResponseWriter, r *http.Request) bool {
 		if !strings.HasPrefix(r.URL.Path, "/v1/store/") {
@@ -125,15 +127,17 @@ func (p *platform) storedImage(t *testing.T, root tree) *agentv1.Image {
 	p.control.Unlock()
 	tr := &http.Transport{TLSClientConfig: p.ca.ClientConfig(tls.Certificate{}, identity.ControlURI)}
 	defer tr.CloseIdleConnections()
-	team := id.NewTeam()
-	up, err := transfer.Upload(t.Context(), &http.Client{Transport: tr},
-		signer.WriteURL(p.control.URL, team, "u1", time.Hour), file, artifact.MediaTypeErofs, nil)
+	by := id.NewHost()
+	a := ledger.Begin(id.PlatformTeamID, by)
+	up, err := transfer.Upload(t.Context(), transfer.Clients{Control: &http.Client{Transport: tr}},
+		artifact.Source{URL: signer.WriteURL(p.control.URL, a, by, time.Hour)},
+		[]transfer.File{{Name: artifact.ImageFile, Path: file}}, artifact.MediaTypeErofs, transfer.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return &agentv1.Image{
-		Digest: string(up.Digest), SizeBytes: up.SizeBytes,
-		ManifestUrl: signer.ReadURL(p.control.URL, team, up.Manifest, time.Hour),
+		Digest: string(up.Files[artifact.ImageFile]), SizeBytes: up.SizeBytes,
+		From: &agentv1.Source{Url: signer.ReadURL(p.control.URL, a, by, time.Hour)},
 	}
 }
 

@@ -25,6 +25,7 @@ import (
 	"skerry.dev/skerry/internal/artifact"
 	"skerry.dev/skerry/internal/artifact/mem"
 	"skerry.dev/skerry/internal/artifact/transfer"
+	"skerry.dev/skerry/internal/artifact/transfer/transfertest"
 	"skerry.dev/skerry/internal/kernel/clock"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
@@ -59,10 +60,12 @@ func must(t *testing.T, err error) {
 // shelf is a control plane that has images to give.
 type shelf struct {
 	store  *mem.Store
+	ledger *transfertest.Ledger
 	signer *transfer.Signer
 	server *httptest.Server
 	asked  atomic.Int64
 	team   id.Team
+	host   id.Host
 }
 
 func newShelf(t *testing.T) *shelf {
@@ -71,11 +74,11 @@ func newShelf(t *testing.T) *shelf {
 	if _, err := exec.LookPath("mkfs.erofs"); err != nil {
 		testkit.Missing(t, "erofs-utils", err.Error())
 	}
-	s := &shelf{store: &mem.Store{}, team: id.NewTeam()}
+	s := &shelf{store: &mem.Store{}, ledger: &transfertest.Ledger{}, team: id.NewTeam(), host: id.NewHost()}
 	var err error
 	s.signer, err = transfer.NewSigner(bytes.Repeat([]byte("s"), 32), clock.System{})
 	must(t, err)
-	h := transfer.NewHandler(s.store, s.signer, transfer.Options{Logger: slog.New(slog.DiscardHandler)})
+	h := transfer.NewHandler(s.store, s.signer, s.ledger, transfer.HandlerOptions{Logger: slog.New(slog.DiscardHandler)})
 	s.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasSuffix(r.URL.Path, "/manifest") && r.Method == http.MethodGet {
 			s.asked.Add(1)
@@ -98,14 +101,28 @@ func (s *shelf) image(t *testing.T, text string) Image {
 	must(t, os.Chmod(tree, 0o755))
 	file := filepath.Join(t.TempDir(), "image")
 	must(t, packErofs(t.Context(), tree, file, time.Unix(1, 0)))
-	u, err := transfer.Upload(t.Context(), s.server.Client(), s.signer.WriteURL(s.server.URL, s.team, "u", time.Minute), file, artifact.MediaTypeErofs, nil)
+	a := s.ledger.Begin(s.team, s.host)
+	to := artifact.Source{URL: s.signer.WriteURL(s.server.URL, a, s.host, time.Minute)}
+	u, err := transfer.Upload(t.Context(), s.clients(), to, []transfer.File{{Name: artifact.ImageFile, Path: file}}, artifact.MediaTypeErofs, transfer.Options{})
 	must(t, err)
-	return Image{Digest: u.Digest, SizeBytes: u.SizeBytes, ManifestURL: s.signer.ReadURL(s.server.URL, s.team, u.Manifest, time.Hour)}
+	return Image{
+		Digest: u.Files[artifact.ImageFile], SizeBytes: u.SizeBytes,
+		From: artifact.Source{URL: s.signer.ReadURL(s.server.URL, a, s.host, time.Hour)},
+	}
+}
+
+func (s *shelf) clients() transfer.Clients { return transfer.Clients{Control: s.server.Client()} }
+
+// fetch brings an image to a file, past any cache.
+func (s *shelf) fetch(t *testing.T, img Image, file string) {
+	t.Helper()
+	want := transfer.Want{MediaType: artifact.MediaTypeErofs, Files: map[string]artifact.Digest{artifact.ImageFile: img.Digest}}
+	must(t, transfer.Fetch(t.Context(), s.clients(), img.From, want, transfer.At(artifact.ImageFile, file), transfer.Options{}))
 }
 
 func (s *shelf) acquire(t *testing.T, c *Cache, img Image, owner string) string {
 	t.Helper()
-	root, err := c.Acquire(t.Context(), img, owner, s.server.Client())
+	root, err := c.Acquire(t.Context(), img, owner, s.clients())
 	must(t, err)
 	return root
 }
@@ -155,7 +172,7 @@ func TestP1_OneMountForAllOwners(t *testing.T) {
 	for i := range roots {
 		wg.Go(func() {
 			var err error
-			if roots[i], err = c.Acquire(context.Background(), img, fmt.Sprint("owner ", i), s.server.Client()); err != nil {
+			if roots[i], err = c.Acquire(context.Background(), img, fmt.Sprint("owner ", i), s.clients()); err != nil {
 				t.Error(err)
 			}
 		})
@@ -297,7 +314,7 @@ func TestTS02_ADamagedImageIsNeverMounted(t *testing.T) {
 	must(t, errors.Join(err, f.Close()))
 
 	c = newCache(t, dir, nil)
-	if _, err := c.Acquire(t.Context(), img, "a", s.server.Client()); !errs.Is(err, "image_damaged") {
+	if _, err := c.Acquire(t.Context(), img, "a", s.clients()); !errs.Is(err, "image_damaged") {
 		t.Errorf("with sandboxes on it: %v", err)
 	}
 	must(t, c.Recover(t.Context(), nil))
@@ -318,7 +335,7 @@ func TestCache_BoundedAndNeverAtTheCostOfOwners(t *testing.T) {
 	t.Cleanup(func() { must(t, c.Purge(context.Background())) })
 	s.acquire(t, c, a, "o")
 	s.acquire(t, c, b, "o")
-	if _, err := c.Acquire(t.Context(), d, "o", s.server.Client()); !errs.Is(err, "image_cache_full") {
+	if _, err := c.Acquire(t.Context(), d, "o", s.clients()); !errs.Is(err, "image_cache_full") {
 		t.Errorf("beyond the bound: %v", err)
 	}
 	must(t, c.Release(t.Context(), a.Digest, "o"))
@@ -334,13 +351,13 @@ func TestImport_TakesOnlyWhatTheDigestNames(t *testing.T) {
 	c := newCache(t, t.TempDir(), nil)
 	t.Cleanup(func() { must(t, c.Purge(context.Background())) })
 	file := filepath.Join(t.TempDir(), "f")
-	must(t, transfer.Fetch(t.Context(), s.server.Client(), img.ManifestURL, file, transfer.FetchOptions{Digest: img.Digest}))
+	s.fetch(t, img, file)
 	if err := c.Import(t.Context(), file, artifact.DigestOf(nil)); !errs.Is(err, "content_mismatch") {
 		t.Errorf("another digest: %v", err)
 	}
 	must(t, c.Import(t.Context(), file, img.Digest))
 	must(t, c.Import(t.Context(), file, img.Digest))
-	img.ManifestURL = ""
+	img.From = artifact.Source{}
 	reads(t, s.acquire(t, c, img, "o"), "imported")
 	if left, err := filepath.Glob(filepath.Join(c.cfg.Dir, imagesDir, "*.import")); err != nil || len(left) != 0 {
 		t.Errorf("left: %v %v", left, err)
@@ -351,7 +368,7 @@ func TestMountByLoop_ForKernelsThatNeedIt(t *testing.T) {
 	s := newShelf(t)
 	img := s.image(t, "looped")
 	file, dir := filepath.Join(t.TempDir(), "f"), t.TempDir()
-	must(t, transfer.Fetch(t.Context(), s.server.Client(), img.ManifestURL, file, transfer.FetchOptions{Digest: img.Digest}))
+	s.fetch(t, img, file)
 	if err := mountByLoop(file, dir); errors.Is(err, os.ErrNotExist) {
 		testkit.Missing(t, "loop", err.Error())
 	} else {

@@ -29,6 +29,7 @@ import (
 
 	agentv1 "skerry.dev/skerry/gen/agentrpc/agent/v1"
 	"skerry.dev/skerry/gen/agentrpc/agent/v1/agentv1connect"
+	"skerry.dev/skerry/internal/artifact"
 	"skerry.dev/skerry/internal/artifact/transfer"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/rpcerr"
@@ -251,7 +252,9 @@ func (h *fakeHost) Hello(context.Context, *agentv1.HelloRequest) (*agentv1.Hello
 // CreateSandbox implements agent.v1; it fetches the image as a host does.
 func (h *fakeHost) CreateSandbox(ctx context.Context, req *agentv1.CreateSandboxRequest) (*agentv1.CreateSandboxResponse, error) {
 	image := filepath.Join(h.dir, req.GetSandboxId())
-	if err := transfer.Fetch(ctx, h.client, req.GetImage().GetManifestUrl(), image, transfer.FetchOptions{Digest: digest(req.GetImage().GetDigest())}); err != nil {
+	from := artifact.Source{URL: req.GetImage().GetFrom().GetUrl(), Key: req.GetImage().GetFrom().GetKey()}
+	want := transfer.Want{MediaType: artifact.MediaTypeErofs, Files: map[string]artifact.Digest{artifact.ImageFile: digest(req.GetImage().GetDigest())}}
+	if err := transfer.Fetch(ctx, transfer.Clients{Control: h.client}, from, want, transfer.At(artifact.ImageFile, image), transfer.Options{}); err != nil {
 		return nil, rpcerr.ToConnect(errs.Unavailable("image_unavailable", "The image cannot be fetched.").Because(err))
 	}
 	h.mu.Lock()
@@ -318,11 +321,13 @@ func (h *fakeHost) BuildBase(ctx context.Context, req *agentv1.BuildBaseRequest,
 	if err := out.Send(&agentv1.BuildBaseResponse{Message: &agentv1.BuildBaseResponse_Log{Log: "building"}}); err != nil {
 		return err
 	}
-	up, err := transfer.Upload(ctx, h.client, req.GetUploadUrl(), image, "application/octet-stream", nil)
+	to := artifact.Source{URL: req.GetTo().GetUrl(), Key: req.GetTo().GetKey()}
+	up, err := transfer.Upload(ctx, transfer.Clients{Control: h.client}, to,
+		[]transfer.File{{Name: artifact.ImageFile, Path: image}}, artifact.MediaTypeErofs, transfer.Options{})
 	if err != nil {
 		return rpcerr.ToConnect(err)
 	}
-	return out.Send(&agentv1.BuildBaseResponse{Message: &agentv1.BuildBaseResponse_Result_{Result: &agentv1.BuildBaseResponse_Result{
-		Digest: string(up.Digest), SizeBytes: up.SizeBytes, ManifestDigest: string(up.Manifest),
+	return out.Send(&agentv1.BuildBaseResponse{Message: &agentv1.BuildBaseResponse_Result{Result: &agentv1.BuiltImage{
+		Digest: string(up.Files[artifact.ImageFile]), SizeBytes: up.SizeBytes, ManifestDigest: string(up.Manifest),
 	}}})
 }
