@@ -4,6 +4,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"log/slog"
@@ -12,6 +13,7 @@ import (
 	"syscall"
 
 	"skerry.dev/skerry/internal/guest/app"
+	"skerry.dev/skerry/internal/guest/extract"
 	"skerry.dev/skerry/internal/guest/guestapi"
 	"skerry.dev/skerry/internal/guest/initd"
 )
@@ -28,8 +30,17 @@ func main() {
 		stop()
 	case len(os.Args) == 2 && os.Args[1] == "version":
 		fmt.Println(guestapi.ProtocolVersion)
+	case len(os.Args) > 2 && os.Args[1] == extract.Command:
+		var job extract.Job
+		if job, err = extract.Parse(os.Args[2:]); err == nil {
+			err = job.Run(bufio.NewReaderSize(os.Stdin, 1<<20))
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
 	default:
-		fmt.Fprintln(os.Stderr, "usage: skerry-guest [serve | version]")
+		fmt.Fprintln(os.Stderr, "usage: skerry-guest [serve | version | extract …]")
 		os.Exit(2)
 	}
 	if err != nil {
