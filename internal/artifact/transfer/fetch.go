@@ -169,9 +169,9 @@ func (f *fetch) file(ctx context.Context, i int, want Want, place Place) (*part,
 	if err := p.prepare(); err != nil {
 		return p, err
 	}
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return p.check(ctx, plain) })
-	group.Go(func() error { return f.fill(ctx, p, i) })
+	group, both := errgroup.WithContext(ctx)
+	group.Go(func() error { return p.check(both, plain) })
+	group.Go(func() error { return f.fill(both, p, i) })
 	if err := group.Wait(); err != nil {
 		return p, err
 	}
@@ -180,11 +180,11 @@ func (f *fetch) file(ctx context.Context, i int, want Want, place Place) (*part,
 
 // fill brings every chunk.
 func (f *fetch) fill(ctx context.Context, p *part, file int) error {
-	group, ctx := errgroup.WithContext(ctx)
+	group, chunkCtx := errgroup.WithContext(ctx)
 	group.SetLimit(f.opts.Parallel)
 	end := int64(0)
 	for i, c := range p.file.Chunks {
-		if ctx.Err() != nil {
+		if chunkCtx.Err() != nil {
 			break
 		}
 		f.advance(c.Offset - end)
@@ -192,7 +192,7 @@ func (f *fetch) fill(ctx context.Context, p *part, file int) error {
 		group.Go(func() error {
 			b := f.buffers.Get().(*chunkBuffers)
 			defer f.buffers.Put(b)
-			if err := f.chunk(ctx, p, c, position{file, i}, b); err != nil {
+			if err := f.chunk(chunkCtx, p, c, position{file, i}, b); err != nil {
 				return at(err, p.file.Name, c)
 			}
 			p.arrived(i)
@@ -203,10 +203,8 @@ func (f *fetch) fill(ctx context.Context, p *part, file int) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	if ctx.Err() == nil {
-		f.advance(p.file.Size - end)
-	}
-	return context.Cause(ctx)
+	f.advance(p.file.Size - end)
+	return ctx.Err()
 }
 
 // chunk brings one chunk to its place in the file, unless it is there.

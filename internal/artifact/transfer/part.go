@@ -26,10 +26,9 @@ type part struct {
 	resumed bool // it may hold anything where it is not checked
 	there   bool // the file has its name already
 
-	mu    sync.Mutex
-	came  *sync.Cond
-	here  []bool // by chunk
-	ended bool
+	mu   sync.Mutex
+	came *sync.Cond
+	here []bool // by chunk
 }
 
 // openPart opens the part of path and keeps others from it.
@@ -166,7 +165,7 @@ func (p *part) wait(ctx context.Context, i int) error {
 	for !p.here[i] && ctx.Err() == nil {
 		p.came.Wait()
 	}
-	return context.Cause(ctx)
+	return ctx.Err()
 }
 
 // check reads the file behind the chunks that come: what is on the disk is what
