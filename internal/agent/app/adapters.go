@@ -48,7 +48,7 @@ type images struct {
 
 func (i images) Acquire(ctx context.Context, img journal.Image, owner string) (string, error) {
 	return i.cache.Acquire(ctx, image.Image{
-		Digest: artifact.Digest(img.Digest), SizeBytes: img.SizeBytes, From: artifact.Source{URL: img.ManifestURL},
+		Digest: artifact.Digest(img.Digest), SizeBytes: img.SizeBytes, From: img.From,
 	}, owner, i.clients)
 }
 

@@ -218,27 +218,50 @@ func (c *Cache) ready(ctx context.Context, e *entry, img Image, clients transfer
 	if e.mounted {
 		return nil
 	}
-	if err := c.checkFile(ctx, e); err != nil {
-		if !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		if img.From.URL == "" {
-			return errs.NotFound("image_not_on_host", "The image is not on this host, and there is no address to fetch it from.")
-		}
-		if err := c.makeRoom(img.SizeBytes); err != nil {
-			return err
-		}
-		want := transfer.Want{MediaType: artifact.MediaTypeErofs, Files: map[string]artifact.Digest{artifact.ImageFile: e.digest}}
-		place := transfer.At(artifact.ImageFile, c.imagePath(e.digest))
-		if err := transfer.Fetch(ctx, clients, img.From, want, place, transfer.Options{MaxBytes: img.SizeBytes}); err != nil {
-			return fmt.Errorf("fetching image %s: %w", e.digest, err)
-		}
-		e.checked = true
+	if err := c.bring(ctx, e, img, clients, nil); err != nil {
+		return err
 	}
 	if err := c.mount(e.digest); err != nil {
 		return fmt.Errorf("mounting image %s: %w", e.digest, err)
 	}
 	e.mounted = true
+	return nil
+}
+
+// Fetch brings the image to this host and mounts nothing. It succeeds at once on
+// what is there.
+func (c *Cache) Fetch(ctx context.Context, img Image, clients transfer.Clients, progress transfer.Progress) error {
+	if err := img.Digest.Validate(); err != nil {
+		return err
+	}
+	e, err := c.take(ctx, img.Digest)
+	if err != nil {
+		return err
+	}
+	defer e.give()
+	c.mu.Lock()
+	e.lastUse = time.Now()
+	c.mu.Unlock()
+	return c.bring(ctx, e, img, clients, progress)
+}
+
+// bring makes sure that the file is there and right. The turn is held.
+func (c *Cache) bring(ctx context.Context, e *entry, img Image, clients transfer.Clients, progress transfer.Progress) error {
+	if err := c.checkFile(ctx, e); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if img.From.URL == "" {
+		return errs.NotFound("image_not_on_host", "The image is not on this host, and there is no address to fetch it from.")
+	}
+	if err := c.makeRoom(img.SizeBytes); err != nil {
+		return err
+	}
+	want := transfer.Want{MediaType: artifact.MediaTypeErofs, Files: map[string]artifact.Digest{artifact.ImageFile: e.digest}}
+	place := transfer.At(artifact.ImageFile, c.imagePath(e.digest))
+	if err := transfer.Fetch(ctx, clients, img.From, want, place, transfer.Options{MaxBytes: img.SizeBytes, Progress: progress}); err != nil {
+		return fmt.Errorf("fetching image %s: %w", e.digest, err)
+	}
+	e.checked = true
 	return nil
 }
 

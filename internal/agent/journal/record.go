@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"skerry.dev/skerry/internal/agent/engine"
+	"skerry.dev/skerry/internal/artifact"
 	"skerry.dev/skerry/internal/kernel/id"
 )
 
@@ -30,8 +31,9 @@ const (
 type Image struct {
 	Digest    string `json:"digest"` // SHA-256, hex
 	SizeBytes int64  `json:"size_bytes"`
-	// ManifestURL is valid for a limited time and not part of what a sandbox is.
-	ManifestURL string `json:"manifest_url,omitempty"`
+	// From is good for a limited time, secret, and not part of what a sandbox is;
+	// it is not written down.
+	From artifact.Source `json:"-"`
 }
 
 // Resources bound a sandbox.

@@ -126,12 +126,11 @@ func (m *Manager) tryCreate(ctx context.Context, spec journal.Spec) (op *operati
 	return nil, false, report(s.rec), nil
 }
 
-// same compares what two specs ask for. The manifest's URL is signed anew each
-// time, the deadline moves on: they say nothing.
+// same compares what two specs ask for. Where the image is fetched from is signed
+// anew each time, the deadline moves on: they say nothing.
 func same(a, b journal.Spec) bool {
-	a.Image.ManifestURL, b.Image.ManifestURL = "", ""
 	return a.Sandbox == b.Sandbox && a.Incarnation == b.Incarnation && a.Team == b.Team &&
-		a.Template == b.Template && a.Engine == b.Engine && a.Image == b.Image &&
+		a.Template == b.Template && a.Engine == b.Engine && a.Image.Digest == b.Image.Digest && a.Image.SizeBytes == b.Image.SizeBytes &&
 		a.Resources == b.Resources && maps.Equal(a.Env, b.Env) && a.Hostname == b.Hostname &&
 		a.AccessToken == b.AccessToken && a.DefaultUser == b.DefaultUser &&
 		a.DefaultWorkdir == b.DefaultWorkdir && a.Internet == b.Internet && a.State == b.State && a.DiskOnly == b.DiskOnly

@@ -71,7 +71,7 @@ func TestCreateIsIdempotentAndDestroyLeavesNothing(t *testing.T) {
 	s := spec(id.NewSandbox(), 2)
 	r := mustCreate(t, a, s)
 	again := s
-	again.Image.ManifestURL = "signed-anew"
+	again.Image.From.URL = "signed-anew"
 	if r2 := mustCreate(t, a, again); r2.Instance != r.Instance {
 		t.Error("a repeated create made another instance")
 	}
