@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -203,19 +204,24 @@ func (in *Instance) tail() string {
 	return string(raw)
 }
 
-// Request makes an authenticated request; paths under hosts and keys go with
-// the admin's session, all others with the API key.
+// Request makes an authenticated request; what people alone may do goes with the
+// admin's session, all else with the API key.
 func (in *Instance) Request(ctx context.Context, method, path string, body io.Reader) (*http.Request, error) {
 	req, err := http.NewRequestWithContext(ctx, method, in.URL+path, body)
 	if err != nil {
 		return nil, err
 	}
-	if strings.HasPrefix(path, "/v1/hosts") || strings.HasPrefix(path, "/v1/api-keys") || path == "/v1/me" {
+	if slices.ContainsFunc(personal(), func(prefix string) bool { return strings.HasPrefix(path, prefix) }) {
 		req.Header.Set("Authorization", "Bearer "+in.Token)
 	} else if !strings.HasPrefix(path, "/v1/auth") {
 		req.Header.Set("X-API-Key", in.Key)
 	}
 	return req, nil
+}
+
+// personal are the paths that an API key does not open.
+func personal() []string {
+	return []string{"/v1/hosts", "/v1/api-keys", "/v1/me", "/v1/teams", "/v1/admin", "/v1/auth/switch-team"}
 }
 
 // Try calls the API once. A non-nil out is filled from a 2xx answer; otherwise

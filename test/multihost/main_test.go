@@ -3,8 +3,9 @@
 // It looks at what holds when machines, links and programs fail.
 //
 // Unless a run is long, the agents send a heartbeat each second and a host
-// counts as unreachable after six, so that what takes minutes takes seconds;
-// long runs have the product's own 30 s and 90 s.
+// counts as unreachable after six, and hosts are looked at every two, so that what
+// takes minutes takes seconds; long runs have the product's own 30 s, 90 s and
+// 30 s.
 package multihost
 
 import (
@@ -35,12 +36,13 @@ var shared struct {
 }
 
 // rhythm is how the fleet keeps in touch.
-type rhythm struct{ heartbeat, silence time.Duration }
+type rhythm struct{ heartbeat, silence, look time.Duration }
 
 func scale() rhythm {
 	return rhythm{
 		heartbeat: time.Duration(testkit.Scaled(30, 1)) * time.Second,
 		silence:   time.Duration(testkit.Scaled(90, 6)) * time.Second,
+		look:      time.Duration(testkit.Scaled(30, 2)) * time.Second,
 	}
 }
 
@@ -49,7 +51,7 @@ func start(ctx context.Context, agents int) (*fleet.Fleet, error) {
 	r := scale()
 	return fleet.New(ctx, fleet.Options{
 		Servers: 2, Agents: agents,
-		ServerSettings: []string{"SKERRY_HOST_SILENCE=" + r.silence.String()},
+		ServerSettings: []string{"SKERRY_HOST_SILENCE=" + r.silence.String(), "SKERRY_HOST_LOOK=" + r.look.String()},
 		AgentSettings:  []string{"SKERRY_HEARTBEAT=" + r.heartbeat.String()},
 	})
 }

@@ -228,8 +228,9 @@ func (c *control) openRooms(ctx context.Context) (err error) {
 	c.sandboxes = sandbox.NewService(sandboxes, c.cfg.scheduler, c.templates, agents, c.runner, c.watch, c.cfg.secret, c.log)
 	c.quotas = quota.NewService(quotapg.New(c.pool))
 	c.teams = team.NewService(teampg.New(c.pool), c.sandboxes, account.NormalizeEmail, c.cfg.URL, clock.System{}, c.log)
-	c.monitor = host.NewHostMonitor(hosts, sandbox.NewReconciler(c.sandboxes, 0, c.log), c.log)
+	c.monitor = host.NewHostMonitor(hosts, sandbox.NewReconciler(c.sandboxes, 2*c.cfg.HostLook, c.log), c.log)
 	c.monitor.SetStaleAfter(c.cfg.HostSilence)
+	c.monitor.SetReconcileEvery(c.cfg.HostLook)
 	c.hosts.OnContact(c.monitor.Hint)
 	c.hosts.OnDeleted(c.links.Evict)
 	return nil

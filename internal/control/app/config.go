@@ -66,6 +66,7 @@ type Config struct {
 	MemOvercommit float64 `name:"memory-overcommit" help:"How many times a host's memory is promised." env:"SKERRY_MEMORY_OVERCOMMIT" default:"4" placeholder:"N"`
 
 	HostSilence time.Duration `name:"host-silence" help:"After how long without a heartbeat a host counts as unreachable." env:"SKERRY_HOST_SILENCE" default:"90s" placeholder:"DURATION"`
+	HostLook    time.Duration `name:"host-look" help:"How often what a host holds is compared with the database. What does not belong there is left alone for twice as long." env:"SKERRY_HOST_LOOK" default:"30s" placeholder:"DURATION"`
 }
 
 // Defaults fills in what is left out. data is the data directory.
@@ -88,6 +89,9 @@ func (c Config) Defaults(data string) Config {
 	}
 	if c.HostSilence == 0 {
 		c.HostSilence = host.StaleAfter
+	}
+	if c.HostLook == 0 {
+		c.HostLook = host.ReconcileEvery
 	}
 	scheme := "http://"
 	if c.TLSCert != "" {
@@ -213,6 +217,10 @@ func (c Config) parse() (settings, error) {
 	// One late heartbeat is no silence.
 	if c.HostSilence < 3*time.Second || c.HostSilence > time.Hour {
 		fault("SKERRY_HOST_SILENCE", errors.New("must be between 3s and 1h, and several heartbeats of the agents"))
+	}
+	// What ends by itself ends only where a look was not long ago.
+	if c.HostLook < time.Second || c.HostLook > host.ReconcileEvery {
+		fault("SKERRY_HOST_LOOK", fmt.Errorf("must be between 1s and %s", host.ReconcileEvery))
 	}
 	return s, errors.Join(faults...)
 }

@@ -46,6 +46,15 @@ func TestA8_MailIsCheckedAtTheStart(t *testing.T) {
 	}
 }
 
+func TestH8_HostsAreLookedAtOftenEnough(t *testing.T) {
+	for every, fault := range map[time.Duration]bool{0: false, time.Second: false, 30 * time.Second: false, time.Millisecond: true, time.Minute: true, -time.Second: true} {
+		err := Config{HostLook: every}.Defaults("/data").Validate()
+		if got := strings.Contains(err.Error(), "SKERRY_HOST_LOOK"); got != fault { // the rest is missing
+			t.Errorf("%s: %v", every, err)
+		}
+	}
+}
+
 func TestH7_SilenceIsSeveralHeartbeatsLong(t *testing.T) {
 	for silence, fault := range map[time.Duration]bool{0: false, 90 * time.Second: false, 3 * time.Second: false, time.Second: true, 2 * time.Hour: true, -time.Second: true} {
 		err := Config{HostSilence: silence}.Defaults("/data").Validate()

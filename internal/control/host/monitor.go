@@ -19,8 +19,10 @@ import (
 const (
 	// StaleAfter is how old the last heartbeat of a host in service may be, unless
 	// it is set otherwise.
-	StaleAfter     = 90 * time.Second
-	reconcileEvery = 30 * time.Second
+	StaleAfter = 90 * time.Second
+	// ReconcileEvery is how often each host in service is reconciled, unless it is
+	// set otherwise.
+	ReconcileEvery = 30 * time.Second
 	lookEvery      = 5 * time.Second
 	turnEvery      = time.Second
 	// reconcileLimit is each host's own deadline.
@@ -53,6 +55,7 @@ type HostMonitor struct {
 	hints      chan id.Host
 	now        func() time.Time
 	staleAfter time.Duration
+	every      time.Duration
 
 	// watchedSince is since when this monitor has seen the database without a
 	// gap; it judges nobody before a full window.
@@ -71,13 +74,16 @@ type HostMonitor struct {
 // NewHostMonitor makes a monitor.
 func NewHostMonitor(store Store, reconciler Reconciler, log *slog.Logger) *HostMonitor {
 	return &HostMonitor{
-		store: store, reconciler: reconciler, log: log, hints: make(chan id.Host, 64), now: time.Now, staleAfter: StaleAfter,
+		store: store, reconciler: reconciler, log: log, hints: make(chan id.Host, 64), now: time.Now, staleAfter: StaleAfter, every: ReconcileEvery,
 		last: map[id.Host]time.Time{}, active: map[id.Host]bool{},
 	}
 }
 
 // SetStaleAfter changes how old the last heartbeat may be. Call it before Run.
 func (m *HostMonitor) SetStaleAfter(d time.Duration) { m.staleAfter = d }
+
+// SetReconcileEvery changes how often each host is reconciled. Call it before Run.
+func (m *HostMonitor) SetReconcileEvery(d time.Duration) { m.every = d }
 
 // Hint asks for a look at a host soon. It may be lost.
 func (m *HostMonitor) Hint(h id.Host) {
@@ -202,7 +208,7 @@ func (m *HostMonitor) due() []Ref {
 	var out []Ref
 	for _, h := range m.hosts {
 		there[h.ID] = true
-		if !m.active[h.ID] && now.Sub(m.last[h.ID]) >= reconcileEvery {
+		if !m.active[h.ID] && now.Sub(m.last[h.ID]) >= m.every {
 			out = append(out, h)
 		}
 	}
@@ -213,5 +219,5 @@ func (m *HostMonitor) due() []Ref {
 		}
 	}
 	slices.SortStableFunc(out, func(a, b Ref) int { return m.last[a.ID].Compare(m.last[b.ID]) })
-	return out[:min(len(out), max(leastTurns, len(m.hosts)*int(turnEvery)*3/(int(reconcileEvery)*2)))]
+	return out[:min(len(out), max(leastTurns, len(m.hosts)*int(turnEvery)*3/(int(m.every)*2)))]
 }
