@@ -10788,14 +10788,14 @@ func (s *HostLossKind) UnmarshalJSON(data []byte) error {
 }
 
 // Encode implements json.Marshaler.
-func (s *HostSample) Encode(e *jx.Encoder) {
+func (s *HostSampleRequest) Encode(e *jx.Encoder) {
 	e.ObjStart()
 	s.encodeFields(e)
 	e.ObjEnd()
 }
 
 // encodeFields encodes fields.
-func (s *HostSample) encodeFields(e *jx.Encoder) {
+func (s *HostSampleRequest) encodeFields(e *jx.Encoder) {
 	{
 		e.FieldStart("sandbox_id")
 		e.Str(s.SandboxID)
@@ -10806,7 +10806,7 @@ func (s *HostSample) encodeFields(e *jx.Encoder) {
 	}
 	{
 		e.FieldStart("at")
-		json.EncodeTimeFormat(e, s.At, "2006-01-02T15:04:05.000000Z07:00")
+		json.EncodeDateTime(e, s.At)
 	}
 	{
 		e.FieldStart("cpu_millis")
@@ -10826,7 +10826,7 @@ func (s *HostSample) encodeFields(e *jx.Encoder) {
 	}
 }
 
-var jsonFieldsNameOfHostSample = [7]string{
+var jsonFieldsNameOfHostSampleRequest = [7]string{
 	0: "sandbox_id",
 	1: "incarnation",
 	2: "at",
@@ -10836,10 +10836,10 @@ var jsonFieldsNameOfHostSample = [7]string{
 	6: "processes",
 }
 
-// Decode decodes HostSample from json.
-func (s *HostSample) Decode(d *jx.Decoder) error {
+// Decode decodes HostSampleRequest from json.
+func (s *HostSampleRequest) Decode(d *jx.Decoder) error {
 	if s == nil {
-		return errors.New("invalid: unable to decode HostSample to nil")
+		return errors.New("invalid: unable to decode HostSampleRequest to nil")
 	}
 	var requiredBitSet [1]uint8
 
@@ -10872,7 +10872,7 @@ func (s *HostSample) Decode(d *jx.Decoder) error {
 		case "at":
 			requiredBitSet[0] |= 1 << 2
 			if err := func() error {
-				v, err := json.DecodeTimeFormat(d, "2006-01-02T15:04:05.000000Z07:00")
+				v, err := json.DecodeDateTime(d)
 				s.At = v
 				if err != nil {
 					return err
@@ -10934,7 +10934,7 @@ func (s *HostSample) Decode(d *jx.Decoder) error {
 		}
 		return nil
 	}); err != nil {
-		return errors.Wrap(err, "decode HostSample")
+		return errors.Wrap(err, "decode HostSampleRequest")
 	}
 	// Validate required fields.
 	var failures []validate.FieldError
@@ -10951,8 +10951,8 @@ func (s *HostSample) Decode(d *jx.Decoder) error {
 				bitIdx := bits.TrailingZeros8(result)
 				fieldIdx := i*8 + bitIdx
 				var name string
-				if fieldIdx < len(jsonFieldsNameOfHostSample) {
-					name = jsonFieldsNameOfHostSample[fieldIdx]
+				if fieldIdx < len(jsonFieldsNameOfHostSampleRequest) {
+					name = jsonFieldsNameOfHostSampleRequest[fieldIdx]
 				} else {
 					name = strconv.Itoa(fieldIdx)
 				}
@@ -10973,14 +10973,14 @@ func (s *HostSample) Decode(d *jx.Decoder) error {
 }
 
 // MarshalJSON implements stdjson.Marshaler.
-func (s *HostSample) MarshalJSON() ([]byte, error) {
+func (s *HostSampleRequest) MarshalJSON() ([]byte, error) {
 	e := jx.Encoder{}
 	s.Encode(&e)
 	return e.Bytes(), nil
 }
 
 // UnmarshalJSON implements stdjson.Unmarshaler.
-func (s *HostSample) UnmarshalJSON(data []byte) error {
+func (s *HostSampleRequest) UnmarshalJSON(data []byte) error {
 	d := jx.DecodeBytes(data)
 	return s.Decode(d)
 }
@@ -11020,9 +11020,9 @@ func (s *HostSamplesRequest) Decode(d *jx.Decoder) error {
 		case "samples":
 			requiredBitSet[0] |= 1 << 0
 			if err := func() error {
-				s.Samples = make([]HostSample, 0)
+				s.Samples = make([]HostSampleRequest, 0)
 				if err := d.Arr(func(d *jx.Decoder) error {
-					var elem HostSample
+					var elem HostSampleRequest
 					if err := elem.Decode(d); err != nil {
 						return err
 					}

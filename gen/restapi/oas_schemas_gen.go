@@ -4372,8 +4372,8 @@ func (s *HostLossKind) UnmarshalText(data []byte) error {
 	}
 }
 
-// Ref: #/components/schemas/HostSample
-type HostSample struct {
+// Ref: #/components/schemas/HostSampleRequest
+type HostSampleRequest struct {
 	// A bare UUID.
 	SandboxID   string    `json:"sandbox_id"`
 	Incarnation int64     `json:"incarnation"`
@@ -4385,87 +4385,87 @@ type HostSample struct {
 }
 
 // GetSandboxID returns the value of SandboxID.
-func (s *HostSample) GetSandboxID() string {
+func (s *HostSampleRequest) GetSandboxID() string {
 	return s.SandboxID
 }
 
 // GetIncarnation returns the value of Incarnation.
-func (s *HostSample) GetIncarnation() int64 {
+func (s *HostSampleRequest) GetIncarnation() int64 {
 	return s.Incarnation
 }
 
 // GetAt returns the value of At.
-func (s *HostSample) GetAt() time.Time {
+func (s *HostSampleRequest) GetAt() time.Time {
 	return s.At
 }
 
 // GetCPUMillis returns the value of CPUMillis.
-func (s *HostSample) GetCPUMillis() int {
+func (s *HostSampleRequest) GetCPUMillis() int {
 	return s.CPUMillis
 }
 
 // GetMemoryBytes returns the value of MemoryBytes.
-func (s *HostSample) GetMemoryBytes() int64 {
+func (s *HostSampleRequest) GetMemoryBytes() int64 {
 	return s.MemoryBytes
 }
 
 // GetDiskBytes returns the value of DiskBytes.
-func (s *HostSample) GetDiskBytes() int64 {
+func (s *HostSampleRequest) GetDiskBytes() int64 {
 	return s.DiskBytes
 }
 
 // GetProcesses returns the value of Processes.
-func (s *HostSample) GetProcesses() int {
+func (s *HostSampleRequest) GetProcesses() int {
 	return s.Processes
 }
 
 // SetSandboxID sets the value of SandboxID.
-func (s *HostSample) SetSandboxID(val string) {
+func (s *HostSampleRequest) SetSandboxID(val string) {
 	s.SandboxID = val
 }
 
 // SetIncarnation sets the value of Incarnation.
-func (s *HostSample) SetIncarnation(val int64) {
+func (s *HostSampleRequest) SetIncarnation(val int64) {
 	s.Incarnation = val
 }
 
 // SetAt sets the value of At.
-func (s *HostSample) SetAt(val time.Time) {
+func (s *HostSampleRequest) SetAt(val time.Time) {
 	s.At = val
 }
 
 // SetCPUMillis sets the value of CPUMillis.
-func (s *HostSample) SetCPUMillis(val int) {
+func (s *HostSampleRequest) SetCPUMillis(val int) {
 	s.CPUMillis = val
 }
 
 // SetMemoryBytes sets the value of MemoryBytes.
-func (s *HostSample) SetMemoryBytes(val int64) {
+func (s *HostSampleRequest) SetMemoryBytes(val int64) {
 	s.MemoryBytes = val
 }
 
 // SetDiskBytes sets the value of DiskBytes.
-func (s *HostSample) SetDiskBytes(val int64) {
+func (s *HostSampleRequest) SetDiskBytes(val int64) {
 	s.DiskBytes = val
 }
 
 // SetProcesses sets the value of Processes.
-func (s *HostSample) SetProcesses(val int) {
+func (s *HostSampleRequest) SetProcesses(val int) {
 	s.Processes = val
 }
 
 // Ref: #/components/schemas/HostSamplesRequest
 type HostSamplesRequest struct {
-	Samples []HostSample `json:"samples"`
+	Samples []HostSampleRequest `json:"samples"`
 }
 
 // GetSamples returns the value of Samples.
-func (s *HostSamplesRequest) GetSamples() []HostSample {
+func (s *HostSamplesRequest) GetSamples() []HostSampleRequest {
 	return s.Samples
 }
 
 // SetSamples sets the value of Samples.
-func (s *HostSamplesRequest) SetSamples(val []HostSample) {
+func (s *HostSamplesRequest) SetSamples(val []HostSampleRequest) {
 	s.Samples = val
 }
 
