@@ -46,6 +46,14 @@ type Template struct {
 	DefaultUser    string
 	DefaultWorkdir string
 	CreatedAt      time.Time
+	// Env is of every command in its sandboxes.
+	Env map[string]string
+	// Start is what runs in them from the start and Ready what tells that it has
+	// come up, as recipes have them; empty for none.
+	Start, Ready string
+	// StateID is what they start from instead of being booted; nil for none.
+	StateID *id.Snapshot
+	BuildID *id.Build
 	// BuiltOn is the host that made the image, of one about to be published.
 	BuiltOn id.Host
 }

@@ -3,6 +3,7 @@ package templatepg
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"time"
 
@@ -125,12 +126,16 @@ func one(row sqlcgen.Template, err error) (template.Template, error) {
 }
 
 func fromRow(r sqlcgen.Template) template.Template {
+	var env map[string]string
+	// The column is an object of texts, and only this room writes it.
+	_ = json.Unmarshal(r.Env, &env)
 	t := template.Template{
 		ID: r.ID, TeamID: r.TeamID, Name: r.Name, Status: r.Status, Error: r.Error,
 		ImageDigest: content.Digest(r.ImageDigest), ImageSizeBytes: r.ImageSizeBytes, ManifestDigest: content.Digest(r.ManifestDigest),
 		Engine: r.Engine, CPUMillis: int64(r.CpuMillis), MemoryMB: int64(r.MemoryMb), DiskMB: int64(r.DiskMb),
 		Arch:        r.Arch,
 		DefaultUser: r.DefaultUser, DefaultWorkdir: r.DefaultWorkdir, CreatedAt: r.CreatedAt,
+		Env: env, Start: r.StartCmd, Ready: r.ReadyCmd, StateID: r.StateID, BuildID: r.BuildID,
 	}
 	if r.ArtifactID != nil {
 		t.Artifact = *r.ArtifactID
