@@ -189,6 +189,6 @@ func (s *Store) blame(err error, need int64) error {
 
 func full(need, free int64) *errs.Error {
 	return errs.Exhausted("disk_full", fmt.Sprintf(
-		"The host's disk is too full to save the sandbox: %d MB are needed, %d MB are free. Delete snapshots or paused sandboxes of this host, or enlarge its disk, and try again.",
+		"The host's disk is too full for the saved state: %d MB are needed, %d MB are free. Delete snapshots or paused sandboxes of this host, or enlarge its disk, and try again.",
 		(need+1<<20-1)>>20, free>>20)).With("needed_bytes", need).With("free_bytes", free)
 }

@@ -78,6 +78,9 @@ func Open(dir string, fs FS, logger *slog.Logger) (*Store, error) {
 			s.debris[path] = true
 			continue
 		}
+		if strings.HasSuffix(e.Name(), incoming) {
+			continue // Tidy looks at these
+		}
 		which, ok := parse(e.Name())
 		if !ok {
 			logger.Warn("something that is no saved state lies among them", "path", path)
@@ -109,8 +112,9 @@ func parse(name string) (id.Snapshot, bool) {
 
 func (s *Store) path(which id.Snapshot) string { return filepath.Join(s.dir, name(which)) }
 
-// Tidy removes what could not be removed before.
+// Tidy removes what could not be removed before, and what broken fetches left.
 func (s *Store) Tidy() {
+	s.tidyIncoming()
 	s.mu.Lock()
 	var paths []string
 	for p := range s.debris {
@@ -264,6 +268,7 @@ func (s *Store) Delete(ctx context.Context, which id.Snapshot) error {
 	for {
 		if e = s.states[which]; e == nil {
 			s.mu.Unlock()
+			s.forget(which)
 			return nil
 		}
 		if !e.busy && e.holders == 0 {
