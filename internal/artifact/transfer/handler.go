@@ -13,6 +13,7 @@ import (
 
 	"skerry.dev/skerry/internal/artifact"
 	"skerry.dev/skerry/internal/kernel/errs"
+	"skerry.dev/skerry/internal/kernel/id"
 )
 
 const (
@@ -29,7 +30,11 @@ type HandlerOptions struct {
 	// PresignFor is how long addresses of the store itself are good, where it has
 	// such; 0 is 15 minutes.
 	PresignFor time.Duration
-	Logger     *slog.Logger
+	// Peer is the host that a request comes from, by its certificate; an address
+	// that was given to another one is refused. Left out, whoever has an address
+	// may use it.
+	Peer   func(r *http.Request) id.Host
+	Logger *slog.Logger
 }
 
 // NewHandler serves the paths under /v1/store/ from store, as the ledger says.
@@ -78,6 +83,9 @@ func (h *handler) guard(op operation, serve func(http.ResponseWriter, *http.Requ
 		g, err := h.signer.open(r.PathValue("grant"))
 		if err == nil && g.op != op {
 			err = errs.Forbidden("wrong_grant", "This address of the store is not for this operation.")
+		}
+		if err == nil && h.opts.Peer != nil && h.opts.Peer(r) != g.host {
+			err = errs.Forbidden("wrong_host", "This address of the store was given to another host.")
 		}
 		if err == nil {
 			err = serve(w, r, g)

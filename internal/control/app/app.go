@@ -8,14 +8,13 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"skerry.dev/skerry/gen/restapi"
-	artifactfs "skerry.dev/skerry/internal/artifact/fs"
+	content "skerry.dev/skerry/internal/artifact"
 	"skerry.dev/skerry/internal/artifact/transfer"
 	"skerry.dev/skerry/internal/control/account"
 	"skerry.dev/skerry/internal/control/account/accounthttp"
@@ -23,6 +22,7 @@ import (
 	"skerry.dev/skerry/internal/control/apikey"
 	"skerry.dev/skerry/internal/control/apikey/apikeyhttp"
 	"skerry.dev/skerry/internal/control/apikey/apikeypg"
+	"skerry.dev/skerry/internal/control/artifact"
 	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/audit/audithttp"
 	"skerry.dev/skerry/internal/control/audit/auditpg"
@@ -64,6 +64,7 @@ import (
 	"skerry.dev/skerry/internal/kernel/observe"
 	"skerry.dev/skerry/internal/pg"
 	"skerry.dev/skerry/internal/telemetry"
+	dashboard "skerry.dev/skerry/web"
 )
 
 // grace is how long requests in flight may take to finish at a stop.
@@ -79,8 +80,11 @@ type control struct {
 	keys      *keyring.Keyring
 	certs     *certificates
 	links     *hostlink.HostClientPool
-	store     *artifactfs.Store
+	store     content.Store
 	signer    *transfer.Signer
+	artifacts *artifact.Service
+	moves     http.Handler // of bytes, between hosts and the store
+	collector *artifact.Collector
 	replays   *idempotency.Service
 	trail     *audit.Trail
 	pruner    *audit.Pruner
@@ -185,17 +189,6 @@ func (c *control) openKeys(ctx context.Context) (err error) {
 	return nil
 }
 
-func (c *control) openStore(context.Context) (err error) {
-	if err := os.MkdirAll(c.cfg.StoreDir, 0o700); err != nil {
-		return fmt.Errorf("SKERRY_STORE_DIR: %w", err)
-	}
-	if c.store, err = artifactfs.New(c.cfg.StoreDir); err != nil {
-		return fmt.Errorf("SKERRY_STORE_DIR: %w", err)
-	}
-	c.signer, err = transfer.NewSigner(c.cfg.secret.Derive("artifact-grants"), clock.System{})
-	return err
-}
-
 func (c *control) openRooms(ctx context.Context) (err error) {
 	agents := hostlink.NewAgents(c.links)
 	c.replays = idempotency.NewService(idempotencypg.New(c.pool))
@@ -220,7 +213,7 @@ func (c *control) openRooms(ctx context.Context) (err error) {
 	c.tickets = event.NewTickets(eventpg.New(c.pool).Tickets(), callers{c.accounts, c.apiKeys})
 	hosts := hostpg.New(c.pool)
 	c.hosts = host.NewService(hosts, c.keys, c.cfg.secret, agents, c.cfg.AgentURL, c.log)
-	c.templates = template.NewService(templatepg.New(c.pool), c.hosts, agents, c.signer, c.cfg.AgentURL)
+	c.templates = template.NewService(templatepg.New(c.pool), c.hosts, agents, c.artifacts)
 
 	sandboxes := watchedStore{sandboxpg.New(c.pool), c.tel.Observer()}
 	c.watch = sandbox.NewWatch(sandboxes, c.log)
@@ -285,7 +278,8 @@ func (c *control) openWeb(context.Context) (err error) {
 	c.web, err = web.New(web.Config{
 		Log: c.log, Clock: clock.System{}, Secret: c.cfg.secret, Tokens: c.keys, Users: c.accounts, Keys: c.apiKeys, Tickets: c.tickets, Hosts: c.hosts, Refusals: c.refusals,
 		Proxies: c.cfg.proxies, Limits: c.cfg.limits(),
-		Checks: []web.Check{{Name: "database", Probe: c.pool.Ping}, {Name: "artifact_store", Probe: c.storeThere}},
+		Checks:    []web.Check{{Name: "database", Probe: c.pool.Ping}, {Name: "artifact_store", Probe: c.storeThere}},
+		Dashboard: dashboard.Dashboard(),
 	})
 	if err != nil {
 		return err
@@ -324,18 +318,13 @@ func (c *control) openWeb(context.Context) (err error) {
 	return err
 }
 
-func (c *control) storeThere(context.Context) error {
-	_, err := os.Stat(c.cfg.StoreDir)
-	return err
-}
-
 // serve runs everything until ctx ends. Requests come to their end first; the
 // loops they wait for go on until then.
 func (c *control) serve(ctx context.Context, public, agents net.Listener) error {
 	loops, _ := lifecycle.NewGroup(context.WithoutCancel(ctx))
 	for _, loop := range []func(context.Context) error{
 		c.runner.Run, c.watch.Run, c.monitor.Run, sandbox.NewSweep(c.sandboxes, c.log).Run, c.accounts.Run, c.apiKeys.Run, c.teams.Run, c.web.Recheck, c.forget, c.pruner.Run, c.refusals.Run,
-		c.feed.Run, c.tickets.Run, c.logins.Run, sandbox.NewDrainer(c.sandboxes, c.log).Run, c.links.Follow(hostpg.New(c.pool), c.log),
+		c.collector.Run, c.feed.Run, c.tickets.Run, c.logins.Run, sandbox.NewDrainer(c.sandboxes, c.log).Run, c.links.Follow(hostpg.New(c.pool), c.log),
 	} {
 		loops.Go(loop)
 	}

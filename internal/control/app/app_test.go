@@ -61,7 +61,7 @@ func free(t testing.TB) string {
 
 func start(t testing.TB, databaseURL, secret, storeDir string) *server {
 	t.Helper()
-	return startWith(t, Config{DatabaseURL: databaseURL, Secret: secret, StoreDir: storeDir})
+	return startWith(t, Config{DatabaseURL: databaseURL, Secret: secret, Store: storeDir})
 }
 
 // startWith runs a server on addresses of its own.
@@ -285,11 +285,11 @@ func TestFromAnEmptyDatabaseToASandbox(t *testing.T) {
 
 func TestO5_EveryFaultInOneList(t *testing.T) {
 	err := Config{
-		Secret: "hunter2", Listen: "nonsense", AgentListen: ":", URL: "ftp://x", AgentURL: "http://x", TLSCert: "a", StoreDir: "rel", Signup: "b@d",
+		Secret: "hunter2", Listen: "nonsense", AgentListen: ":", URL: "ftp://x", AgentURL: "http://x", TLSCert: "a", Store: "rel", Signup: "b@d",
 		TrustedProxies: "x", CPUOvercommit: 0.5, MemOvercommit: -1, Scheduler: "random",
 	}.Validate()
 	for _, want := range []string{
-		"DATABASE_URL", "SKERRY_SECRET", "SKERRY_LISTEN", "SKERRY_AGENT_LISTEN", "SKERRY_URL", "SKERRY_AGENT_URL", "SKERRY_TLS_CERT", "SKERRY_STORE_DIR",
+		"DATABASE_URL", "SKERRY_SECRET", "SKERRY_LISTEN", "SKERRY_AGENT_LISTEN", "SKERRY_URL", "SKERRY_AGENT_URL", "SKERRY_TLS_CERT", "SKERRY_STORE",
 		"SKERRY_SIGNUP", "SKERRY_TRUSTED_PROXIES", "SKERRY_CPU_OVERCOMMIT", "SKERRY_MEMORY_OVERCOMMIT", "SKERRY_SCHEDULER",
 	} {
 		if err == nil || !strings.Contains(err.Error(), want) {
@@ -299,7 +299,7 @@ func TestO5_EveryFaultInOneList(t *testing.T) {
 	if err != nil && strings.Contains(err.Error(), "hunter2") {
 		t.Error("the secret is in the list")
 	}
-	if got := (Config{Listen: "0.0.0.0:80"}).Defaults("/d"); got.Signup != "closed" || got.StoreDir != "/d/store" {
+	if got := (Config{Listen: "0.0.0.0:80"}).Defaults("/d"); got.Signup != "closed" || got.Store != "/d/store" {
 		t.Errorf("defaults %+v", got)
 	}
 	if got := (Config{}).Defaults("/d"); got.Signup != "open" || got.URL != "http://127.0.0.1:7070" || got.AgentURL != "https://127.0.0.1:7071" {

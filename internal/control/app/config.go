@@ -39,7 +39,7 @@ type Config struct {
 	URL         string `name:"public-url" help:"Where people reach the API (default: made from the address)." env:"SKERRY_URL" placeholder:"URL"`
 	AgentListen string `help:"Address at which agents reach the server." env:"SKERRY_AGENT_LISTEN" default:"127.0.0.1:7071" placeholder:"ADDR"`
 	AgentURL    string `name:"agent-url" help:"The same as agents see it (default: made from the address)." env:"SKERRY_AGENT_URL" placeholder:"URL"`
-	StoreDir    string `name:"store-dir" help:"Directory of the artifact store (default: store in the data directory)." env:"SKERRY_STORE_DIR" placeholder:"DIR"`
+	Store       string `name:"store" aliases:"store-dir" help:"Where saved states and images are kept: a directory, or s3://bucket/prefix?endpoint=…&region=… (default: store in the data directory)." env:"SKERRY_STORE,SKERRY_STORE_DIR" placeholder:"WHERE"`
 
 	MetricsListen string `help:"Address of /metrics, /healthz and /readyz for those who watch, without a login; left out: none." env:"SKERRY_METRICS_LISTEN" placeholder:"ADDR"`
 	// Version is this release's, for people.
@@ -78,7 +78,7 @@ func (c Config) Defaults(data string) Config {
 	}
 	set(&c.Listen, "127.0.0.1:7070")
 	set(&c.AgentListen, "127.0.0.1:7071")
-	set(&c.StoreDir, filepath.Join(data, "store"))
+	set(&c.Store, filepath.Join(data, "store"))
 	over := scheduler.DefaultOvercommit()
 	set(&c.Scheduler, scheduler.RoundRobin)
 	if c.CPUOvercommit == 0 {
@@ -137,6 +137,7 @@ func loopback(listen string) bool {
 type settings struct {
 	Config
 	secret    keyring.Secret
+	storeDir  string
 	signup    account.SignupPolicy
 	proxies   web.Proxies
 	keep      audit.Retention
@@ -177,9 +178,8 @@ func (c Config) parse() (settings, error) {
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		fault("SKERRY_TLS_CERT", errors.New("give both SKERRY_TLS_CERT and SKERRY_TLS_KEY, or neither"))
 	}
-	if !filepath.IsAbs(c.StoreDir) {
-		fault("SKERRY_STORE_DIR", fmt.Errorf("must be an absolute path, not %q", c.StoreDir))
-	}
+	s.storeDir, err = storeDir(c.Store)
+	fault("SKERRY_STORE", err)
 	s.signup, err = account.ParseSignupPolicy(c.Signup)
 	fault("SKERRY_SIGNUP", err)
 	if _, err = mail.Open(c.SMTPURL, c.MailFrom, slog.New(slog.DiscardHandler), clock.System{}); err != nil {

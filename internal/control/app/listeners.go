@@ -10,8 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"skerry.dev/skerry/internal/artifact/transfer"
-	"skerry.dev/skerry/internal/control/artifact/artifactpg"
 	"skerry.dev/skerry/internal/control/keyring"
 	"skerry.dev/skerry/internal/control/web"
 	"skerry.dev/skerry/internal/kernel/errs"
@@ -56,7 +54,6 @@ func onlyPublic(api http.Handler) http.Handler {
 // onlyAgents hides all other paths, and demands a host's certificate but where
 // the host has none, or none that is still valid.
 func (c *control) onlyAgents() http.Handler {
-	store := transfer.NewHandler(c.store, c.signer, artifactpg.New(c.pool), transfer.HandlerOptions{Logger: c.log})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		path := r.URL.Path
 		certified := r.TLS != nil && len(r.TLS.VerifiedChains) > 0
@@ -66,7 +63,7 @@ func (c *control) onlyAgents() http.Handler {
 		case !certified && path != "/v1/hosts/register" && path != "/v1/hosts/auth/refresh":
 			web.WriteError(w, r, errs.Unauthenticated("client_certificate_required", "Show the host's certificate, or register the host."))
 		case strings.HasPrefix(path, storePrefix):
-			store.ServeHTTP(w, r)
+			c.moves.ServeHTTP(w, r)
 		default:
 			c.api.ServeHTTP(w, r)
 		}

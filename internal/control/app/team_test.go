@@ -305,7 +305,7 @@ func idOf(t *testing.T, wire string) id.Team {
 func TestA13_AnInvitationByNameOpensAClosedDoor(t *testing.T) {
 	url := pgtest.Empty(t)
 	_, secret := keyring.NewSecret()
-	s := startWith(t, Config{DatabaseURL: url, Secret: secret, StoreDir: t.TempDir(), Signup: "closed"})
+	s := startWith(t, Config{DatabaseURL: url, Secret: secret, Store: t.TempDir(), Signup: "closed"})
 	const password = "a long password"
 	if err := EnsureAdmin(t.Context(), url, secret, "root@example.org", password); err != nil {
 		t.Fatal(err)

@@ -1,0 +1,110 @@
+package app
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+
+	artifactfs "skerry.dev/skerry/internal/artifact/fs"
+	"skerry.dev/skerry/internal/artifact/transfer"
+	"skerry.dev/skerry/internal/control/artifact"
+	"skerry.dev/skerry/internal/control/artifact/artifactpg"
+	"skerry.dev/skerry/internal/control/keyring"
+	"skerry.dev/skerry/internal/kernel/clock"
+	"skerry.dev/skerry/internal/kernel/id"
+)
+
+// storeDir reads SKERRY_STORE where it names a directory.
+func storeDir(at string) (dir string, err error) {
+	if strings.Contains(at, "://") || !filepath.IsAbs(at) {
+		return "", fmt.Errorf("must be an absolute path, or s3://bucket/prefix?endpoint=…&region=…, not %q", at)
+	}
+	return filepath.Clean(at), nil
+}
+
+func (c *control) openStore(context.Context) error {
+	if err := os.MkdirAll(c.cfg.storeDir, 0o700); err != nil {
+		return fmt.Errorf("SKERRY_STORE: %w", err)
+	}
+	store, err := artifactfs.New(c.cfg.storeDir)
+	if err != nil {
+		return fmt.Errorf("SKERRY_STORE: %w", err)
+	}
+	c.store = store
+	if c.signer, err = transfer.NewSigner(c.cfg.secret.Derive("artifact-grants"), clock.System{}); err != nil {
+		return err
+	}
+	ledger := artifactpg.New(c.pool)
+	c.artifacts = artifact.NewService(ledger, c.signer, c.cfg.secret, c.cfg.AgentURL)
+	c.moves = transfer.NewHandler(c.store, c.signer, ledger, transfer.HandlerOptions{Logger: c.log, Peer: peer})
+	c.collector = artifact.NewCollector(ledger, c.store, c.log)
+	return nil
+}
+
+// peer is the host whose certificate a request shows; zero for the control plane
+// itself, which speaks to its store within the process.
+func peer(r *http.Request) id.Host {
+	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
+		return id.Host{}
+	}
+	h, _ := keyring.HostOf(r.TLS.VerifiedChains[0][0])
+	return h
+}
+
+func (c *control) storeThere(context.Context) error {
+	_, err := os.Stat(c.cfg.storeDir)
+	return err
+}
+
+// local are clients with which the control plane itself moves artifacts, under
+// addresses made for the zero host.
+func (c *control) local() transfer.Clients {
+	return transfer.Clients{Control: &http.Client{Transport: inside{c.moves}}, Direct: http.DefaultClient}
+}
+
+// inside answers requests without a connection. Answers are as large as a chunk
+// or a manifest, and held in memory.
+type inside struct{ handler http.Handler }
+
+// RoundTrip implements http.RoundTripper.
+func (i inside) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Body == nil {
+		r = r.Clone(r.Context())
+		r.Body = http.NoBody
+	}
+	defer r.Body.Close()
+	a := &answer{status: http.StatusOK, header: http.Header{}}
+	i.handler.ServeHTTP(a, r)
+	if err := r.Context().Err(); err != nil {
+		return nil, err
+	}
+	return &http.Response{
+		Status: http.StatusText(a.status), StatusCode: a.status, Proto: r.Proto, ProtoMajor: 1, ProtoMinor: 1,
+		Header: a.header, Body: io.NopCloser(&a.body), ContentLength: int64(a.body.Len()), Request: r,
+	}, nil
+}
+
+type answer struct {
+	status  int
+	written bool
+	header  http.Header
+	body    bytes.Buffer
+}
+
+func (a *answer) Header() http.Header { return a.header }
+
+func (a *answer) WriteHeader(status int) {
+	if !a.written {
+		a.status, a.written = status, true
+	}
+}
+
+func (a *answer) Write(b []byte) (int, error) {
+	a.WriteHeader(http.StatusOK)
+	return a.body.Write(b)
+}
