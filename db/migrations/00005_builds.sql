@@ -22,10 +22,10 @@ CREATE TABLE builds (
     recipe          jsonb       NOT NULL, -- as it was asked for, secrets left out
     secrets_sealed  bytea,                -- of the registry; gone when the build has ended
     context_id      uuid REFERENCES build_contexts (id) ON DELETE SET NULL,
-    host_id         uuid REFERENCES hosts (id),     -- where it runs
+    tarball_id      uuid REFERENCES build_contexts (id) ON DELETE SET NULL, -- of the image it begins with
     sandbox_id      uuid REFERENCES sandboxes (id) ON DELETE SET NULL, -- in which its steps run
     base_id         uuid REFERENCES templates (id), -- what its steps begin with, once that is known
-    template_id     uuid REFERENCES templates (id), -- what it makes; hidden until it is ready
+    template_id     uuid REFERENCES templates (id), -- what it made
     step            integer     NOT NULL DEFAULT 0, -- the step that runs or failed, from 1
     steps           integer     NOT NULL DEFAULT 0,
     reason          text        NOT NULL DEFAULT '', -- stable word, of one that failed
@@ -45,6 +45,7 @@ CREATE TABLE builds (
 CREATE INDEX builds_team ON builds (team_id, created_at DESC, id DESC);
 CREATE INDEX builds_due ON builds (lease_until NULLS FIRST) WHERE finished_at IS NULL;
 CREATE INDEX builds_context ON builds (context_id) WHERE finished_at IS NULL;
+CREATE INDEX builds_tarball ON builds (tarball_id) WHERE finished_at IS NULL;
 CREATE INDEX builds_ended ON builds (finished_at) WHERE finished_at IS NOT NULL;
 
 -- What builds say, line by line; bounded per build.

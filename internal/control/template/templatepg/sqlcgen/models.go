@@ -8,8 +8,56 @@ import (
 	"encoding/json"
 	"time"
 
+	"github.com/google/uuid"
 	"skerry.dev/skerry/internal/kernel/id"
 )
+
+type Build struct {
+	ID            id.Build
+	TeamID        id.Team
+	Name          string
+	Status        string
+	Recipe        json.RawMessage
+	SecretsSealed []byte
+	ContextID     *id.BuildContext
+	TarballID     *id.BuildContext
+	SandboxID     *id.Sandbox
+	BaseID        *id.Template
+	TemplateID    *id.Template
+	Step          int32
+	Steps         int32
+	Reason        string
+	Error         string
+	CancelAskedAt *time.Time
+	Attempts      int32
+	LeaseOwner    *uuid.UUID
+	LeaseUntil    *time.Time
+	CreatedByType string
+	CreatedByID   string
+	CreatedByName string
+	CreatedAt     time.Time
+	StartedAt     *time.Time
+	FinishedAt    *time.Time
+}
+
+type BuildContext struct {
+	ID         id.BuildContext
+	TeamID     id.Team
+	ArtifactID *id.Artifact
+	SizeBytes  int64
+	Digest     string
+	CreatedAt  time.Time
+	ExpiresAt  time.Time
+}
+
+type BuildLog struct {
+	BuildID id.Build
+	Seq     int32
+	Step    int32
+	At      time.Time
+	Stream  string
+	Line    string
+}
 
 type Template struct {
 	ID             id.Template

@@ -7,11 +7,106 @@ package sqlcgen
 
 import (
 	"context"
+	"encoding/json"
 	"time"
 
 	"github.com/google/uuid"
 	"skerry.dev/skerry/internal/kernel/id"
 )
+
+const askCancel = `-- name: AskCancel :one
+UPDATE builds SET cancel_asked_at = coalesce(cancel_asked_at, now()) WHERE id = $1 RETURNING id, team_id, name, status, recipe, secrets_sealed, context_id, tarball_id, sandbox_id, base_id, template_id, step, steps, reason, error, cancel_asked_at, attempts, lease_owner, lease_until, created_by_type, created_by_id, created_by_name, created_at, started_at, finished_at
+`
+
+func (q *Queries) AskCancel(ctx context.Context, db DBTX, argID id.Build) (Build, error) {
+	row := db.QueryRow(ctx, askCancel, argID)
+	var i Build
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.Name,
+		&i.Status,
+		&i.Recipe,
+		&i.SecretsSealed,
+		&i.ContextID,
+		&i.TarballID,
+		&i.SandboxID,
+		&i.BaseID,
+		&i.TemplateID,
+		&i.Step,
+		&i.Steps,
+		&i.Reason,
+		&i.Error,
+		&i.CancelAskedAt,
+		&i.Attempts,
+		&i.LeaseOwner,
+		&i.LeaseUntil,
+		&i.CreatedByType,
+		&i.CreatedByID,
+		&i.CreatedByName,
+		&i.CreatedAt,
+		&i.StartedAt,
+		&i.FinishedAt,
+	)
+	return i, err
+}
+
+const buildHeads = `-- name: BuildHeads :many
+SELECT b.id, b.status, (SELECT coalesce(max(l.seq), 0) FROM build_logs l WHERE l.build_id = b.id)::integer AS seq
+FROM builds b WHERE b.id = ANY($1::uuid[])
+`
+
+type BuildHeadsRow struct {
+	ID     id.Build
+	Status string
+	Seq    int32
+}
+
+// How far the logs are of those that somebody follows.
+func (q *Queries) BuildHeads(ctx context.Context, db DBTX, ids []uuid.UUID) ([]BuildHeadsRow, error) {
+	rows, err := db.Query(ctx, buildHeads, ids)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []BuildHeadsRow
+	for rows.Next() {
+		var i BuildHeadsRow
+		if err := rows.Scan(&i.ID, &i.Status, &i.Seq); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const buildSandboxes = `-- name: BuildSandboxes :many
+SELECT x.id FROM sandboxes x WHERE x.build_id = $1 AND x.ended_at IS NULL
+`
+
+// What of a build's runs still.
+func (q *Queries) BuildSandboxes(ctx context.Context, db DBTX, buildID *id.Build) ([]id.Sandbox, error) {
+	rows, err := db.Query(ctx, buildSandboxes, buildID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []id.Sandbox
+	for rows.Next() {
+		var id id.Sandbox
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
 
 const byID = `-- name: ByID :one
 SELECT id, team_id, name, status, error, image_digest, image_size_bytes, manifest_digest, engine, cpu_millis, memory_mb, disk_mb, default_user, default_workdir, created_at, updated_at, deleted_at, arch, artifact_id, state_id, env, start_cmd, ready_cmd, build_id FROM templates WHERE id = $1
@@ -45,6 +140,331 @@ func (q *Queries) ByID(ctx context.Context, db DBTX, argID id.Template) (Templat
 		&i.StartCmd,
 		&i.ReadyCmd,
 		&i.BuildID,
+	)
+	return i, err
+}
+
+const completeContext = `-- name: CompleteContext :one
+UPDATE build_contexts SET size_bytes = $1, digest = $2, expires_at = now() + make_interval(secs => $3::float8)
+WHERE id = $4
+RETURNING id, team_id, artifact_id, size_bytes, digest, created_at, expires_at
+`
+
+type CompleteContextParams struct {
+	SizeBytes int64
+	Digest    string
+	LifeSecs  float64
+	ID        id.BuildContext
+}
+
+func (q *Queries) CompleteContext(ctx context.Context, db DBTX, arg CompleteContextParams) (BuildContext, error) {
+	row := db.QueryRow(ctx, completeContext,
+		arg.SizeBytes,
+		arg.Digest,
+		arg.LifeSecs,
+		arg.ID,
+	)
+	var i BuildContext
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.ArtifactID,
+		&i.SizeBytes,
+		&i.Digest,
+		&i.CreatedAt,
+		&i.ExpiresAt,
+	)
+	return i, err
+}
+
+const countContexts = `-- name: CountContexts :one
+SELECT count(*) FROM build_contexts WHERE team_id = $1 AND expires_at > now()
+`
+
+func (q *Queries) CountContexts(ctx context.Context, db DBTX, teamID id.Team) (int64, error) {
+	row := db.QueryRow(ctx, countContexts, teamID)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
+const countOpenBuilds = `-- name: CountOpenBuilds :one
+SELECT count(*) FROM builds WHERE team_id = $1 AND finished_at IS NULL
+`
+
+func (q *Queries) CountOpenBuilds(ctx context.Context, db DBTX, teamID id.Team) (int64, error) {
+	row := db.QueryRow(ctx, countOpenBuilds, teamID)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
+const deleteTemplate = `-- name: DeleteTemplate :execrows
+UPDATE templates SET deleted_at = now(), updated_at = now() WHERE id = $1 AND team_id = $2 AND deleted_at IS NULL
+`
+
+type DeleteTemplateParams struct {
+	ID     id.Template
+	TeamID id.Team
+}
+
+func (q *Queries) DeleteTemplate(ctx context.Context, db DBTX, arg DeleteTemplateParams) (int64, error) {
+	result, err := db.Exec(ctx, deleteTemplate, arg.ID, arg.TeamID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const dropContext = `-- name: DropContext :exec
+DELETE FROM build_contexts WHERE id = $1
+`
+
+func (q *Queries) DropContext(ctx context.Context, db DBTX, argID id.BuildContext) error {
+	_, err := db.Exec(ctx, dropContext, argID)
+	return err
+}
+
+const dropContexts = `-- name: DropContexts :execrows
+DELETE FROM build_contexts WHERE id IN (
+    SELECT c.id FROM build_contexts c
+    WHERE c.expires_at < now() AND NOT EXISTS (SELECT FROM builds b WHERE (b.context_id = c.id OR b.tarball_id = c.id) AND b.finished_at IS NULL)
+    LIMIT $1 FOR UPDATE SKIP LOCKED)
+`
+
+func (q *Queries) DropContexts(ctx context.Context, db DBTX, maxRows int32) (int64, error) {
+	result, err := db.Exec(ctx, dropContexts, maxRows)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const findLayers = `-- name: FindLayers :many
+SELECT l.key, l.snapshot_id FROM build_layers l
+JOIN snapshots s ON s.id = l.snapshot_id
+WHERE l.team_id = $1 AND l.key = ANY($2::bytea[]) AND s.status = 'ready'
+  AND EXISTS (SELECT FROM state_copies c JOIN hosts h ON h.id = c.host_id
+    WHERE c.snapshot_id = s.id AND c.drop_at IS NULL AND h.status = 'online' AND h.deleted_at IS NULL)
+`
+
+type FindLayersParams struct {
+	TeamID id.Team
+	Keys   [][]byte
+}
+
+type FindLayersRow struct {
+	Key        []byte
+	SnapshotID id.Snapshot
+}
+
+// Those of the given layers that can be started from now.
+func (q *Queries) FindLayers(ctx context.Context, db DBTX, arg FindLayersParams) ([]FindLayersRow, error) {
+	rows, err := db.Query(ctx, findLayers, arg.TeamID, arg.Keys)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []FindLayersRow
+	for rows.Next() {
+		var i FindLayersRow
+		if err := rows.Scan(&i.Key, &i.SnapshotID); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const finishBuild = `-- name: FinishBuild :one
+UPDATE builds SET status = $1, reason = $2, error = $3, template_id = $4, finished_at = now(),
+    started_at = coalesce(started_at, now()), lease_owner = NULL, lease_until = NULL, secrets_sealed = NULL, sandbox_id = NULL
+WHERE id = $5
+RETURNING id, team_id, name, status, recipe, secrets_sealed, context_id, tarball_id, sandbox_id, base_id, template_id, step, steps, reason, error, cancel_asked_at, attempts, lease_owner, lease_until, created_by_type, created_by_id, created_by_name, created_at, started_at, finished_at
+`
+
+type FinishBuildParams struct {
+	Status     string
+	Reason     string
+	Error      string
+	TemplateID *id.Template
+	ID         id.Build
+}
+
+func (q *Queries) FinishBuild(ctx context.Context, db DBTX, arg FinishBuildParams) (Build, error) {
+	row := db.QueryRow(ctx, finishBuild,
+		arg.Status,
+		arg.Reason,
+		arg.Error,
+		arg.TemplateID,
+		arg.ID,
+	)
+	var i Build
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.Name,
+		&i.Status,
+		&i.Recipe,
+		&i.SecretsSealed,
+		&i.ContextID,
+		&i.TarballID,
+		&i.SandboxID,
+		&i.BaseID,
+		&i.TemplateID,
+		&i.Step,
+		&i.Steps,
+		&i.Reason,
+		&i.Error,
+		&i.CancelAskedAt,
+		&i.Attempts,
+		&i.LeaseOwner,
+		&i.LeaseUntil,
+		&i.CreatedByType,
+		&i.CreatedByID,
+		&i.CreatedByName,
+		&i.CreatedAt,
+		&i.StartedAt,
+		&i.FinishedAt,
+	)
+	return i, err
+}
+
+const forgetLayers = `-- name: ForgetLayers :execrows
+DELETE FROM build_layers l USING (
+    SELECT team_id, key, used_at, row_number() OVER (PARTITION BY team_id ORDER BY used_at DESC, key) AS n FROM build_layers
+) r
+WHERE l.team_id = r.team_id AND l.key = r.key AND (r.n > $1::integer OR r.used_at < now() - make_interval(secs => $2::float8))
+`
+
+type ForgetLayersParams struct {
+	Share   int32
+	AgeSecs float64
+}
+
+// Of each team those beyond its share, the longest unused first, and what is old.
+func (q *Queries) ForgetLayers(ctx context.Context, db DBTX, arg ForgetLayersParams) (int64, error) {
+	result, err := db.Exec(ctx, forgetLayers, arg.Share, arg.AgeSecs)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const getBuild = `-- name: GetBuild :one
+SELECT id, team_id, name, status, recipe, secrets_sealed, context_id, tarball_id, sandbox_id, base_id, template_id, step, steps, reason, error, cancel_asked_at, attempts, lease_owner, lease_until, created_by_type, created_by_id, created_by_name, created_at, started_at, finished_at FROM builds WHERE id = $1
+`
+
+func (q *Queries) GetBuild(ctx context.Context, db DBTX, argID id.Build) (Build, error) {
+	row := db.QueryRow(ctx, getBuild, argID)
+	var i Build
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.Name,
+		&i.Status,
+		&i.Recipe,
+		&i.SecretsSealed,
+		&i.ContextID,
+		&i.TarballID,
+		&i.SandboxID,
+		&i.BaseID,
+		&i.TemplateID,
+		&i.Step,
+		&i.Steps,
+		&i.Reason,
+		&i.Error,
+		&i.CancelAskedAt,
+		&i.Attempts,
+		&i.LeaseOwner,
+		&i.LeaseUntil,
+		&i.CreatedByType,
+		&i.CreatedByID,
+		&i.CreatedByName,
+		&i.CreatedAt,
+		&i.StartedAt,
+		&i.FinishedAt,
+	)
+	return i, err
+}
+
+const getContext = `-- name: GetContext :one
+SELECT id, team_id, artifact_id, size_bytes, digest, created_at, expires_at FROM build_contexts WHERE id = $1 AND digest <> ''
+`
+
+func (q *Queries) GetContext(ctx context.Context, db DBTX, argID id.BuildContext) (BuildContext, error) {
+	row := db.QueryRow(ctx, getContext, argID)
+	var i BuildContext
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.ArtifactID,
+		&i.SizeBytes,
+		&i.Digest,
+		&i.CreatedAt,
+		&i.ExpiresAt,
+	)
+	return i, err
+}
+
+const hasName = `-- name: HasName :one
+SELECT EXISTS (SELECT FROM templates WHERE team_id = $1 AND name = $2 AND deleted_at IS NULL)
+`
+
+type HasNameParams struct {
+	TeamID id.Team
+	Name   string
+}
+
+func (q *Queries) HasName(ctx context.Context, db DBTX, arg HasNameParams) (bool, error) {
+	row := db.QueryRow(ctx, hasName, arg.TeamID, arg.Name)
+	var exists bool
+	err := row.Scan(&exists)
+	return exists, err
+}
+
+const holdBuild = `-- name: HoldBuild :one
+SELECT id, team_id, name, status, recipe, secrets_sealed, context_id, tarball_id, sandbox_id, base_id, template_id, step, steps, reason, error, cancel_asked_at, attempts, lease_owner, lease_until, created_by_type, created_by_id, created_by_name, created_at, started_at, finished_at FROM builds WHERE id = $1 AND lease_owner = $2::uuid AND finished_at IS NULL FOR NO KEY UPDATE
+`
+
+type HoldBuildParams struct {
+	ID    id.Build
+	Owner uuid.UUID
+}
+
+// Locks a build that the owner still drives.
+func (q *Queries) HoldBuild(ctx context.Context, db DBTX, arg HoldBuildParams) (Build, error) {
+	row := db.QueryRow(ctx, holdBuild, arg.ID, arg.Owner)
+	var i Build
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.Name,
+		&i.Status,
+		&i.Recipe,
+		&i.SecretsSealed,
+		&i.ContextID,
+		&i.TarballID,
+		&i.SandboxID,
+		&i.BaseID,
+		&i.TemplateID,
+		&i.Step,
+		&i.Steps,
+		&i.Reason,
+		&i.Error,
+		&i.CancelAskedAt,
+		&i.Attempts,
+		&i.LeaseOwner,
+		&i.LeaseUntil,
+		&i.CreatedByType,
+		&i.CreatedByID,
+		&i.CreatedByName,
+		&i.CreatedAt,
+		&i.StartedAt,
+		&i.FinishedAt,
 	)
 	return i, err
 }
@@ -107,6 +527,311 @@ func (q *Queries) Insert(ctx context.Context, db DBTX, arg InsertParams) (Templa
 		&i.BuildID,
 	)
 	return i, err
+}
+
+const insertBuild = `-- name: InsertBuild :one
+INSERT INTO builds (id, team_id, name, status, recipe, secrets_sealed, context_id, tarball_id, steps, created_by_type, created_by_id, created_by_name)
+VALUES ($1, $2, $3, 'queued', $4, $5, $6, $7,
+    $8, $9, $10, $11)
+RETURNING id, team_id, name, status, recipe, secrets_sealed, context_id, tarball_id, sandbox_id, base_id, template_id, step, steps, reason, error, cancel_asked_at, attempts, lease_owner, lease_until, created_by_type, created_by_id, created_by_name, created_at, started_at, finished_at
+`
+
+type InsertBuildParams struct {
+	ID            id.Build
+	TeamID        id.Team
+	Name          string
+	Recipe        json.RawMessage
+	SecretsSealed []byte
+	ContextID     *id.BuildContext
+	TarballID     *id.BuildContext
+	Steps         int32
+	CreatedByType string
+	CreatedByID   string
+	CreatedByName string
+}
+
+func (q *Queries) InsertBuild(ctx context.Context, db DBTX, arg InsertBuildParams) (Build, error) {
+	row := db.QueryRow(ctx, insertBuild,
+		arg.ID,
+		arg.TeamID,
+		arg.Name,
+		arg.Recipe,
+		arg.SecretsSealed,
+		arg.ContextID,
+		arg.TarballID,
+		arg.Steps,
+		arg.CreatedByType,
+		arg.CreatedByID,
+		arg.CreatedByName,
+	)
+	var i Build
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.Name,
+		&i.Status,
+		&i.Recipe,
+		&i.SecretsSealed,
+		&i.ContextID,
+		&i.TarballID,
+		&i.SandboxID,
+		&i.BaseID,
+		&i.TemplateID,
+		&i.Step,
+		&i.Steps,
+		&i.Reason,
+		&i.Error,
+		&i.CancelAskedAt,
+		&i.Attempts,
+		&i.LeaseOwner,
+		&i.LeaseUntil,
+		&i.CreatedByType,
+		&i.CreatedByID,
+		&i.CreatedByName,
+		&i.CreatedAt,
+		&i.StartedAt,
+		&i.FinishedAt,
+	)
+	return i, err
+}
+
+const insertContext = `-- name: InsertContext :exec
+INSERT INTO build_contexts (id, team_id, artifact_id, expires_at)
+VALUES ($1, $2, $3, now() + make_interval(secs => $4::float8))
+`
+
+type InsertContextParams struct {
+	ID         id.BuildContext
+	TeamID     id.Team
+	ArtifactID *id.Artifact
+	LifeSecs   float64
+}
+
+func (q *Queries) InsertContext(ctx context.Context, db DBTX, arg InsertContextParams) error {
+	_, err := db.Exec(ctx, insertContext,
+		arg.ID,
+		arg.TeamID,
+		arg.ArtifactID,
+		arg.LifeSecs,
+	)
+	return err
+}
+
+const insertHidden = `-- name: InsertHidden :one
+INSERT INTO templates (id, team_id, name, status, image_digest, image_size_bytes, manifest_digest, artifact_id, arch, engine, cpu_millis, memory_mb, disk_mb,
+    default_user, default_workdir, env, deleted_at)
+VALUES ($1, $2, $3, 'ready', $4, $5, $6,
+    $7, $8, $9, $10, $11, $12,
+    $13, $14, $15, now())
+RETURNING id, team_id, name, status, error, image_digest, image_size_bytes, manifest_digest, engine, cpu_millis, memory_mb, disk_mb, default_user, default_workdir, created_at, updated_at, deleted_at, arch, artifact_id, state_id, env, start_cmd, ready_cmd, build_id
+`
+
+type InsertHiddenParams struct {
+	ID             id.Template
+	TeamID         id.Team
+	Name           string
+	ImageDigest    string
+	ImageSizeBytes int64
+	ManifestDigest string
+	ArtifactID     *id.Artifact
+	Arch           string
+	Engine         string
+	CpuMillis      int32
+	MemoryMb       int32
+	DiskMb         int32
+	DefaultUser    string
+	DefaultWorkdir string
+	Env            json.RawMessage
+}
+
+// An image that a build works with, or has made: it has a name only once it is
+// published.
+func (q *Queries) InsertHidden(ctx context.Context, db DBTX, arg InsertHiddenParams) (Template, error) {
+	row := db.QueryRow(ctx, insertHidden,
+		arg.ID,
+		arg.TeamID,
+		arg.Name,
+		arg.ImageDigest,
+		arg.ImageSizeBytes,
+		arg.ManifestDigest,
+		arg.ArtifactID,
+		arg.Arch,
+		arg.Engine,
+		arg.CpuMillis,
+		arg.MemoryMb,
+		arg.DiskMb,
+		arg.DefaultUser,
+		arg.DefaultWorkdir,
+		arg.Env,
+	)
+	var i Template
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.Name,
+		&i.Status,
+		&i.Error,
+		&i.ImageDigest,
+		&i.ImageSizeBytes,
+		&i.ManifestDigest,
+		&i.Engine,
+		&i.CpuMillis,
+		&i.MemoryMb,
+		&i.DiskMb,
+		&i.DefaultUser,
+		&i.DefaultWorkdir,
+		&i.CreatedAt,
+		&i.UpdatedAt,
+		&i.DeletedAt,
+		&i.Arch,
+		&i.ArtifactID,
+		&i.StateID,
+		&i.Env,
+		&i.StartCmd,
+		&i.ReadyCmd,
+		&i.BuildID,
+	)
+	return i, err
+}
+
+const insertLines = `-- name: InsertLines :exec
+INSERT INTO build_logs (build_id, seq, step, at, stream, line)
+SELECT $1, unnest($2::integer[]), unnest($3::integer[]), unnest($4::timestamptz[]),
+    unnest($5::text[]), unnest($6::text[])
+`
+
+type InsertLinesParams struct {
+	BuildID id.Build
+	Seqs    []int32
+	Steps   []int32
+	Ats     []time.Time
+	Streams []string
+	Lines   []string
+}
+
+func (q *Queries) InsertLines(ctx context.Context, db DBTX, arg InsertLinesParams) error {
+	_, err := db.Exec(ctx, insertLines,
+		arg.BuildID,
+		arg.Seqs,
+		arg.Steps,
+		arg.Ats,
+		arg.Streams,
+		arg.Lines,
+	)
+	return err
+}
+
+const keepContext = `-- name: KeepContext :one
+SELECT id, team_id, artifact_id, size_bytes, digest, created_at, expires_at FROM build_contexts WHERE id = $1 AND team_id = $2 AND digest <> '' AND expires_at > now() FOR UPDATE
+`
+
+type KeepContextParams struct {
+	ID     id.BuildContext
+	TeamID id.Team
+}
+
+// Locks one that is complete, so that it is there for as long as the build.
+func (q *Queries) KeepContext(ctx context.Context, db DBTX, arg KeepContextParams) (BuildContext, error) {
+	row := db.QueryRow(ctx, keepContext, arg.ID, arg.TeamID)
+	var i BuildContext
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.ArtifactID,
+		&i.SizeBytes,
+		&i.Digest,
+		&i.CreatedAt,
+		&i.ExpiresAt,
+	)
+	return i, err
+}
+
+const lastLine = `-- name: LastLine :one
+SELECT coalesce(max(seq), 0)::integer AS seq, coalesce(sum(length(line)), 0)::bigint AS bytes FROM build_logs WHERE build_id = $1
+`
+
+type LastLineRow struct {
+	Seq   int32
+	Bytes int64
+}
+
+func (q *Queries) LastLine(ctx context.Context, db DBTX, buildID id.Build) (LastLineRow, error) {
+	row := db.QueryRow(ctx, lastLine, buildID)
+	var i LastLineRow
+	err := row.Scan(&i.Seq, &i.Bytes)
+	return i, err
+}
+
+const leftSandboxes = `-- name: LeftSandboxes :many
+SELECT x.id FROM sandboxes x JOIN builds b ON b.id = x.build_id
+WHERE x.ended_at IS NULL AND x.status <> 'stopping'
+  AND (b.finished_at IS NOT NULL OR x.created_at < now() - interval '5 minutes' AND b.sandbox_id IS DISTINCT FROM x.id)
+ORDER BY x.id
+LIMIT $1
+`
+
+// What runs for builds that do not want it any more.
+func (q *Queries) LeftSandboxes(ctx context.Context, db DBTX, maxRows int32) ([]id.Sandbox, error) {
+	rows, err := db.Query(ctx, leftSandboxes, maxRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []id.Sandbox
+	for rows.Next() {
+		var id id.Sandbox
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const leftStates = `-- name: LeftStates :many
+SELECT s.id, s.team_id FROM snapshots s
+WHERE s.kind IN ('layer', 'template') AND s.status IN ('ready', 'failed') AND s.created_at < now() - make_interval(secs => $1::float8)
+  AND NOT EXISTS (SELECT FROM build_layers l WHERE l.snapshot_id = s.id)
+  AND NOT EXISTS (SELECT FROM templates t WHERE t.state_id = s.id AND (t.deleted_at IS NULL OR t.deleted_at > now() - make_interval(secs => $1::float8)))
+  AND NOT EXISTS (SELECT FROM sandboxes x WHERE x.from_snapshot_id = s.id AND x.status IN ('pending', 'starting'))
+  AND NOT EXISTS (SELECT FROM sandboxes x JOIN builds b ON b.id = x.build_id WHERE x.id = s.sandbox_id AND b.finished_at IS NULL)
+LIMIT $2
+`
+
+type LeftStatesParams struct {
+	AgeSecs float64
+	MaxRows int32
+}
+
+type LeftStatesRow struct {
+	ID     id.Snapshot
+	TeamID id.Team
+}
+
+// States of builds that nothing names: layers that were forgotten or replaced,
+// and what templates started from that are no more. One that a build has just
+// made is left alone.
+func (q *Queries) LeftStates(ctx context.Context, db DBTX, arg LeftStatesParams) ([]LeftStatesRow, error) {
+	rows, err := db.Query(ctx, leftStates, arg.AgeSecs, arg.MaxRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []LeftStatesRow
+	for rows.Next() {
+		var i LeftStatesRow
+		if err := rows.Scan(&i.ID, &i.TeamID); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const list = `-- name: List :many
@@ -174,6 +899,185 @@ func (q *Queries) List(ctx context.Context, db DBTX, arg ListParams) ([]Template
 	return items, nil
 }
 
+const listBuilderHosts = `-- name: ListBuilderHosts :many
+SELECT h.id, h.address, h.arch FROM hosts h
+JOIN teams t ON t.id = $1 AND t.deleted_at IS NULL
+WHERE h.status = 'online' AND h.deleted_at IS NULL
+  AND h.team_id = CASE WHEN t.is_byoc THEN t.id ELSE '00000000-0000-0000-0000-000000000000'::uuid END
+ORDER BY random()
+LIMIT 20
+`
+
+type ListBuilderHostsRow struct {
+	ID      id.Host
+	Address string
+	Arch    string
+}
+
+// Hosts that a team's builds may run on: its own and only those, or the
+// platform's.
+func (q *Queries) ListBuilderHosts(ctx context.Context, db DBTX, teamID id.Team) ([]ListBuilderHostsRow, error) {
+	rows, err := db.Query(ctx, listBuilderHosts, teamID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ListBuilderHostsRow
+	for rows.Next() {
+		var i ListBuilderHostsRow
+		if err := rows.Scan(&i.ID, &i.Address, &i.Arch); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listBuilds = `-- name: ListBuilds :many
+SELECT id, team_id, name, status, recipe, secrets_sealed, context_id, tarball_id, sandbox_id, base_id, template_id, step, steps, reason, error, cancel_asked_at, attempts, lease_owner, lease_until, created_by_type, created_by_id, created_by_name, created_at, started_at, finished_at FROM builds
+WHERE team_id = $1 AND ($2::text = '' OR name = $2::text)
+  AND ($3::timestamptz IS NULL OR (created_at, id) < ($3::timestamptz, $4::uuid))
+ORDER BY created_at DESC, id DESC
+LIMIT $5
+`
+
+type ListBuildsParams struct {
+	TeamID  id.Team
+	Name    string
+	AfterAt *time.Time
+	AfterID *uuid.UUID
+	MaxRows int32
+}
+
+func (q *Queries) ListBuilds(ctx context.Context, db DBTX, arg ListBuildsParams) ([]Build, error) {
+	rows, err := db.Query(ctx, listBuilds,
+		arg.TeamID,
+		arg.Name,
+		arg.AfterAt,
+		arg.AfterID,
+		arg.MaxRows,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []Build
+	for rows.Next() {
+		var i Build
+		if err := rows.Scan(
+			&i.ID,
+			&i.TeamID,
+			&i.Name,
+			&i.Status,
+			&i.Recipe,
+			&i.SecretsSealed,
+			&i.ContextID,
+			&i.TarballID,
+			&i.SandboxID,
+			&i.BaseID,
+			&i.TemplateID,
+			&i.Step,
+			&i.Steps,
+			&i.Reason,
+			&i.Error,
+			&i.CancelAskedAt,
+			&i.Attempts,
+			&i.LeaseOwner,
+			&i.LeaseUntil,
+			&i.CreatedByType,
+			&i.CreatedByID,
+			&i.CreatedByName,
+			&i.CreatedAt,
+			&i.StartedAt,
+			&i.FinishedAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listLines = `-- name: ListLines :many
+SELECT build_id, seq, step, at, stream, line FROM build_logs WHERE build_id = $1 AND seq > $2 ORDER BY seq LIMIT $3
+`
+
+type ListLinesParams struct {
+	BuildID id.Build
+	After   int32
+	MaxRows int32
+}
+
+func (q *Queries) ListLines(ctx context.Context, db DBTX, arg ListLinesParams) ([]BuildLog, error) {
+	rows, err := db.Query(ctx, listLines, arg.BuildID, arg.After, arg.MaxRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []BuildLog
+	for rows.Next() {
+		var i BuildLog
+		if err := rows.Scan(
+			&i.BuildID,
+			&i.Seq,
+			&i.Step,
+			&i.At,
+			&i.Stream,
+			&i.Line,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const lockBuild = `-- name: LockBuild :one
+SELECT id, team_id, name, status, recipe, secrets_sealed, context_id, tarball_id, sandbox_id, base_id, template_id, step, steps, reason, error, cancel_asked_at, attempts, lease_owner, lease_until, created_by_type, created_by_id, created_by_name, created_at, started_at, finished_at FROM builds WHERE id = $1 FOR NO KEY UPDATE
+`
+
+func (q *Queries) LockBuild(ctx context.Context, db DBTX, argID id.Build) (Build, error) {
+	row := db.QueryRow(ctx, lockBuild, argID)
+	var i Build
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.Name,
+		&i.Status,
+		&i.Recipe,
+		&i.SecretsSealed,
+		&i.ContextID,
+		&i.TarballID,
+		&i.SandboxID,
+		&i.BaseID,
+		&i.TemplateID,
+		&i.Step,
+		&i.Steps,
+		&i.Reason,
+		&i.Error,
+		&i.CancelAskedAt,
+		&i.Attempts,
+		&i.LeaseOwner,
+		&i.LeaseUntil,
+		&i.CreatedByType,
+		&i.CreatedByID,
+		&i.CreatedByName,
+		&i.CreatedAt,
+		&i.StartedAt,
+		&i.FinishedAt,
+	)
+	return i, err
+}
+
 const lockTeam = `-- name: LockTeam :exec
 SELECT id FROM teams WHERE id = $1 FOR NO KEY UPDATE
 `
@@ -182,6 +1086,128 @@ SELECT id FROM teams WHERE id = $1 FOR NO KEY UPDATE
 func (q *Queries) LockTeam(ctx context.Context, db DBTX, argID id.Team) error {
 	_, err := db.Exec(ctx, lockTeam, argID)
 	return err
+}
+
+const pruneBuilds = `-- name: PruneBuilds :execrows
+DELETE FROM builds WHERE id IN (
+    SELECT b.id FROM builds b
+    WHERE b.finished_at < now() - make_interval(secs => $1::float8)
+      AND NOT EXISTS (SELECT FROM build_logs l WHERE l.build_id = b.id)
+      AND NOT EXISTS (SELECT FROM templates t WHERE t.build_id = b.id)
+    LIMIT $2)
+`
+
+type PruneBuildsParams struct {
+	AgeSecs float64
+	MaxRows int32
+}
+
+func (q *Queries) PruneBuilds(ctx context.Context, db DBTX, arg PruneBuildsParams) (int64, error) {
+	result, err := db.Exec(ctx, pruneBuilds, arg.AgeSecs, arg.MaxRows)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const pruneLogs = `-- name: PruneLogs :execrows
+DELETE FROM build_logs l WHERE l.ctid = ANY(ARRAY(
+    SELECT x.ctid FROM build_logs x JOIN builds b ON b.id = x.build_id
+    WHERE b.finished_at < now() - make_interval(secs => $1::float8) LIMIT $2))
+`
+
+type PruneLogsParams struct {
+	AgeSecs float64
+	MaxRows int32
+}
+
+func (q *Queries) PruneLogs(ctx context.Context, db DBTX, arg PruneLogsParams) (int64, error) {
+	result, err := db.Exec(ctx, pruneLogs, arg.AgeSecs, arg.MaxRows)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const pruneTemplates = `-- name: PruneTemplates :execrows
+DELETE FROM templates WHERE id IN (
+    SELECT t.id FROM templates t
+    WHERE t.deleted_at < now() - make_interval(secs => $1::float8) AND t.artifact_id IS NULL
+      AND NOT EXISTS (SELECT FROM sandboxes x WHERE x.template_id = t.id)
+      AND NOT EXISTS (SELECT FROM snapshots s WHERE s.template_id = t.id)
+      AND NOT EXISTS (SELECT FROM builds b WHERE b.base_id = t.id OR b.template_id = t.id)
+    LIMIT $2)
+`
+
+type PruneTemplatesParams struct {
+	AgeSecs float64
+	MaxRows int32
+}
+
+// Rows that nothing refers to any more.
+func (q *Queries) PruneTemplates(ctx context.Context, db DBTX, arg PruneTemplatesParams) (int64, error) {
+	result, err := db.Exec(ctx, pruneTemplates, arg.AgeSecs, arg.MaxRows)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const putLayer = `-- name: PutLayer :exec
+INSERT INTO build_layers (team_id, key, snapshot_id) VALUES ($1, $2, $3)
+ON CONFLICT (team_id, key) DO UPDATE SET snapshot_id = excluded.snapshot_id, used_at = now()
+`
+
+type PutLayerParams struct {
+	TeamID     id.Team
+	Key        []byte
+	SnapshotID id.Snapshot
+}
+
+// The newest one stays; the one before goes with the others that nothing names.
+func (q *Queries) PutLayer(ctx context.Context, db DBTX, arg PutLayerParams) error {
+	_, err := db.Exec(ctx, putLayer, arg.TeamID, arg.Key, arg.SnapshotID)
+	return err
+}
+
+const renewBuilds = `-- name: RenewBuilds :many
+UPDATE builds b SET lease_until = now() + make_interval(secs => $1::float8)
+FROM teams t
+WHERE b.id = ANY($2::uuid[]) AND b.finished_at IS NULL AND b.lease_owner = $3::uuid AND t.id = b.team_id
+RETURNING b.id, (b.cancel_asked_at IS NOT NULL OR t.deleted_at IS NOT NULL)::bool AS canceled
+`
+
+type RenewBuildsParams struct {
+	LeaseSecs float64
+	Ids       []uuid.UUID
+	Owner     uuid.UUID
+}
+
+type RenewBuildsRow struct {
+	ID       id.Build
+	Canceled bool
+}
+
+// Those still held, and whether somebody wants them ended: a deleted team wants
+// nothing.
+func (q *Queries) RenewBuilds(ctx context.Context, db DBTX, arg RenewBuildsParams) ([]RenewBuildsRow, error) {
+	rows, err := db.Query(ctx, renewBuilds, arg.LeaseSecs, arg.Ids, arg.Owner)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []RenewBuildsRow
+	for rows.Next() {
+		var i RenewBuildsRow
+		if err := rows.Scan(&i.ID, &i.Canceled); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const resolveByName = `-- name: ResolveByName :one
@@ -242,5 +1268,216 @@ type RetireByNameParams struct {
 
 func (q *Queries) RetireByName(ctx context.Context, db DBTX, arg RetireByNameParams) error {
 	_, err := db.Exec(ctx, retireByName, arg.TeamID, arg.Name)
+	return err
+}
+
+const retireOfDeletedTeams = `-- name: RetireOfDeletedTeams :execrows
+UPDATE templates SET deleted_at = now(), updated_at = now()
+WHERE id IN (SELECT t.id FROM templates t JOIN teams m ON m.id = t.team_id WHERE t.deleted_at IS NULL AND m.deleted_at IS NOT NULL LIMIT $1)
+`
+
+func (q *Queries) RetireOfDeletedTeams(ctx context.Context, db DBTX, maxRows int32) (int64, error) {
+	result, err := db.Exec(ctx, retireOfDeletedTeams, maxRows)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const setBuildBase = `-- name: SetBuildBase :exec
+UPDATE builds SET base_id = $1 WHERE id = $2
+`
+
+type SetBuildBaseParams struct {
+	BaseID *id.Template
+	ID     id.Build
+}
+
+func (q *Queries) SetBuildBase(ctx context.Context, db DBTX, arg SetBuildBaseParams) error {
+	_, err := db.Exec(ctx, setBuildBase, arg.BaseID, arg.ID)
+	return err
+}
+
+const setBuildSandbox = `-- name: SetBuildSandbox :exec
+UPDATE builds SET sandbox_id = $1 WHERE id = $2
+`
+
+type SetBuildSandboxParams struct {
+	SandboxID *id.Sandbox
+	ID        id.Build
+}
+
+func (q *Queries) SetBuildSandbox(ctx context.Context, db DBTX, arg SetBuildSandboxParams) error {
+	_, err := db.Exec(ctx, setBuildSandbox, arg.SandboxID, arg.ID)
+	return err
+}
+
+const setBuildStep = `-- name: SetBuildStep :exec
+UPDATE builds SET step = $1, steps = $2 WHERE id = $3
+`
+
+type SetBuildStepParams struct {
+	Step  int32
+	Steps int32
+	ID    id.Build
+}
+
+func (q *Queries) SetBuildStep(ctx context.Context, db DBTX, arg SetBuildStepParams) error {
+	_, err := db.Exec(ctx, setBuildStep, arg.Step, arg.Steps, arg.ID)
+	return err
+}
+
+const takeBuilds = `-- name: TakeBuilds :many
+UPDATE builds b SET lease_owner = $1::uuid, lease_until = now() + make_interval(secs => $2::float8), attempts = attempts + 1,
+    status = 'running', started_at = coalesce(started_at, now())
+WHERE b.id IN (
+    SELECT d.id FROM builds d
+    WHERE d.finished_at IS NULL AND (d.lease_until IS NULL OR d.lease_until < now())
+    ORDER BY d.lease_until NULLS FIRST, d.created_at
+    LIMIT $3
+    FOR UPDATE SKIP LOCKED)
+RETURNING id, team_id, name, status, recipe, secrets_sealed, context_id, tarball_id, sandbox_id, base_id, template_id, step, steps, reason, error, cancel_asked_at, attempts, lease_owner, lease_until, created_by_type, created_by_id, created_by_name, created_at, started_at, finished_at
+`
+
+type TakeBuildsParams struct {
+	Owner     uuid.UUID
+	LeaseSecs float64
+	MaxRows   int32
+}
+
+func (q *Queries) TakeBuilds(ctx context.Context, db DBTX, arg TakeBuildsParams) ([]Build, error) {
+	rows, err := db.Query(ctx, takeBuilds, arg.Owner, arg.LeaseSecs, arg.MaxRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []Build
+	for rows.Next() {
+		var i Build
+		if err := rows.Scan(
+			&i.ID,
+			&i.TeamID,
+			&i.Name,
+			&i.Status,
+			&i.Recipe,
+			&i.SecretsSealed,
+			&i.ContextID,
+			&i.TarballID,
+			&i.SandboxID,
+			&i.BaseID,
+			&i.TemplateID,
+			&i.Step,
+			&i.Steps,
+			&i.Reason,
+			&i.Error,
+			&i.CancelAskedAt,
+			&i.Attempts,
+			&i.LeaseOwner,
+			&i.LeaseUntil,
+			&i.CreatedByType,
+			&i.CreatedByID,
+			&i.CreatedByName,
+			&i.CreatedAt,
+			&i.StartedAt,
+			&i.FinishedAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const unhide = `-- name: Unhide :one
+UPDATE templates SET deleted_at = NULL, updated_at = now(), created_at = now(), state_id = $1, start_cmd = $2,
+    ready_cmd = $3, build_id = $4
+WHERE id = $5
+RETURNING id, team_id, name, status, error, image_digest, image_size_bytes, manifest_digest, engine, cpu_millis, memory_mb, disk_mb, default_user, default_workdir, created_at, updated_at, deleted_at, arch, artifact_id, state_id, env, start_cmd, ready_cmd, build_id
+`
+
+type UnhideParams struct {
+	StateID  *id.Snapshot
+	StartCmd string
+	ReadyCmd string
+	BuildID  *id.Build
+	ID       id.Template
+}
+
+func (q *Queries) Unhide(ctx context.Context, db DBTX, arg UnhideParams) (Template, error) {
+	row := db.QueryRow(ctx, unhide,
+		arg.StateID,
+		arg.StartCmd,
+		arg.ReadyCmd,
+		arg.BuildID,
+		arg.ID,
+	)
+	var i Template
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.Name,
+		&i.Status,
+		&i.Error,
+		&i.ImageDigest,
+		&i.ImageSizeBytes,
+		&i.ManifestDigest,
+		&i.Engine,
+		&i.CpuMillis,
+		&i.MemoryMb,
+		&i.DiskMb,
+		&i.DefaultUser,
+		&i.DefaultWorkdir,
+		&i.CreatedAt,
+		&i.UpdatedAt,
+		&i.DeletedAt,
+		&i.Arch,
+		&i.ArtifactID,
+		&i.StateID,
+		&i.Env,
+		&i.StartCmd,
+		&i.ReadyCmd,
+		&i.BuildID,
+	)
+	return i, err
+}
+
+const useLayers = `-- name: UseLayers :exec
+UPDATE build_layers SET used_at = now() WHERE team_id = $1 AND key = ANY($2::bytea[])
+`
+
+type UseLayersParams struct {
+	TeamID id.Team
+	Keys   [][]byte
+}
+
+func (q *Queries) UseLayers(ctx context.Context, db DBTX, arg UseLayersParams) error {
+	_, err := db.Exec(ctx, useLayers, arg.TeamID, arg.Keys)
+	return err
+}
+
+const yieldBuild = `-- name: YieldBuild :exec
+UPDATE builds SET lease_owner = NULL, lease_until = now() + make_interval(secs => $1::float8),
+    attempts = attempts - CASE WHEN $2::bool THEN 0 ELSE 1 END
+WHERE id = $3 AND lease_owner = $4::uuid AND finished_at IS NULL
+`
+
+type YieldBuildParams struct {
+	PauseSecs float64
+	Counts    bool
+	ID        id.Build
+	Owner     uuid.UUID
+}
+
+// attempts counts those that failed: giving back for another reason is none.
+func (q *Queries) YieldBuild(ctx context.Context, db DBTX, arg YieldBuildParams) error {
+	_, err := db.Exec(ctx, yieldBuild,
+		arg.PauseSecs,
+		arg.Counts,
+		arg.ID,
+		arg.Owner,
+	)
 	return err
 }
