@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# Builds bin/skerry, bin/skerry-guest and bin/runsc, each only when it changed.
+# Builds the dashboard, bin/skerry, bin/skerry-guest and bin/runsc, each only when
+# it changed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 command -v go >/dev/null || { echo "Skerry is built with Go 1.26 or newer: https://go.dev/dl/" >&2; exit 1; }
 export CGO_ENABLED=0
 mkdir -p bin .cache
+
+tools/web.sh
 
 version=$(git describe --tags --always --dirty 2>/dev/null || echo unknown)
 go build -buildvcs=false -ldflags "-s -w -X main.version=$version" -o bin/ ./cmd/skerry ./cmd/skerry-guest

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -41,6 +42,9 @@ type Config struct {
 	Refusals Refusals
 	// Checks decide readiness.
 	Checks []Check
+	// Dashboard is the built app, its index.html at the root; nil or without one:
+	// there is none.
+	Dashboard fs.FS
 }
 
 // Limits guard the server. A zero Rate is no limit.
@@ -92,6 +96,7 @@ type Server struct {
 	open      openRequests
 	raw       *http.ServeMux
 	routes    []Route
+	dashboard *dashboard
 }
 
 // New returns a server that has the system's own routes.
@@ -102,6 +107,10 @@ func New(c Config) (*Server, error) {
 		perCaller: ratelimit.New(c.Clock, c.Limits.Caller, limiterKeys),
 		guesses:   newGuesses(c.Clock, c.Limits.Unknown),
 		raw:       http.NewServeMux(),
+	}
+	var err error
+	if s.dashboard, err = newDashboard(c.Dashboard); err != nil {
+		return nil, err
 	}
 	return s, s.mountSystem()
 }
@@ -181,6 +190,9 @@ func (s *Server) route(generated http.Handler) http.Handler {
 		}
 		if _, pattern := s.raw.Handler(r); pattern != "" {
 			s.raw.ServeHTTP(w, r) // which sets the path's values
+			return
+		}
+		if s.dashboard.serve(w, r) {
 			return
 		}
 		if r.ContentLength > maxBody {

@@ -1,0 +1,113 @@
+import { api, data, useCredentials, type Schemas, ApiError } from '$api/client';
+
+type Auth = Schemas['AuthResponse'];
+
+/** Renewed this long before it ends. */
+const early = 60_000;
+
+/**
+ * Who is logged in. The token lives in this object alone: never in storage, in a
+ * readable cookie or in an address. A reload gets another one by the httpOnly
+ * cookie that only the server reads.
+ */
+class Session {
+	/** unknown until the server was asked once. */
+	state = $state<'unknown' | 'out' | 'in'>('unknown');
+	user = $state<Schemas['User'] | null>(null);
+	team = $state<Schemas['Team'] | null>(null);
+	/** Grows with each change of user or team; what was loaded before is not shown after. */
+	epoch = $state(0);
+
+	#token = '';
+	#expires = 0;
+	#renewing: Promise<string> | null = null;
+	#tabs = typeof BroadcastChannel === 'undefined' ? null : new BroadcastChannel('skerry:session');
+
+	constructor() {
+		useCredentials({ token: () => this.token(), renew: (refused) => this.#renewed(refused) });
+		if (this.#tabs) {
+			this.#tabs.onmessage = (e) => {
+				if (e.data === 'out') this.#clear();
+				// Another tab logged in or changed the team: the cookie is its.
+				if (e.data === 'in' && this.state !== 'unknown') location.reload();
+			};
+		}
+	}
+
+	get canManage(): boolean {
+		return this.team?.role === 'owner' || this.team?.role === 'admin';
+	}
+
+	/** Finds out who this browser is. */
+	async open(): Promise<void> {
+		if (this.state === 'unknown') await this.#renewed('');
+	}
+
+	async token(): Promise<string> {
+		if (this.state !== 'in') return '';
+		if (Date.now() < this.#expires - early) return this.#token;
+		return this.#renewed(this.#token);
+	}
+
+	take(auth: Auth, tell = true): void {
+		const same = this.user?.id === auth.user.id && this.team?.id === auth.team?.id;
+		this.#token = auth.token;
+		this.#expires = Date.parse(auth.expires_at);
+		this.user = auth.user;
+		this.team = auth.team;
+		this.state = 'in';
+		if (!same) {
+			this.epoch++;
+			if (tell) this.#tabs?.postMessage('in');
+		}
+	}
+
+	async login(email: string, password: string): Promise<void> {
+		this.take(await data(api.POST('/v1/auth/login', { body: { email, password } })));
+	}
+
+	async switchTeam(team: string): Promise<void> {
+		this.take(await data(api.POST('/v1/auth/switch-team', { body: { team_id: team } })));
+	}
+
+	async logout(): Promise<void> {
+		try {
+			await api.POST('/v1/auth/logout', {});
+		} finally {
+			this.#tabs?.postMessage('out');
+			this.#clear();
+		}
+	}
+
+	/** One renewal at a time, whoever asks. Empty when the session is over. */
+	#renewed(refused: string): Promise<string> {
+		if (refused !== this.#token && this.#token) return Promise.resolve(this.#token);
+		this.#renewing ??= this.#renew().finally(() => (this.#renewing = null));
+		return this.#renewing;
+	}
+
+	async #renew(): Promise<string> {
+		const response = await fetch('/v1/auth/refresh', { method: 'POST', headers: { 'X-Skerry-Refresh': '1' } }).catch(() => null);
+		if (response?.ok) {
+			this.take((await response.json()) as Auth, false);
+			return this.#token;
+		}
+		if (response && response.status < 500 && response.status !== 429) {
+			this.#clear();
+			return '';
+		}
+		if (this.state === 'unknown') throw new ApiError(response?.status ?? 0, 'offline', 'Skerry cannot be reached.');
+		return Date.now() < this.#expires ? this.#token : '';
+	}
+
+	#clear(): void {
+		this.#token = '';
+		this.#expires = 0;
+		this.user = null;
+		this.team = null;
+		this.state = 'out';
+		this.epoch++;
+	}
+}
+
+export const session = new Session();
