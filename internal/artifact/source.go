@@ -18,6 +18,15 @@ type Source struct {
 	Key ContentKey
 }
 
+// String keeps addresses and keys out of whatever prints them.
+func (Source) String() string { return "[source]" }
+
+// GoString is String.
+func (s Source) GoString() string { return s.String() }
+
+// LogValue implements slog.LogValuer.
+func (s Source) LogValue() slog.Value { return slog.StringValue(s.String()) }
+
 // ContentKey is a team's: 32 bytes, or none.
 type ContentKey []byte
 

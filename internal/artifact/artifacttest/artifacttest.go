@@ -23,6 +23,7 @@ func Run(t *testing.T, open func(t *testing.T) artifact.Store) {
 		"BrokenStreamLeavesNothing":  brokenStream,
 		"FI04_BadKeysAreRefused":     badKeys,
 		"P1_TeamsShareNothing":       teamsApart,
+		"P1_ALateDeleteHitsNothing":  lateDelete,
 		"ListPages":                  listPages,
 		"ConcurrentPutsOfOneBlob":    concurrentPuts,
 		"ReadersSurviveDelete":       readersSurvive,
@@ -161,6 +162,24 @@ func teamsApart(t *testing.T, s artifact.Store) {
 	}
 	if got := read(t, s, other); got != "secret" {
 		t.Errorf("the other team's blob reads %q", got)
+	}
+}
+
+func lateDelete(t *testing.T, s artifact.Store) {
+	old := put(t, s, id.NewTeam(), "again")
+	anew := old
+	anew.Object++
+	if err := s.Put(t.Context(), anew, strings.NewReader("again"), 5); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Delete(t.Context(), old); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, s, anew); got != "again" {
+		t.Errorf("what was stored anew reads %q", got)
+	}
+	if _, err := s.Stat(t.Context(), old); !errors.Is(err, artifact.ErrNotFound) {
+		t.Errorf("the old one: %v", err)
 	}
 }
 

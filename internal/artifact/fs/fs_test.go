@@ -29,7 +29,7 @@ func TestStore_FilesArePrivateAndNothingIsLeft(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	key := artifact.ChunkKey(id.NewTeam(), artifact.DigestOf([]byte("x")))
+	key := artifact.ChunkKey(id.NewTeam(), artifact.DigestOf([]byte("x")), 1)
 	for _, content := range []string{"y", "xx", "x"} {
 		_ = s.Put(t.Context(), key, strings.NewReader(content), int64(len(content)))
 	}
