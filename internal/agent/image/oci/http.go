@@ -1,0 +1,177 @@
+package oci
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+
+	"skerry.dev/skerry/internal/kernel/errs"
+)
+
+const (
+	dialTimeout   = 15 * time.Second
+	answerTimeout = time.Minute
+	// stallTimeout ends a download that gives nothing for so long.
+	stallTimeout = time.Minute
+)
+
+// client is the way to one registry and to where it keeps its bytes. Proxies of
+// the agent's environment are used.
+type client struct {
+	transport *http.Transport
+	loopback  bool // the reference itself names a registry on this machine
+	denied    []netip.Prefix
+	stall     time.Duration
+
+	mu      sync.Mutex
+	proxies map[string]bool // addresses of proxies in use
+}
+
+func (r Registries) client(registry name.Registry) *client {
+	host := registry.RegistryStr()
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	c := &client{loopback: isLoopback(host), denied: r.Denied, stall: cmp.Or(r.stall, stallTimeout), proxies: make(map[string]bool)}
+	c.transport = &http.Transport{
+		Proxy: c.proxy, DialContext: c.dial, ForceAttemptHTTP2: true,
+		TLSHandshakeTimeout: dialTimeout, ResponseHeaderTimeout: answerTimeout,
+		MaxIdleConnsPerHost: parallel, IdleConnTimeout: time.Minute, MaxResponseHeaderBytes: 64 << 10,
+	}
+	return c
+}
+
+// parallel is how many layers are fetched at once.
+const parallel = 3
+
+func isLoopback(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	ip, err := netip.ParseAddr(trimBrackets(host))
+	return err == nil && ip.Unmap().IsLoopback()
+}
+
+func trimBrackets(host string) string {
+	if len(host) > 1 && host[0] == '[' && host[len(host)-1] == ']' {
+		return host[1 : len(host)-1]
+	}
+	return host
+}
+
+// CloseIdleConnections ends what is kept for the next request.
+func (c *client) CloseIdleConnections() { c.transport.CloseIdleConnections() }
+
+// RoundTrip implements http.RoundTripper.
+func (c *client) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Scheme != "https" && !(c.loopback && isLoopback(r.URL.Hostname())) {
+		return nil, errs.FailedPrecondition("registry_insecure", fmt.Sprintf(
+			"The registry wants %.100s to be read without encryption. Registries are read by HTTPS only.", r.URL.Host))
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	resp, err := c.transport.RoundTrip(r.WithContext(ctx))
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	b := &watchedBody{body: resp.Body, cancel: cancel, within: c.stall}
+	b.timer = time.AfterFunc(c.stall, b.expire)
+	resp.Body = b
+	return resp, nil
+}
+
+// watchedBody is cut off when nothing comes.
+type watchedBody struct {
+	body    io.ReadCloser
+	cancel  context.CancelFunc
+	within  time.Duration
+	timer   *time.Timer
+	mu      sync.Mutex
+	stalled bool
+}
+
+func (b *watchedBody) expire() {
+	b.mu.Lock()
+	b.stalled = true
+	b.mu.Unlock()
+	b.cancel()
+}
+
+func (b *watchedBody) Read(p []byte) (int, error) {
+	b.timer.Reset(b.within)
+	n, err := b.body.Read(p)
+	b.timer.Stop() // the reader may take its time
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err != nil && b.stalled {
+		err = fmt.Errorf("nothing came for %s: %w", b.within, context.DeadlineExceeded)
+	}
+	return n, err
+}
+
+func (b *watchedBody) Close() error {
+	b.timer.Stop()
+	err := b.body.Close()
+	b.cancel()
+	return err
+}
+
+func (c *client) proxy(r *http.Request) (*url.URL, error) {
+	u, err := http.ProxyFromEnvironment(r)
+	if err != nil || u == nil {
+		return u, err
+	}
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443", "socks5": "1080", "socks5h": "1080"}[u.Scheme]
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.proxies[net.JoinHostPort(u.Hostname(), port)] = true
+	return u, nil
+}
+
+// errDenied is what a connection to a forbidden address fails with.
+var errDenied = errors.New("the address is not one a registry may have")
+
+// dial connects to where registries may be. What a name leads to is looked at
+// when it is connected to, so that nothing comes in between.
+func (c *client) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	d := net.Dialer{Timeout: dialTimeout}
+	c.mu.Lock()
+	free := c.proxies[address]
+	c.mu.Unlock()
+	if !free {
+		d.Control = func(_, address string, _ syscall.RawConn) error {
+			at, err := netip.ParseAddrPort(address)
+			if err != nil {
+				return err
+			}
+			return c.allowed(at.Addr())
+		}
+	}
+	return d.DialContext(ctx, network, address)
+}
+
+func (c *client) allowed(ip netip.Addr) error {
+	ip = ip.Unmap().WithZone("")
+	refused := ip.IsLinkLocalUnicast() || ip.IsMulticast() || ip.IsUnspecified() || ip.IsLoopback() && !c.loopback
+	for _, p := range c.denied {
+		refused = refused || p.Contains(ip)
+	}
+	if refused {
+		return errs.Forbidden("registry_denied", "The registry leads to an address this host does not connect to.").Because(fmt.Errorf("%w: %s", errDenied, ip))
+	}
+	return nil
+}
