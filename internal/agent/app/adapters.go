@@ -52,6 +52,11 @@ func (i images) Acquire(ctx context.Context, img journal.Image, owner string) (s
 	}, owner, i.clients)
 }
 
+// Fetch implements carry.Images.
+func (i images) Fetch(ctx context.Context, img journal.Image, progress transfer.Progress) error {
+	return i.cache.Fetch(ctx, image.Image{Digest: artifact.Digest(img.Digest), SizeBytes: img.SizeBytes, From: img.From}, i.clients, progress)
+}
+
 func (i images) Release(ctx context.Context, digest, owner string) error {
 	return i.cache.Release(ctx, artifact.Digest(digest), owner)
 }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"skerry.dev/skerry/internal/agent/carry"
 	"skerry.dev/skerry/internal/agent/engine"
 	"skerry.dev/skerry/internal/agent/engine/gvisor"
 	"skerry.dev/skerry/internal/agent/identity"
@@ -135,6 +136,11 @@ func run(ctx context.Context, cfg Config, opts Options) (err error) {
 	if err := m.Recover(ctx); err != nil {
 		return err
 	}
+	carrier, err := openCarrier(cfg, m, states, imgs, engines, transfers)
+	if err != nil {
+		return err
+	}
+	down.add(func() error { carrier.Close(); return nil })
 	facts, err := hostFacts(cfg, engineFacts)
 	if err != nil {
 		return err
@@ -148,7 +154,22 @@ func run(ctx context.Context, cfg Config, opts Options) (err error) {
 	if err != nil {
 		return err
 	}
-	return serve(ctx, cfg, opts, j, me, m, facts, buildBase(cfg.DataDir, transfers))
+	return serve(ctx, cfg, opts, served{
+		journal: j, me: me, manager: m, facts: facts, build: buildBase(cfg.DataDir, transfers), carrier: carrier,
+		engines: engines, states: states,
+	})
+}
+
+// served is what answers and keeps in touch.
+type served struct {
+	journal *journal.Journal
+	me      *identity.Identity
+	manager *manager.Manager
+	facts   identity.Facts
+	build   rpcserver.BuildBase
+	carrier *carry.Carrier
+	engines map[string]engine.Engine
+	states  *state.Store
 }
 
 // openEngines makes sure of the shim and returns what this host offers. An
@@ -163,7 +184,8 @@ func openEngines(ctx context.Context, cfg Config, opts Options, tag string, down
 		return nil, err
 	}
 	g, err := gvisor.New(gvisor.Config{
-		StateDir: filepath.Join(cfg.DataDir, "run", "g"), Runsc: cfg.Runsc, Tag: tag, Logger: cfg.Logger,
+		StateDir: filepath.Join(cfg.DataDir, "run", "g"), Runsc: cfg.Runsc, BuildsDir: filepath.Join(cfg.DataDir, "engines", "gvisor"),
+		Tag: tag, Logger: cfg.Logger,
 	}, sh)
 	if err != nil {
 		return nil, err
@@ -229,14 +251,15 @@ func register(ctx context.Context, cfg Config, me *identity.Identity, facts iden
 }
 
 // serve listens and keeps in touch until ctx ends.
-func serve(ctx context.Context, cfg Config, opts Options, j *journal.Journal, me *identity.Identity, m *manager.Manager, facts identity.Facts, build rpcserver.BuildBase) error {
+func serve(ctx context.Context, cfg Config, opts Options, s served) error {
+	j, me, m, facts := s.journal, s.me, s.manager, s.facts
 	tlsConfig, err := me.ServerConfig()
 	if err != nil {
 		return err
 	}
 	srv, err := rpcserver.New(rpcserver.Config{
 		Facts:     rpcserver.Facts{HostID: me.HostID(), Version: cfg.Version, Generation: j.Generation()},
-		Sandboxes: m, BuildBase: build, TLS: tlsConfig, Watchers: cfg.watch.calls, Logger: cfg.Logger,
+		Sandboxes: m, Carrier: s.carrier, BuildBase: s.build, TLS: tlsConfig, Watchers: cfg.watch.calls, Logger: cfg.Logger,
 	})
 	if err != nil {
 		return err
@@ -248,7 +271,8 @@ func serve(ctx context.Context, cfg Config, opts Options, j *journal.Journal, me
 	}
 	contact := identity.Contact{
 		Identity: me, Generation: j.Generation(), Version: cfg.Version, Address: advertised(cfg, ln.Addr()),
-		Engines: facts.Engines, Heartbeat: cfg.Heartbeat, Outbox: j, Load: load(cfg, m), Samples: samples(m), SampleEvery: cfg.SampleEvery,
+		Engines:   func(ctx context.Context) []identity.EngineFact { _, now := probe(ctx, s.engines); return now },
+		Heartbeat: cfg.Heartbeat, Outbox: j, Load: load(cfg, m), Samples: samples(m), SampleEvery: cfg.SampleEvery,
 	}
 	cfg.Logger.Info("the agent is up", "host_id", me.HostID().String(), "address", contact.Address, "generation", j.Generation())
 	if opts.Ready != nil {
@@ -260,6 +284,7 @@ func serve(ctx context.Context, cfg Config, opts Options, j *journal.Journal, me
 	parts.Go(func(ctx context.Context) error { contact.Deliver(ctx); return nil })
 	parts.Go(func(ctx context.Context) error { contact.Measure(ctx); return nil })
 	parts.Go(func(ctx context.Context) error { return contact.Rejoin(ctx, facts) })
+	parts.Go(func(ctx context.Context) error { keepBuilds(ctx, cfg, s.engines, s.states); return nil })
 	parts.Go(func(ctx context.Context) error {
 		select {
 		case <-me.Deleted():

@@ -70,8 +70,11 @@ func probe(ctx context.Context, engines map[string]engine.Engine) (versions map[
 		c := e.Probe(ctx)
 		versions[name] = c.Version
 		facts = append(facts, identity.EngineFact{
-			Name: name, Version: c.Version, Healthy: c.Healthy, Reasons: append([]string{}, c.Reasons...), CPUFeatures: c.CPUFeatures,
+			Name: name, Version: c.Version, Digest: c.Digest, Healthy: c.Healthy, Reasons: append([]string{}, c.Reasons...), CPUFeatures: c.CPUFeatures,
 		})
+		for _, b := range c.Builds {
+			facts[len(facts)-1].Builds = append(facts[len(facts)-1].Builds, identity.BuildFact(b))
+		}
 	}
 	slices.SortFunc(facts, func(a, b identity.EngineFact) int { return strings.Compare(a.Name, b.Name) })
 	return versions, facts

@@ -31,7 +31,7 @@ func mustCreate(t *testing.T, a *agent, s journal.Spec) manager.Report {
 	if r.Phase != journal.PhaseRunning {
 		t.Fatalf("created in phase %s", r.Phase)
 	}
-	if r.Engine != "fake" || r.EngineVersion != "f1" {
+	if r.Engine != "fake" || r.EngineVersion != "fake-1" {
 		t.Fatalf("created by %s %s", r.Engine, r.EngineVersion)
 	}
 	return r

@@ -3,10 +3,12 @@ package manager
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 
 	"skerry.dev/skerry/internal/agent/engine"
+	"skerry.dev/skerry/internal/agent/state"
 	"skerry.dev/skerry/internal/kernel/errs"
 )
 
@@ -39,11 +41,12 @@ func unfit(what string, have, want any) error {
 // memory, knows the host by the secret of the place it was taken at.
 func (b *build) restore(ctx context.Context) error {
 	dir, secret := b.held.Dir, b.rec.InitSecret
+	b.rec.EngineVersion = b.held.EngineVersion
 	switch {
 	case b.held.Memory && b.rec.Spec.DiskOnly:
 		disk, err := b.disk(ctx)
 		if err != nil {
-			return unrestored(err)
+			return unrestored(b.held.State, err)
 		}
 		defer os.RemoveAll(disk) // an undo removes it with the working directory
 		dir = disk
@@ -52,13 +55,19 @@ func (b *build) restore(ctx context.Context) error {
 	}
 	h, err := b.engine.Restore(ctx, b.rec.Handle, dir)
 	if err != nil {
-		return unrestored(err)
+		return unrestored(b.held.State, err)
 	}
 	b.started(h, secret)
 	return nil
 }
 
-func unrestored(err error) error {
+// unrestored says why a state could not be started from.
+func unrestored(st state.State, err error) error {
+	if errors.Is(err, engine.ErrNoBuild) {
+		return errs.FailedPrecondition("engine_build_missing", fmt.Sprintf(
+			"The saved state was made by %s %s, which this host does not have. Its memory cannot come back here without it; its disk may: try again without memory.", st.Engine, st.EngineVersion)).
+			With("engine", st.Engine).With("version", st.EngineVersion).Because(err)
+	}
 	if errors.Is(err, engine.ErrUnsupported) {
 		return errs.FailedPrecondition("state_incompatible", "The saved state does not fit this host: "+err.Error()).Because(err)
 	}

@@ -355,7 +355,7 @@ func boot(t testing.TB, w *world, dir string, change ...func(*manager.Config)) *
 	}
 	a.states = states
 	cfg := manager.Config{
-		Journal: j, Engines: map[string]engine.Engine{"fake": mortal{fake.New(w.sim), a.view}}, Versions: map[string]string{"fake": "f1"},
+		Journal: j, Engines: map[string]engine.Engine{"fake": mortal{fake.New(w.sim), a.view}}, Versions: map[string]string{"fake": "fake-1"},
 		Networks: networks{a.view}, Images: images{a.view}, InstancesDir: filepath.Join(dir, "instances"),
 		NewGuest: func(o manager.GuestOptions) manager.Guest {
 			d := &daemon{view: a.view, opts: o}

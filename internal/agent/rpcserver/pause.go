@@ -54,6 +54,9 @@ func (s *service) CheckpointSandbox(ctx context.Context, in *agentv1.CheckpointS
 func (s *service) DeleteState(ctx context.Context, in *agentv1.DeleteStateRequest) (*agentv1.DeleteStateResponse, error) {
 	which, err := id.Snapshot{}.ParseBare(in.GetStateId())
 	if err == nil {
+		err = s.carrier.Drop(ctx, which) // it is not waited for
+	}
+	if err == nil {
 		err = s.sandboxes.DeleteState(ctx, which)
 	}
 	if err != nil {

@@ -60,6 +60,7 @@ type service struct {
 
 	facts     Facts
 	sandboxes Sandboxes
+	carrier   Carrier
 	build     BuildBase
 	building  sync.Mutex
 }
@@ -110,7 +111,7 @@ func specOf(in *agentv1.CreateSandboxRequest) (journal.Spec, error) {
 		State: from, DiskOnly: in.GetDiskOnly(), Deadline: timeOf(in.GetDeadline()),
 		Sandbox: sandbox, Incarnation: in.GetIncarnation(), Team: team, Template: template, Engine: in.GetEngine(),
 		Image: journal.Image{
-			Digest: in.GetImage().GetDigest(), SizeBytes: in.GetImage().GetSizeBytes(), ManifestURL: in.GetImage().GetFrom().GetUrl(),
+			Digest: in.GetImage().GetDigest(), SizeBytes: in.GetImage().GetSizeBytes(), From: sourceOf(in.GetImage().GetFrom()),
 		},
 		Resources: journal.Resources{
 			CPUMillis: int(in.GetResources().GetCpuMillis()), MemoryBytes: int64(in.GetResources().GetMemoryMb()) * mib,

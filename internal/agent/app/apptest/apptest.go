@@ -15,6 +15,7 @@ import (
 	"skerry.dev/skerry/internal/agent/engine/fake"
 	"skerry.dev/skerry/internal/agent/journal"
 	"skerry.dev/skerry/internal/agent/manager"
+	"skerry.dev/skerry/internal/artifact/transfer"
 )
 
 // Machine is what one host really holds.
@@ -109,6 +110,9 @@ func (i Images) Acquire(_ context.Context, img journal.Image, owner string) (str
 	i.m.images[owner] = img.Digest
 	return "/", nil
 }
+
+// Fetch implements carry.Images: every image is there.
+func (Images) Fetch(context.Context, journal.Image, transfer.Progress) error { return nil }
 
 // Release implements manager.Images.
 func (i Images) Release(_ context.Context, _, owner string) error {
