@@ -70,9 +70,7 @@ func newWorld(t testing.TB) *world {
 	t.Helper()
 	testkit.Root(t)
 	runsc := testkit.Runsc(t)
-	b := make([]byte, 4)
-	_, _ = rand.Read(b)
-	tag := "t" + hex.EncodeToString(b)
+	tag := newTag(t)
 	dir, err := os.MkdirTemp("", "gv")
 	if err != nil {
 		t.Fatal(err)
@@ -206,6 +204,30 @@ func (w *world) spec(t testing.TB) engine.Spec {
 	}
 }
 
+// block is where the addresses of a world's slots begin, in 198.18.0.0/15, which
+// is for measurements.
+func block(tag []byte) net.IP { return net.IPv4(198, 18+tag[0]&1, tag[1], 0).To4() }
+
+// newTag returns a tag whose block no link of this host is in: a test that was
+// killed leaves its links, and what is sent to their addresses arrives nowhere.
+func newTag(t testing.TB) string {
+	t.Helper()
+	addrs, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 4)
+	for range 1000 {
+		_, _ = rand.Read(b)
+		block := net.IPNet{IP: block(b), Mask: net.CIDRMask(24, 32)}
+		if !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return block.Contains(a.IP) }) {
+			return "t" + hex.EncodeToString(b)
+		}
+	}
+	t.Fatal("no addresses are left for this test")
+	return ""
+}
+
 func (w *world) slotName(n int) string { return fmt.Sprintf("%s-%d", w.tag, n) }
 
 // slot makes a namespace with a cable to the host.
@@ -219,8 +241,9 @@ func (w *world) slot(t testing.TB) engine.Network {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// 198.18.0.0/15 is for measurements; a /30 each.
-	base := net.IPv4(198, 18+tag[0]&1, tag[1]+byte(n/64), byte(n%64*4)).To4()
+	base := block(tag)
+	base[2] += byte(n / 64)
+	base[3] = byte(n % 64 * 4) // a /30 each
 	host, guest := slices.Clone(base), slices.Clone(base)
 	host[3], guest[3] = base[3]+1, base[3]+2
 	name := w.slotName(n)
