@@ -23,6 +23,7 @@ import (
 	"skerry.dev/skerry/internal/control/apikey/apikeyhttp"
 	"skerry.dev/skerry/internal/control/apikey/apikeypg"
 	"skerry.dev/skerry/internal/control/artifact"
+	"skerry.dev/skerry/internal/control/artifact/artifactpg"
 	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/audit/audithttp"
 	"skerry.dev/skerry/internal/control/audit/auditpg"
@@ -85,6 +86,7 @@ type control struct {
 	artifacts *artifact.Service
 	moves     http.Handler // of bytes, between hosts and the store
 	collector *artifact.Collector
+	engines   *artifact.EngineKeeper
 	replays   *idempotency.Service
 	trail     *audit.Trail
 	pruner    *audit.Pruner
@@ -213,6 +215,7 @@ func (c *control) openRooms(ctx context.Context) (err error) {
 	c.tickets = event.NewTickets(eventpg.New(c.pool).Tickets(), callers{c.accounts, c.apiKeys})
 	hosts := hostpg.New(c.pool)
 	c.hosts = host.NewService(hosts, c.keys, c.cfg.secret, agents, c.cfg.AgentURL, c.log)
+	c.engines = artifact.NewEngineKeeper(artifactpg.New(c.pool), agents, c.artifacts, c.log)
 	c.templates = template.NewService(templatepg.New(c.pool), c.hosts, agents, c.artifacts)
 
 	sandboxes := watchedStore{sandboxpg.New(c.pool), c.tel.Observer()}
@@ -324,7 +327,7 @@ func (c *control) serve(ctx context.Context, public, agents net.Listener) error 
 	loops, _ := lifecycle.NewGroup(context.WithoutCancel(ctx))
 	for _, loop := range []func(context.Context) error{
 		c.runner.Run, c.watch.Run, c.monitor.Run, sandbox.NewSweep(c.sandboxes, c.log).Run, c.accounts.Run, c.apiKeys.Run, c.teams.Run, c.web.Recheck, c.forget, c.pruner.Run, c.refusals.Run,
-		c.collector.Run, c.feed.Run, c.tickets.Run, c.logins.Run, sandbox.NewDrainer(c.sandboxes, c.log).Run, c.links.Follow(hostpg.New(c.pool), c.log),
+		c.collector.Run, c.engines.Run, c.feed.Run, c.tickets.Run, c.logins.Run, sandbox.NewDrainer(c.sandboxes, c.log).Run, c.links.Follow(hostpg.New(c.pool), c.log),
 	} {
 		loops.Go(loop)
 	}

@@ -18,8 +18,8 @@ UPDATE artifacts SET lease_until = now() WHERE id = sqlc.arg(id) AND status = 'u
 -- An artifact, and what there is to know of the host that asks.
 SELECT a.*, coalesce(o.type = 'byoc', false)::bool AS made_on_byoc,
     coalesce(r.type, '')::text AS asker_type, coalesce(r.team_id, '00000000-0000-0000-0000-000000000000'::uuid)::uuid AS asker_team,
-    coalesce(r.deleted_at IS NULL AND (r.registered_at IS NULL
-        OR EXISTS (SELECT FROM host_refresh_tokens f WHERE f.host_id = r.id AND f.revoked_at IS NULL)), false)::bool AS asker_trusted
+    (r.id IS NOT NULL AND r.deleted_at IS NULL AND (r.registered_at IS NULL
+        OR EXISTS (SELECT FROM host_refresh_tokens f WHERE f.host_id = r.id AND f.revoked_at IS NULL)))::bool AS asker_trusted
 FROM artifacts a
 LEFT JOIN hosts o ON o.id = a.host_id
 LEFT JOIN hosts r ON r.id = sqlc.narg(asker)::uuid
@@ -178,3 +178,53 @@ INSERT INTO team_keys (team_id, sealed) VALUES (sqlc.arg(team_id), sqlc.arg(seal
 
 -- name: TeamKey :one
 SELECT sealed FROM team_keys WHERE team_id = sqlc.arg(team_id);
+
+-- name: RecordEngines :exec
+-- What hosts say they have, each for those who may run it. Of two programs that
+-- call themselves the same version the first one counts.
+INSERT INTO engine_builds (team_id, engine, version, arch, digest)
+SELECT DISTINCT ON (h.team_id, e.engine, b.version, h.arch) h.team_id, e.engine, b.version, h.arch, b.digest
+FROM hosts h
+CROSS JOIN LATERAL (SELECT x->>'name' AS engine, x AS line FROM jsonb_array_elements(h.engines) AS x) e
+CROSS JOIN LATERAL (
+    SELECT e.line->>'version' AS version, e.line->>'digest' AS digest
+    UNION ALL
+    SELECT k->>'version', k->>'digest' FROM jsonb_array_elements(CASE jsonb_typeof(e.line->'builds') WHEN 'array' THEN e.line->'builds' ELSE '[]' END) AS k
+) b
+WHERE h.deleted_at IS NULL AND h.arch <> '' AND e.engine <> '' AND b.version <> '' AND b.digest ~ '^[0-9a-f]{64}$'
+ORDER BY h.team_id, e.engine, b.version, h.arch, b.digest
+ON CONFLICT (team_id, engine, version, arch) DO UPDATE SET seen_at = now()
+WHERE engine_builds.seen_at < now() - interval '1 hour';
+
+-- name: TakeEngineUpload :one
+-- One that the store lacks and a host in reach has.
+SELECT b.team_id, b.engine, b.version, b.arch, b.digest, b.artifact_id, h.id AS host_id, h.address, h.generation
+FROM engine_builds b
+JOIN LATERAL (
+    SELECT h.id, h.address, h.generation FROM hosts h
+    WHERE h.team_id = b.team_id AND h.arch = b.arch AND h.status IN ('online', 'draining') AND h.deleted_at IS NULL
+      AND (h.engines @> jsonb_build_array(jsonb_build_object('name', b.engine, 'version', b.version, 'digest', b.digest))
+        OR h.engines @> jsonb_build_array(jsonb_build_object('name', b.engine,
+            'builds', jsonb_build_array(jsonb_build_object('version', b.version, 'digest', b.digest)))))
+    ORDER BY random() LIMIT 1
+) h ON true
+WHERE (b.upload_at IS NULL OR b.upload_at <= now())
+  AND NOT EXISTS (SELECT FROM artifacts a WHERE a.id = b.artifact_id AND a.status = 'ready')
+ORDER BY b.upload_at NULLS FIRST LIMIT 1 FOR UPDATE OF b SKIP LOCKED;
+
+-- name: SetEngineUpload :exec
+UPDATE engine_builds SET artifact_id = sqlc.narg(artifact_id), upload_at = now() + make_interval(secs => sqlc.arg(secs)::float8)
+WHERE team_id = sqlc.arg(team_id) AND engine = sqlc.arg(engine) AND version = sqlc.arg(version) AND arch = sqlc.arg(arch);
+
+-- name: EngineUploaded :exec
+UPDATE engine_builds SET upload_at = CASE WHEN sqlc.arg(secs)::float8 > 0 THEN now() + make_interval(secs => sqlc.arg(secs)::float8) END
+WHERE team_id = sqlc.arg(team_id) AND engine = sqlc.arg(engine) AND version = sqlc.arg(version) AND arch = sqlc.arg(arch)
+  AND artifact_id = sqlc.narg(artifact_id);
+
+-- name: PruneEngines :execrows
+DELETE FROM engine_builds WHERE (team_id, engine, version, arch) IN (
+    SELECT b.team_id, b.engine, b.version, b.arch FROM engine_builds b
+    WHERE b.seen_at < now() - make_interval(secs => sqlc.arg(unseen_secs)::float8)
+      AND NOT EXISTS (SELECT FROM snapshots s WHERE s.deleted_at IS NULL AND s.memory AND s.engine = b.engine AND s.engine_version = b.version
+          AND (s.team_id = b.team_id OR b.team_id = '00000000-0000-0000-0000-000000000000'))
+    ORDER BY b.seen_at LIMIT sqlc.arg(max_rows) FOR UPDATE SKIP LOCKED);

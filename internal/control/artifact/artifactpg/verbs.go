@@ -16,7 +16,7 @@ import (
 // caller also sets what points at it.
 func Begin(ctx context.Context, tx pgx.Tx, n artifact.New) error {
 	return sqlcgen.New().Insert(ctx, tx, sqlcgen.InsertParams{
-		ID: n.ID, TeamID: n.Team, Kind: string(n.Kind), HostID: host(n.Host), LeaseSecs: seconds(cmp.Or(n.Lease, artifact.Lease)),
+		ID: n.ID, TeamID: n.Team, Kind: string(n.Kind), HostID: nullable(n.Host), LeaseSecs: seconds(cmp.Or(n.Lease, artifact.Lease)),
 	})
 }
 
@@ -24,7 +24,7 @@ func Begin(ctx context.Context, tx pgx.Tx, n artifact.New) error {
 // for so long (0 is the usual time); what it has brought so far stays. false: it
 // is over, or was given up meanwhile; Begin another one.
 func Again(ctx context.Context, tx pgx.Tx, a id.Artifact, by id.Host, lease time.Duration) (bool, error) {
-	n, err := sqlcgen.New().Again(ctx, tx, sqlcgen.AgainParams{ID: a, HostID: host(by), LeaseSecs: seconds(cmp.Or(lease, artifact.Lease))})
+	n, err := sqlcgen.New().Again(ctx, tx, sqlcgen.AgainParams{ID: a, HostID: nullable(by), LeaseSecs: seconds(cmp.Or(lease, artifact.Lease))})
 	return n == 1, err
 }
 
@@ -43,7 +43,7 @@ func Abandon(ctx context.Context, tx pgx.Tx, a id.Artifact) error {
 	return sqlcgen.New().Abandon(ctx, tx, a)
 }
 
-func host(h id.Host) *id.Host {
+func nullable(h id.Host) *id.Host {
 	if h.IsZero() {
 		return nil
 	}

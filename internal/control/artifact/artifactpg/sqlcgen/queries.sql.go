@@ -229,6 +229,33 @@ func (q *Queries) Doom(ctx context.Context, db DBTX, arg DoomParams) error {
 	return err
 }
 
+const engineUploaded = `-- name: EngineUploaded :exec
+UPDATE engine_builds SET upload_at = CASE WHEN $1::float8 > 0 THEN now() + make_interval(secs => $1::float8) END
+WHERE team_id = $2 AND engine = $3 AND version = $4 AND arch = $5
+  AND artifact_id = $6
+`
+
+type EngineUploadedParams struct {
+	Secs       float64
+	TeamID     id.Team
+	Engine     string
+	Version    string
+	Arch       string
+	ArtifactID *id.Artifact
+}
+
+func (q *Queries) EngineUploaded(ctx context.Context, db DBTX, arg EngineUploadedParams) error {
+	_, err := db.Exec(ctx, engineUploaded,
+		arg.Secs,
+		arg.TeamID,
+		arg.Engine,
+		arg.Version,
+		arg.Arch,
+		arg.ArtifactID,
+	)
+	return err
+}
+
 const expireUploads = `-- name: ExpireUploads :execrows
 UPDATE artifacts SET status = 'deleting', lease_until = NULL
 WHERE id IN (SELECT a.id FROM artifacts a WHERE a.status = 'uploading' AND a.lease_until < now()
@@ -366,8 +393,8 @@ func (q *Queries) LockUnreferenced(ctx context.Context, db DBTX, arg LockUnrefer
 const look = `-- name: Look :one
 SELECT a.id, a.team_id, a.kind, a.status, a.host_id, a.lease_until, a.manifest_digest, a.manifest_object, a.size_bytes, a.stored_bytes, a.sent_bytes, a.created_at, a.ready_at, coalesce(o.type = 'byoc', false)::bool AS made_on_byoc,
     coalesce(r.type, '')::text AS asker_type, coalesce(r.team_id, '00000000-0000-0000-0000-000000000000'::uuid)::uuid AS asker_team,
-    coalesce(r.deleted_at IS NULL AND (r.registered_at IS NULL
-        OR EXISTS (SELECT FROM host_refresh_tokens f WHERE f.host_id = r.id AND f.revoked_at IS NULL)), false)::bool AS asker_trusted
+    (r.id IS NOT NULL AND r.deleted_at IS NULL AND (r.registered_at IS NULL
+        OR EXISTS (SELECT FROM host_refresh_tokens f WHERE f.host_id = r.id AND f.revoked_at IS NULL)))::bool AS asker_trusted
 FROM artifacts a
 LEFT JOIN hosts o ON o.id = a.host_id
 LEFT JOIN hosts r ON r.id = $1::uuid
@@ -478,12 +505,83 @@ func (q *Queries) Prolong(ctx context.Context, db DBTX, arg ProlongParams) error
 	return err
 }
 
+const pruneEngines = `-- name: PruneEngines :execrows
+DELETE FROM engine_builds WHERE (team_id, engine, version, arch) IN (
+    SELECT b.team_id, b.engine, b.version, b.arch FROM engine_builds b
+    WHERE b.seen_at < now() - make_interval(secs => $1::float8)
+      AND NOT EXISTS (SELECT FROM snapshots s WHERE s.deleted_at IS NULL AND s.memory AND s.engine = b.engine AND s.engine_version = b.version
+          AND (s.team_id = b.team_id OR b.team_id = '00000000-0000-0000-0000-000000000000'))
+    ORDER BY b.seen_at LIMIT $2 FOR UPDATE SKIP LOCKED)
+`
+
+type PruneEnginesParams struct {
+	UnseenSecs float64
+	MaxRows    int32
+}
+
+func (q *Queries) PruneEngines(ctx context.Context, db DBTX, arg PruneEnginesParams) (int64, error) {
+	result, err := db.Exec(ctx, pruneEngines, arg.UnseenSecs, arg.MaxRows)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const recordEngines = `-- name: RecordEngines :exec
+INSERT INTO engine_builds (team_id, engine, version, arch, digest)
+SELECT DISTINCT ON (h.team_id, e.engine, b.version, h.arch) h.team_id, e.engine, b.version, h.arch, b.digest
+FROM hosts h
+CROSS JOIN LATERAL (SELECT x->>'name' AS engine, x AS line FROM jsonb_array_elements(h.engines) AS x) e
+CROSS JOIN LATERAL (
+    SELECT e.line->>'version' AS version, e.line->>'digest' AS digest
+    UNION ALL
+    SELECT k->>'version', k->>'digest' FROM jsonb_array_elements(CASE jsonb_typeof(e.line->'builds') WHEN 'array' THEN e.line->'builds' ELSE '[]' END) AS k
+) b
+WHERE h.deleted_at IS NULL AND h.arch <> '' AND e.engine <> '' AND b.version <> '' AND b.digest ~ '^[0-9a-f]{64}$'
+ORDER BY h.team_id, e.engine, b.version, h.arch, b.digest
+ON CONFLICT (team_id, engine, version, arch) DO UPDATE SET seen_at = now()
+WHERE engine_builds.seen_at < now() - interval '1 hour'
+`
+
+// What hosts say they have, each for those who may run it. Of two programs that
+// call themselves the same version the first one counts.
+func (q *Queries) RecordEngines(ctx context.Context, db DBTX) error {
+	_, err := db.Exec(ctx, recordEngines)
+	return err
+}
+
 const removed = `-- name: Removed :exec
 DELETE FROM doomed_objects WHERE key = ANY($1::text[])
 `
 
 func (q *Queries) Removed(ctx context.Context, db DBTX, keys []string) error {
 	_, err := db.Exec(ctx, removed, keys)
+	return err
+}
+
+const setEngineUpload = `-- name: SetEngineUpload :exec
+UPDATE engine_builds SET artifact_id = $1, upload_at = now() + make_interval(secs => $2::float8)
+WHERE team_id = $3 AND engine = $4 AND version = $5 AND arch = $6
+`
+
+type SetEngineUploadParams struct {
+	ArtifactID *id.Artifact
+	Secs       float64
+	TeamID     id.Team
+	Engine     string
+	Version    string
+	Arch       string
+}
+
+func (q *Queries) SetEngineUpload(ctx context.Context, db DBTX, arg SetEngineUploadParams) error {
+	_, err := db.Exec(ctx, setEngineUpload,
+		arg.ArtifactID,
+		arg.Secs,
+		arg.TeamID,
+		arg.Engine,
+		arg.Version,
+		arg.Arch,
+	)
 	return err
 }
 
@@ -658,6 +756,52 @@ func (q *Queries) TakeDoomed(ctx context.Context, db DBTX, arg TakeDoomedParams)
 		return nil, err
 	}
 	return items, nil
+}
+
+const takeEngineUpload = `-- name: TakeEngineUpload :one
+SELECT b.team_id, b.engine, b.version, b.arch, b.digest, b.artifact_id, h.id AS host_id, h.address, h.generation
+FROM engine_builds b
+JOIN LATERAL (
+    SELECT h.id, h.address, h.generation FROM hosts h
+    WHERE h.team_id = b.team_id AND h.arch = b.arch AND h.status IN ('online', 'draining') AND h.deleted_at IS NULL
+      AND (h.engines @> jsonb_build_array(jsonb_build_object('name', b.engine, 'version', b.version, 'digest', b.digest))
+        OR h.engines @> jsonb_build_array(jsonb_build_object('name', b.engine,
+            'builds', jsonb_build_array(jsonb_build_object('version', b.version, 'digest', b.digest)))))
+    ORDER BY random() LIMIT 1
+) h ON true
+WHERE (b.upload_at IS NULL OR b.upload_at <= now())
+  AND NOT EXISTS (SELECT FROM artifacts a WHERE a.id = b.artifact_id AND a.status = 'ready')
+ORDER BY b.upload_at NULLS FIRST LIMIT 1 FOR UPDATE OF b SKIP LOCKED
+`
+
+type TakeEngineUploadRow struct {
+	TeamID     id.Team
+	Engine     string
+	Version    string
+	Arch       string
+	Digest     string
+	ArtifactID *id.Artifact
+	HostID     id.Host
+	Address    string
+	Generation int64
+}
+
+// One that the store lacks and a host in reach has.
+func (q *Queries) TakeEngineUpload(ctx context.Context, db DBTX) (TakeEngineUploadRow, error) {
+	row := db.QueryRow(ctx, takeEngineUpload)
+	var i TakeEngineUploadRow
+	err := row.Scan(
+		&i.TeamID,
+		&i.Engine,
+		&i.Version,
+		&i.Arch,
+		&i.Digest,
+		&i.ArtifactID,
+		&i.HostID,
+		&i.Address,
+		&i.Generation,
+	)
+	return i, err
 }
 
 const teamKey = `-- name: TeamKey :one
