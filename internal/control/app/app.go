@@ -78,35 +78,36 @@ type control struct {
 	tel  *telemetry.Telemetry
 	pool *pgxpool.Pool
 
-	keys      *keyring.Keyring
-	certs     *certificates
-	links     *hostlink.HostClientPool
-	store     content.Store
-	signer    *transfer.Signer
-	artifacts *artifact.Service
-	moves     http.Handler // of bytes, between hosts and the store
-	collector *artifact.Collector
-	engines   *artifact.EngineKeeper
-	replays   *idempotency.Service
-	trail     *audit.Trail
-	pruner    *audit.Pruner
-	refusals  *audit.Refusals
-	accounts  *account.Service
-	logins    *oauth.Service
-	apiKeys   *apikey.Service
-	quotas    *quota.Service
-	teams     *team.Service
-	hosts     *host.Service
-	monitor   *host.HostMonitor
-	templates *template.Service
-	runner    *sandbox.Runner
-	watch     *sandbox.Watch
-	sandboxes *sandbox.Service
-	streams   *sandboxiohttp.Handlers
-	feed      *event.Feed
-	tickets   *event.Tickets
-	web       *web.Server
-	api       http.Handler
+	keys       *keyring.Keyring
+	certs      *certificates
+	links      *hostlink.HostClientPool
+	store      content.Store
+	storeThere func(context.Context) error
+	signer     *transfer.Signer
+	artifacts  *artifact.Service
+	moves      http.Handler // of bytes, between hosts and the store
+	collector  *artifact.Collector
+	engines    *artifact.EngineKeeper
+	replays    *idempotency.Service
+	trail      *audit.Trail
+	pruner     *audit.Pruner
+	refusals   *audit.Refusals
+	accounts   *account.Service
+	logins     *oauth.Service
+	apiKeys    *apikey.Service
+	quotas     *quota.Service
+	teams      *team.Service
+	hosts      *host.Service
+	monitor    *host.HostMonitor
+	templates  *template.Service
+	runner     *sandbox.Runner
+	watch      *sandbox.Watch
+	sandboxes  *sandbox.Service
+	streams    *sandboxiohttp.Handlers
+	feed       *event.Feed
+	tickets    *event.Tickets
+	web        *web.Server
+	api        http.Handler
 }
 
 // Run is a server: it migrates the database, serves until ctx ends, and stops in

@@ -40,6 +40,8 @@ type Config struct {
 	AgentListen string `help:"Address at which agents reach the server." env:"SKERRY_AGENT_LISTEN" default:"127.0.0.1:7071" placeholder:"ADDR"`
 	AgentURL    string `name:"agent-url" help:"The same as agents see it (default: made from the address)." env:"SKERRY_AGENT_URL" placeholder:"URL"`
 	Store       string `name:"store" aliases:"store-dir" help:"Where saved states and images are kept: a directory, or s3://bucket/prefix?endpoint=…&region=… (default: store in the data directory)." env:"SKERRY_STORE,SKERRY_STORE_DIR" placeholder:"WHERE"`
+	S3AccessKey string `name:"s3-access-key" help:"Of a bucket." env:"SKERRY_S3_ACCESS_KEY" placeholder:"KEY"`
+	S3SecretKey string `name:"s3-secret-key" help:"Of a bucket." env:"SKERRY_S3_SECRET_KEY" placeholder:"SECRET"`
 
 	MetricsListen string `help:"Address of /metrics, /healthz and /readyz for those who watch, without a login; left out: none." env:"SKERRY_METRICS_LISTEN" placeholder:"ADDR"`
 	// Version is this release's, for people.
@@ -137,7 +139,7 @@ func loopback(listen string) bool {
 type settings struct {
 	Config
 	secret    keyring.Secret
-	storeDir  string
+	at        storeAt
 	signup    account.SignupPolicy
 	proxies   web.Proxies
 	keep      audit.Retention
@@ -178,7 +180,7 @@ func (c Config) parse() (settings, error) {
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		fault("SKERRY_TLS_CERT", errors.New("give both SKERRY_TLS_CERT and SKERRY_TLS_KEY, or neither"))
 	}
-	s.storeDir, err = storeDir(c.Store)
+	s.at, err = parseStore(c.Store, c.S3AccessKey, c.S3SecretKey)
 	fault("SKERRY_STORE", err)
 	s.signup, err = account.ParseSignupPolicy(c.Signup)
 	fault("SKERRY_SIGNUP", err)

@@ -46,6 +46,28 @@ func TestA8_MailIsCheckedAtTheStart(t *testing.T) {
 	}
 }
 
+func TestP1_TheStoreIsCheckedAtTheStart(t *testing.T) {
+	for store, want := range map[string]string{
+		"/srv/store":               "",
+		"store":                    "absolute path",
+		"ftp://x/y":                "absolute path",
+		"s3://b":                   "the bucket's name",
+		"s3://bucket/a?endpoint=x": "the endpoint",
+		"s3://bucket/a?region=eu-1&endpoint=https://s3.example.com": "SKERRY_S3_ACCESS_KEY",
+		"s3://key:secret@bucket":                                    "without keys",
+	} {
+		err := Config{Store: store}.Defaults("/data").Validate() // the rest is missing
+		_, list, named := strings.Cut(err.Error(), "SKERRY_STORE: ")
+		if named != (want != "") || !strings.Contains(list, want) {
+			t.Errorf("%s: %v", store, err)
+		}
+	}
+	err := Config{Store: "s3://bucket", S3AccessKey: "hunter2", S3SecretKey: "hunter3"}.Defaults("/data").Validate()
+	if strings.Contains(err.Error(), "SKERRY_STORE") || strings.Contains(err.Error(), "hunter") {
+		t.Errorf("a bucket with its keys: %v", err)
+	}
+}
+
 func TestH8_HostsAreLookedAtOftenEnough(t *testing.T) {
 	for every, fault := range map[time.Duration]bool{0: false, time.Second: false, 30 * time.Second: false, time.Millisecond: true, time.Minute: true, -time.Second: true} {
 		err := Config{HostLook: every}.Defaults("/data").Validate()

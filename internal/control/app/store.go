@@ -3,6 +3,7 @@ package app
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -10,7 +11,9 @@ import (
 	"path/filepath"
 	"strings"
 
+	content "skerry.dev/skerry/internal/artifact"
 	artifactfs "skerry.dev/skerry/internal/artifact/fs"
+	"skerry.dev/skerry/internal/artifact/s3"
 	"skerry.dev/skerry/internal/artifact/transfer"
 	"skerry.dev/skerry/internal/control/artifact"
 	"skerry.dev/skerry/internal/control/artifact/artifactpg"
@@ -19,23 +22,52 @@ import (
 	"skerry.dev/skerry/internal/kernel/id"
 )
 
-// storeDir reads SKERRY_STORE where it names a directory.
-func storeDir(at string) (dir string, err error) {
-	if strings.Contains(at, "://") || !filepath.IsAbs(at) {
-		return "", fmt.Errorf("must be an absolute path, or s3://bucket/prefix?endpoint=…&region=…, not %q", at)
-	}
-	return filepath.Clean(at), nil
+// storeAt is where the store is: a directory, or a bucket.
+type storeAt struct {
+	dir    string
+	bucket s3.Config
 }
 
-func (c *control) openStore(context.Context) error {
-	if err := os.MkdirAll(c.cfg.storeDir, 0o700); err != nil {
+// parseStore reads the settings of the store.
+func parseStore(at, accessKey, secretKey string) (storeAt, error) {
+	if !strings.HasPrefix(at, "s3://") {
+		if strings.Contains(at, "://") || !filepath.IsAbs(at) {
+			return storeAt{}, fmt.Errorf("must be an absolute path, or s3://bucket/prefix?endpoint=…&region=…, not %q", at)
+		}
+		return storeAt{dir: filepath.Clean(at)}, nil
+	}
+	bucket, err := s3.Parse(at)
+	bucket.AccessKey, bucket.SecretKey = accessKey, secretKey
+	if accessKey == "" || secretKey == "" {
+		err = errors.Join(err, errors.New("a bucket needs SKERRY_S3_ACCESS_KEY and SKERRY_S3_SECRET_KEY"))
+	}
+	return storeAt{bucket: bucket}, err
+}
+
+// open makes the store, and the look at whether it is there. A directory is made
+// when there is none; a bucket is not.
+func (at storeAt) open() (content.Store, func(context.Context) error, error) {
+	if at.dir == "" {
+		store, err := s3.New(at.bucket)
+		if err != nil {
+			return nil, nil, err
+		}
+		return store, store.Probe, nil
+	}
+	if err := os.MkdirAll(at.dir, 0o700); err != nil {
+		return nil, nil, err
+	}
+	store, err := artifactfs.New(at.dir)
+	return store, func(context.Context) error {
+		_, err := os.Stat(at.dir)
+		return err
+	}, err
+}
+
+func (c *control) openStore(context.Context) (err error) {
+	if c.store, c.storeThere, err = c.cfg.at.open(); err != nil {
 		return fmt.Errorf("SKERRY_STORE: %w", err)
 	}
-	store, err := artifactfs.New(c.cfg.storeDir)
-	if err != nil {
-		return fmt.Errorf("SKERRY_STORE: %w", err)
-	}
-	c.store = store
 	if c.signer, err = transfer.NewSigner(c.cfg.secret.Derive("artifact-grants"), clock.System{}); err != nil {
 		return err
 	}
@@ -54,11 +86,6 @@ func peer(r *http.Request) id.Host {
 	}
 	h, _ := keyring.HostOf(r.TLS.VerifiedChains[0][0])
 	return h
-}
-
-func (c *control) storeThere(context.Context) error {
-	_, err := os.Stat(c.cfg.storeDir)
-	return err
 }
 
 // local are clients with which the control plane itself moves artifacts, under
