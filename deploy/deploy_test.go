@@ -103,7 +103,7 @@ func units(t *testing.T) map[string]string {
 func TestH15_TheAgentsUnitLeavesSandboxesAlone(t *testing.T) {
 	agent := units(t)["skerry-agent.service"]
 	for _, line := range []string{
-		"KillMode=process", "Slice=skerry.slice", "Restart=always", "RestartPreventExitStatus=0", "OOMPolicy=continue", "TasksMax=infinity",
+		"KillMode=process", "Slice=skerry.slice", "Restart=always", "RestartPreventExitStatus=0 78", "OOMPolicy=continue", "TasksMax=infinity",
 	} {
 		if !slices.Contains(strings.Split(agent, "\n"), line) {
 			t.Errorf("the agent's unit lacks %s", line)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	agentapp "skerry.dev/skerry/internal/agent/app"
+	"skerry.dev/skerry/internal/agent/identity"
 	"skerry.dev/skerry/internal/agent/shim"
 	"skerry.dev/skerry/internal/cli"
 	"skerry.dev/skerry/internal/up"
@@ -62,6 +63,10 @@ func there(c agentapp.Config) error {
 	}
 	return errors.Join(faults...)
 }
+
+// exitNoToken is sysexits' EX_CONFIG. The unit does not start an agent again that
+// ended with it: `skerry join` does.
+const exitNoToken = 78
 
 type agentCmd struct {
 	Server            string        `help:"The server's address for agents, https://…" env:"SKERRY_SERVER" placeholder:"URL"`
@@ -132,9 +137,18 @@ func (cmd *agentCmd) Run(e *cli.Env, p *program) error {
 	ctx, stop := signal.NotifyContext(e.Context, os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := agentapp.Run(ctx, c); err != nil && ctx.Err() == nil {
-		return err
+		return ended(e, err)
 	}
 	return nil
+}
+
+// ended is what the program ends with when its agent ended with an error.
+func ended(e *cli.Env, err error) error {
+	if !errors.Is(err, identity.ErrToken) {
+		return err
+	}
+	cli.Report(e.Stderr, err)
+	return &cli.ExitError{Code: exitNoToken}
 }
 
 type shimCmd struct {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -31,7 +32,7 @@ type joinCmd struct {
 	RegistrationToken string `required:"" help:"The token; it works once." env:"SKERRY_REGISTRATION_TOKEN" placeholder:"TOKEN"`
 	Listen            string `name:"host-listen" help:"Where the server reaches this agent." env:"SKERRY_HOST_LISTEN" default:"0.0.0.0:7072" placeholder:"ADDR"`
 	Address           string `name:"host-address" help:"The same as seen by the server (default: this machine's address on the way there)." env:"SKERRY_HOST_ADDRESS" placeholder:"ADDR"`
-	Force             bool   `help:"Join although the machine lacks something."`
+	Force             bool   `help:"Join although the machine lacks something, or holds what another installation's sandboxes consist of."`
 	Settings          string `help:"The file of the agent's settings." default:"/etc/skerry/agent.env" placeholder:"FILE"`
 	programs
 }
@@ -60,6 +61,9 @@ func (cmd *joinCmd) join(ctx context.Context, e *cli.Env, data string, systemd s
 		return err
 	}
 	if err := cmd.check(ctx, e, data); err != nil {
+		return err
+	}
+	if err := cmd.leave(ctx, dir, systemd); err != nil {
 		return err
 	}
 	err := setup.Save(
@@ -91,6 +95,30 @@ func (cmd *joinCmd) join(ctx context.Context, e *cli.Env, data string, systemd s
 	}
 	fmt.Fprintf(e.Stdout, "This machine is ready. Its agent is not run by systemd here; start it so, and it joins:\n\n  set -a; . %s; set +a; skerry agent\n", cmd.Settings)
 	return nil
+}
+
+// leave drops the credentials of another installation. What its sandboxes consist
+// of is given up only when that was asked for: the new one does not know them.
+func (cmd *joinCmd) leave(ctx context.Context, dir string, systemd setup.Systemd) error {
+	former, err := identity.Installation(agentapp.IdentityDir(dir))
+	if err != nil {
+		return err
+	}
+	if former == "" || strings.EqualFold(former, cmd.CASHA256) {
+		return nil
+	}
+	held, err := agentapp.Holds(dir)
+	if err != nil {
+		return err
+	}
+	switch {
+	case held > 0 && !cmd.Force:
+		return fmt.Errorf("nothing was changed: this machine is a host of another installation (its CA is %s) and holds %d sandboxes or saved states of it, "+
+			"which the new one does not know: it would pause them and remove them after a week. Delete the host there first, and they go with it; --force joins all the same", former, held)
+	case agentapp.Running(dir) && !systemd.Has(ctx, agentUnit):
+		return fmt.Errorf("nothing was changed: an agent of another installation (its CA is %s) runs here; stop it and run this again", former)
+	}
+	return identity.Drop(agentapp.IdentityDir(dir))
 }
 
 // locate fills in the address where the server reaches this machine.

@@ -5,11 +5,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -54,9 +56,9 @@ func (j *joining) join(systemd setup.Systemd) error {
 	return cmd.join(ctx, &cli.Env{Context: ctx, Stdout: &j.out, Stderr: io.Discard}, j.data, systemd)
 }
 
-// agent runs one as the settings say, until the test ends; it returns when the
-// agent listens.
-func (j *joining) agent() {
+// agent runs one as the settings say, until it is stopped or the test ends; it
+// returns when the agent listens.
+func (j *joining) agent() (stop func()) {
 	j.t.Helper()
 	opts := j.machine.Options()
 	ready := make(chan struct{})
@@ -68,12 +70,13 @@ func (j *joining) agent() {
 			DataDir: up.AgentDir(j.data), Listen: j.cmd.Listen, ControlURL: j.cmd.Server, CASHA256: j.cmd.CASHA256, Heartbeat: 20 * time.Millisecond,
 		}, opts)
 	}()
-	j.t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
 			j.t.Error(err)
 		}
 	})
+	j.t.Cleanup(stop)
 	select {
 	case <-ready:
 	case err := <-done:
@@ -82,6 +85,7 @@ func (j *joining) agent() {
 	case <-time.After(time.Minute):
 		j.t.Fatal("the agent does not start")
 	}
+	return stop
 }
 
 func TestH1_JoinLeavesAllTheAgentNeeds(t *testing.T) {
@@ -129,6 +133,79 @@ func TestHI03_JoiningAgainHandsTheRunningAgentItsToken(t *testing.T) {
 		defer j.control.Unlock()
 		return len(j.control.Heartbeats) > beats
 	})
+}
+
+func TestH1_JoinDoesNotTakeAHostFromAnotherInstallation(t *testing.T) {
+	j := newJoining(t)
+	if err := j.join(setup.Systemd{Booted: "/nonexistent"}); err != nil {
+		t.Fatal(err)
+	}
+	stop := j.agent()
+	dir := up.AgentDir(j.data)
+	state := filepath.Join(dir, "states", "a-sandbox's")
+	if err := os.MkdirAll(state, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	ca := identitytest.NewCA(t)
+	there := identitytest.NewControl(t, ca, identity.ControlURI)
+	former, settings := j.control, j.cmd.Settings
+	was, err := os.ReadFile(settings)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j.control, j.cmd.Server, j.cmd.CASHA256, j.cmd.RegistrationToken = there, there.URL, ca.Pin(), there.Token
+	refused := func(what, word string) {
+		t.Helper()
+		err := j.join(setup.Systemd{Booted: "/nonexistent"})
+		if err == nil || !strings.Contains(err.Error(), word) {
+			t.Errorf("%s: %v, want a word of %q", what, err, word)
+		}
+		now, err := os.ReadFile(settings)
+		if err != nil || !bytes.Equal(now, was) {
+			t.Errorf("%s: the settings changed: %s, %v", what, now, err)
+		}
+		if host, err := agentapp.HostID(dir); err != nil || host != former.HostID.String() {
+			t.Errorf("%s: this is host %q, %v", what, host, err)
+		}
+	}
+	refused("while its agent runs", "stop it")
+	stop()
+	j.cmd.Force = false
+	if err := j.cmd.leave(t.Context(), dir, setup.Systemd{Booted: "/nonexistent"}); err == nil || !strings.Contains(err.Error(), "--force") || !strings.Contains(err.Error(), "1 sandboxes") {
+		t.Errorf("with a saved state: %v", err)
+	}
+	if host, err := agentapp.HostID(dir); err != nil || host != former.HostID.String() {
+		t.Errorf("this is host %q, %v", host, err)
+	}
+	j.cmd.Force = true
+	if err := j.join(setup.Systemd{Booted: "/nonexistent"}); err != nil {
+		t.Fatal(err)
+	}
+	j.agent()
+	if host, err := agentapp.HostID(dir); err != nil || host != there.HostID.String() {
+		t.Errorf("joined as %q, %v", host, err)
+	}
+	if _, err := os.Stat(state); err != nil {
+		t.Errorf("joining removed what was there: %v", err)
+	}
+}
+
+// The unit does not start an agent again that ended with this code.
+func TestHI03_AnAgentThatNeedsATokenEndsWithItsOwnCode(t *testing.T) {
+	unit, err := os.ReadFile("../../deploy/systemd/skerry-agent.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said bytes.Buffer
+	e := &cli.Env{Stderr: &said}
+	var exit *cli.ExitError
+	if err := ended(e, fmt.Errorf("%w: it is void", identity.ErrToken)); !errors.As(err, &exit) ||
+		!strings.Contains(string(unit), fmt.Sprintf("RestartPreventExitStatus=0 %d\n", exit.Code)) || !strings.Contains(said.String(), "registration token") {
+		t.Errorf("%v, %q", err, said.String())
+	}
+	if err := ended(e, errors.New("another")); errors.As(err, &exit) {
+		t.Errorf("another error: %v", err)
+	}
 }
 
 func TestH1_JoinHasSystemdRunTheAgent(t *testing.T) {

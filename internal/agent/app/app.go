@@ -115,7 +115,7 @@ func run(ctx context.Context, cfg Config, opts Options) (err error) {
 	if guests == nil {
 		guests = newGuest(cfg)
 	}
-	instances := filepath.Join(cfg.DataDir, "instances")
+	instances := instancesDir(cfg.DataDir)
 	if err := os.MkdirAll(instances, 0o700); err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
@@ -156,7 +156,7 @@ func run(ctx context.Context, cfg Config, opts Options) (err error) {
 	}
 	return serve(ctx, cfg, opts, served{
 		journal: j, me: me, manager: m, facts: facts, build: buildBase(cfg.DataDir, transfers), carrier: carrier,
-		engines: engines, states: states,
+		engines: engines, states: states, imager: newImager(cfg, imgs, m, transfers),
 	})
 }
 
@@ -168,6 +168,7 @@ type served struct {
 	facts   identity.Facts
 	build   rpcserver.BuildBase
 	carrier *carry.Carrier
+	imager  rpcserver.Imager
 	engines map[string]engine.Engine
 	states  *state.Store
 }
@@ -259,7 +260,7 @@ func serve(ctx context.Context, cfg Config, opts Options, s served) error {
 	}
 	srv, err := rpcserver.New(rpcserver.Config{
 		Facts:     rpcserver.Facts{HostID: me.HostID(), Version: cfg.Version, Generation: j.Generation()},
-		Sandboxes: m, Carrier: s.carrier, BuildBase: s.build, TLS: tlsConfig, Watchers: cfg.watch.calls, Logger: cfg.Logger,
+		Sandboxes: m, Carrier: s.carrier, Imager: s.imager, BuildBase: s.build, TLS: tlsConfig, Watchers: cfg.watch.calls, Logger: cfg.Logger,
 	})
 	if err != nil {
 		return err

@@ -221,6 +221,44 @@ func TestHI03_TheTokenOfADeletedHostIsDropped(t *testing.T) {
 	}
 }
 
+// A machine that never joined and is given a token that will never do, or none, is
+// not started again and again.
+func TestHI03_AFirstTokenThatIsVoidIsSaidToBe(t *testing.T) {
+	for name, answer := range map[string]func(http.ResponseWriter){
+		"of a deleted host": func(w http.ResponseWriter) {
+			w.WriteHeader(http.StatusGone)
+			_, _ = io.WriteString(w, `{"error":{"code":"host_deleted","details":{"statement":"x"}}}`)
+		},
+		"spent": func(w http.ResponseWriter) { w.WriteHeader(http.StatusUnauthorized) },
+	} {
+		s := newSetup(t)
+		s.control.Lock()
+		s.control.Intercept = func(w http.ResponseWriter, _ *http.Request) bool {
+			answer(w)
+			return true
+		}
+		s.control.Unlock()
+		if err := open(t, s.config()).Register(t.Context(), identity.Facts{}); !errors.Is(err, identity.ErrToken) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	s := newSetup(t)
+	c := s.config()
+	c.Token = ""
+	if err := open(t, c).Register(t.Context(), identity.Facts{}); !errors.Is(err, identity.ErrToken) {
+		t.Errorf("without a token: %v", err)
+	}
+	s.control.Lock()
+	s.control.Intercept = func(w http.ResponseWriter, _ *http.Request) bool {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return true
+	}
+	s.control.Unlock()
+	if err := open(t, s.config()).Register(t.Context(), identity.Facts{}); err == nil || errors.Is(err, identity.ErrToken) {
+		t.Errorf("without an answer: %v", err)
+	}
+}
+
 // TestHI03_AHostThatJoinedAnewIsHeardAtOnce: until its heartbeat the server
 // takes it for unreachable.
 func TestHI03_AHostThatJoinedAnewIsHeardAtOnce(t *testing.T) {

@@ -259,16 +259,20 @@ type answer struct {
 	CA               string    `json:"ca"`
 }
 
+// ErrToken ends an agent without credentials whose registration token is missing
+// or void for good: to start it again does not help.
+var ErrToken = errors.New("identity: this machine needs another registration token")
+
 // Register makes sure this host is registered. With credentials on disk it
 // does nothing, unless a new registration token was given; then a refusal of
-// that token leaves the old credentials in force.
+// that token leaves the old credentials in force. Without any it is ErrToken.
 func (i *Identity) Register(ctx context.Context, facts Facts) error {
 	have := i.current.Load()
 	if have != nil && (i.cfg.Token == "" || have.creds.TokenHash == hash(i.cfg.Token)) {
 		return i.store.withdraw(i.cfg.Token)
 	}
 	if i.cfg.Token == "" {
-		return errors.New("identity: this host is not registered: give it the registration token of its install command")
+		return fmt.Errorf("%w: it is not registered; run the install command of a host (skerry host create, skerry host token)", ErrToken)
 	}
 	if have == nil && len(i.cfg.Pin) != sha256.Size*2 {
 		return errors.New("identity: the first contact needs the SHA-256 of the platform's CA, 64 hex digits, from the install command")
@@ -276,6 +280,8 @@ func (i *Identity) Register(ctx context.Context, facts Facts) error {
 	o := Offer{Token: i.cfg.Token, Pin: i.cfg.Pin}
 	err := i.register(ctx, facts, o)
 	switch {
+	case have == nil && voidToken(err):
+		return fmt.Errorf("%w: the one it was given is void, or that of a host that was deleted; run the install command of another (skerry host create, skerry host token): %w", ErrToken, err)
 	case err == nil || have == nil || errors.Is(err, ErrDeleted):
 		return err
 	case voidToken(err):

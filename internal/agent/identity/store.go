@@ -40,6 +40,31 @@ func Registered(dir string) (id.Host, error) {
 	return c.HostID, err
 }
 
+// Installation returns the SHA-256, hex, of the CA whose credentials are in dir,
+// empty where there are none. It changes nothing.
+func Installation(dir string) (string, error) {
+	c, ok, err := store{dir: dir}.load()
+	if err != nil || !ok {
+		return "", err
+	}
+	ca, err := parseCertificate(c.CA)
+	if err != nil {
+		return "", fmt.Errorf("identity: the CA in %s: %w", dir, err)
+	}
+	return fingerprint(ca), nil
+}
+
+// Drop removes the credentials and the key in dir, so that the next agent there
+// joins as a machine that never did. No agent may run there, or it must start anew
+// afterwards. Repeating it changes nothing.
+func Drop(dir string) error {
+	s := store{dir: dir}
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return s.remove(s.credentialsPath(), s.keyPath())
+}
+
 // store keeps key and credentials in one directory, mode 0700.
 type store struct {
 	dir  string
