@@ -46,3 +46,30 @@ func (l AuditLogger) SnapshotDeleted(team id.Team, snapshot id.Snapshot, name st
 	e.Metadata = map[string]any{"name": name}
 	return e
 }
+
+// BuildCreated records an accepted build of a template.
+func (l AuditLogger) BuildCreated(team id.Team, build id.Build, name string) Entry {
+	e := entry(l.by, team, "build", build.String(), "create")
+	e.Metadata = map[string]any{"name": name}
+	return e
+}
+
+// BuildCanceled records that somebody wanted a build ended.
+func (l AuditLogger) BuildCanceled(team id.Team, build id.Build) Entry {
+	return entry(l.by, team, "build", build.String(), "cancel")
+}
+
+// BuildEnded records how a build ended that made nothing.
+func (l AuditLogger) BuildEnded(team id.Team, build id.Build, name, status, reason string) Entry {
+	e := entry(l.by, team, "build", build.String(), "end")
+	e.Status = StatusWarning
+	e.Metadata = map[string]any{"name": name, "status": status, "reason": reason}
+	return e
+}
+
+// TemplateDeleted records that a template was given up.
+func (l AuditLogger) TemplateDeleted(team id.Team, template id.Template, name string) Entry {
+	e := entry(l.by, team, "template", template.String(), "delete")
+	e.Metadata = map[string]any{"name": name}
+	return e
+}

@@ -107,6 +107,11 @@ func (s *Service) EndForBuild(ctx context.Context, sandbox id.Sandbox) error {
 	return err
 }
 
+// StateForBuild reads a state that a build made.
+func (s *Service) StateForBuild(ctx context.Context, state id.Snapshot) (Snapshot, error) {
+	return s.store.State(ctx, state)
+}
+
 // DropForBuild gives up a state that a build made and nothing needs any more.
 func (s *Service) DropForBuild(ctx context.Context, team id.Team, state id.Snapshot) error {
 	err := s.store.DeleteState(ctx, team, state, audit.By(builder(team)).SnapshotDeleted(team, state, ""))

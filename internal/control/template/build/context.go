@@ -1,0 +1,90 @@
+package build
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	content "skerry.dev/skerry/internal/artifact"
+	"skerry.dev/skerry/internal/control/artifact"
+	"skerry.dev/skerry/internal/control/principal"
+	"skerry.dev/skerry/internal/kernel/errs"
+	"skerry.dev/skerry/internal/kernel/id"
+)
+
+// Bounds of archives.
+const (
+	contextLife = 24 * time.Hour
+	maxContexts = 50 // of a team at a time
+	maxUploads  = 8  // on this server at a time
+	// uploadLife is how long one is kept that is not complete.
+	uploadLife = time.Hour
+)
+
+// Upload stores an archive. It is there once this returns, and not at all when
+// it fails.
+func (s *Service) Upload(ctx context.Context, by principal.Principal, body io.Reader) (Context, error) {
+	team, err := writer(by)
+	if err != nil {
+		return Context{}, err
+	}
+	select {
+	case s.uploads <- struct{}{}:
+		defer func() { <-s.uploads }()
+	default:
+		return Context{}, errs.Unavailable("server_busy", "This server takes as many archives as it can. Try again in a moment.").After(2 * time.Second)
+	}
+	f, err := os.CreateTemp(s.scratch, "upload-*")
+	if err != nil {
+		return Context{}, errs.Internal(err)
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	c := Context{ID: id.NewBuildContext(), TeamID: team, Artifact: id.NewArtifact()}
+	if c.SizeBytes, c.Digest, err = s.spool(f, body); err != nil {
+		return Context{}, err
+	}
+	if err := s.store.BeginContext(ctx, c, artifact.New{ID: c.Artifact, Team: team, Kind: artifact.KindContext}, uploadLife, maxContexts); err != nil {
+		return Context{}, err
+	}
+	to, err := s.artifacts.Source(ctx, c.Artifact, id.Host{}, artifact.Write)
+	if err == nil {
+		err = s.artifacts.Put(ctx, to, f.Name(), content.ContextFile, content.MediaTypeContext)
+	}
+	if err == nil {
+		c, err = s.store.CompleteContext(ctx, c, contextLife)
+	}
+	if err != nil {
+		dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endWait)
+		defer cancel()
+		if derr := s.store.DropContext(dctx, c.ID); derr != nil {
+			s.log.WarnContext(dctx, "cannot give up an archive now; its time will be over", "error", derr)
+		}
+		return Context{}, err
+	}
+	return c, nil
+}
+
+// spool writes what is sent to a file, as much as may be.
+func (s *Service) spool(f *os.File, body io.Reader) (int64, string, error) {
+	h := sha256.New()
+	n, err := io.Copy(io.MultiWriter(f, h), io.LimitReader(body, s.maxBytes+1))
+	var disk *os.PathError
+	switch {
+	case errors.As(err, &disk):
+		return 0, "", errs.Internal(fmt.Errorf("keep an upload: %w", err))
+	case err != nil:
+		return 0, "", errs.Invalid("upload_cut", "The upload broke off before its end; nothing is kept of it. Send it again.").Because(err)
+	case n > s.maxBytes:
+		return 0, "", errs.Invalid("context_too_large", fmt.Sprintf(
+			"An archive may have %d MB (SKERRY_MAX_CONTEXT_MB). Leave out what is not needed, by .dockerignore.", s.maxBytes>>20)).With("limit_mb", s.maxBytes>>20)
+	case n == 0:
+		return 0, "", errs.Invalid("invalid_context", "The archive is empty. Send a tar archive, as it is or packed by gzip or zstd.")
+	}
+	return n, hex.EncodeToString(h.Sum(nil)), nil
+}
