@@ -81,6 +81,8 @@ type agentCmd struct {
 	DNS               []string      `name:"dns" help:"Resolvers for sandboxes (default: this machine's)." env:"SKERRY_DNS" placeholder:"ADDR"`
 	Denied            []string      `help:"Networks no sandbox may reach, besides private ones." env:"SKERRY_DENIED" placeholder:"CIDR"`
 	ImageCacheMB      int64         `name:"image-cache-mb" help:"Bound of the template images kept on disk; 0 is none." env:"SKERRY_IMAGE_CACHE_MB" placeholder:"MB"`
+	MaxImageMB        int64         `name:"agent-max-image-mb" help:"Bound of what an image that is imported or built here unpacks to." env:"SKERRY_AGENT_MAX_IMAGE_MB" default:"20480" placeholder:"MB"`
+	MaxImageFiles     int           `name:"agent-max-image-files" help:"Bound of its files and directories." env:"SKERRY_AGENT_MAX_IMAGE_FILES" default:"1000000" placeholder:"N"`
 	PauseOnStop       bool          `help:"Pause all sandboxes before ending, for when the machine goes down; without it they go on." env:"SKERRY_PAUSE_ON_STOP"`
 	LostContactPause  time.Duration `help:"Pause all sandboxes after so long without contact to the server; negative is never." env:"SKERRY_LOST_CONTACT_PAUSE" default:"5m" placeholder:"DURATION"`
 	Heartbeat         time.Duration `help:"Time between two signs of life to the server." env:"SKERRY_HEARTBEAT" default:"30s" placeholder:"DURATION"`
@@ -98,7 +100,7 @@ func (cmd *agentCmd) config(p *program, log *slog.Logger) (agentapp.Config, erro
 		DataDir: up.AgentDir(data), Listen: cmd.Listen, Address: cmd.Address, ControlURL: cmd.Server,
 		RegistrationToken: cmd.RegistrationToken, CASHA256: cmd.CASHA256, Version: release(),
 		MaxSlots: cmd.MaxSandboxes, WarmSlots: cmd.WarmSlots, DNSUpstreams: cmd.DNS,
-		ImageCacheBytes: cmd.ImageCacheMB << 20, Logger: log,
+		ImageCacheBytes: cmd.ImageCacheMB << 20, MaxImageBytes: cmd.MaxImageMB << 20, MaxImageFiles: cmd.MaxImageFiles, Logger: log,
 		PauseOnStop: cmd.PauseOnStop, LostContactPause: cmd.LostContactPause, Heartbeat: cmd.Heartbeat,
 		MetricsListen: cmd.MetricsListen,
 	}

@@ -56,6 +56,10 @@ type Config struct {
 	Denied []netip.Prefix
 	// ImageCacheBytes bounds the template images on disk; 0 is no bound.
 	ImageCacheBytes int64
+	// MaxImageBytes and MaxImageFiles bound what an image that is made here unpacks
+	// to; 0 is DefaultMaxImageBytes and DefaultMaxImageFiles.
+	MaxImageBytes int64
+	MaxImageFiles int
 	// Heartbeat is the time between two; 0 is 30 s.
 	Heartbeat time.Duration
 	// SampleEvery is the time between two samples of each sandbox; 0 is 30 s.
@@ -130,6 +134,9 @@ func (c Config) faults(simulated bool) []error {
 	}
 	if c.ImageCacheBytes < 0 {
 		add("image cache: not negative")
+	}
+	if c.MaxImageBytes < 0 || c.MaxImageFiles < 0 {
+		add("size and files of images: not negative")
 	}
 	if _, _, err := net.SplitHostPort(c.MetricsListen); c.MetricsListen != "" && err != nil {
 		add("SKERRY_AGENT_METRICS_LISTEN: host:port is needed, not %q", c.MetricsListen)

@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"io"
 	"time"
 
 	"skerry.dev/skerry/internal/agent/engine"
@@ -52,6 +53,11 @@ func (e watchedEngine) handle(ctx context.Context, name string, call func(contex
 		return err
 	})
 	return h, err
+}
+
+// RootTar implements engine.RootArchiver where the engine does.
+func (e watchedEngine) RootTar(ctx context.Context, h engine.Handle, out io.Writer) error {
+	return e.w.do(ctx, e.part, "root tar", func(ctx context.Context) error { return engine.RootTar(ctx, e.Engine, h, out) })
 }
 
 // Prepare implements engine.Engine.

@@ -82,6 +82,16 @@ func BuildBase(ctx context.Context, log func(line string), outDir string) (Built
 	return built, nil
 }
 
+// WorkDir makes a directory below parent for what an image is made of. done
+// removes it with what is left in it; what a process that was killed left there
+// goes with the next one.
+func WorkDir(parent string) (dir string, done func(), err error) {
+	if err := os.MkdirAll(parent, 0o700); err != nil {
+		return "", nil, err
+	}
+	return newWorkDir(parent)
+}
+
 // newWorkDir makes a directory that is locked while its build lives, and
 // removes those whose build died.
 func newWorkDir(outDir string) (dir string, done func(), err error) {

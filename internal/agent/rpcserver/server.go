@@ -28,6 +28,7 @@ type Config struct {
 	Facts     Facts
 	Sandboxes Sandboxes
 	Carrier   Carrier
+	Imager    Imager
 	BuildBase BuildBase
 	// TLS must demand and verify client certificates. Required.
 	TLS *tls.Config
@@ -55,7 +56,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	mux := http.NewServeMux()
 	mux.Handle(agentv1connect.NewAgentServiceHandler(
-		&service{facts: cfg.Facts, sandboxes: cfg.Sandboxes, carrier: cfg.Carrier, build: cfg.BuildBase},
+		&service{facts: cfg.Facts, sandboxes: cfg.Sandboxes, carrier: cfg.Carrier, imager: cfg.Imager, build: cfg.BuildBase},
 		connect.WithReadMaxBytes(maxMessage), connect.WithInterceptors(cfg.Watchers...),
 		connect.WithRecover(func(_ context.Context, spec connect.Spec, _ http.Header, panicked any) error {
 			cfg.Logger.Error("a call panicked", "op", spec.Procedure, "err", fmt.Sprint(panicked))

@@ -61,6 +61,7 @@ type service struct {
 	facts     Facts
 	sandboxes Sandboxes
 	carrier   Carrier
+	imager    Imager
 	build     BuildBase
 	building  sync.Mutex
 }
