@@ -14,6 +14,14 @@ func (l AuditLogger) HostStrayFound(team id.Team, host id.Host, sandbox id.Sandb
 	return l.stray(team, host, sandbox, "stray_found", StatusWarning)
 }
 
+// HostClaimsMore records, in place of an entry each, that a host claimed so much
+// today that the trail no longer takes all of it: told is how much until now.
+func (l AuditLogger) HostClaimsMore(team id.Team, host id.Host, told int64) Entry {
+	e := l.admin(team, "host", host.String(), "claims_more")
+	e.Status, e.Metadata = StatusWarning, map[string]any{"told": told}
+	return e
+}
+
 // HostStrayQuarantined records that such a sandbox was paused.
 func (l AuditLogger) HostStrayQuarantined(team id.Team, host id.Host, sandbox id.Sandbox) Entry {
 	return l.stray(team, host, sandbox, "stray_quarantine", StatusInfo)

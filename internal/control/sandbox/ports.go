@@ -282,7 +282,8 @@ type Store interface {
 	DropStray(ctx context.Context, h id.Host, x id.Sandbox, entry func(id.Team) audit.Entry) error
 	// UnnamedStates are those of the given ones that no row places on the host.
 	UnnamedStates(ctx context.Context, h id.Host, states []id.Snapshot) ([]id.Snapshot, error)
-	// PruneHosts removes what is old of what was noted of hosts.
+	// PruneHosts removes what is old of what was noted of hosts, and credentials that
+	// are void for long.
 	PruneHosts(ctx context.Context, limit int) (int, error)
 	// Note adds an event by itself.
 	Note(ctx context.Context, sandbox id.Sandbox, kind string, data map[string]any) error

@@ -30,6 +30,9 @@ const (
 	StrayLimit = 7 * 24 * time.Hour
 	// MostStrays is how many are kept note of a host: it may claim anything.
 	MostStrays = 1000
+	// MostTales is how many entries about what a host claims the trail takes on a
+	// day (UTC); of more it hears how much it is, each time that has doubled.
+	MostTales = 200
 	// strayHands is how many are paused on one host at once.
 	strayHands = 4
 	// PausedQuarantine is why a host was told to pause one.
@@ -49,7 +52,7 @@ type Stray struct {
 	PausedAt    *time.Time
 	// DestroyAt is when it goes; nil is not by itself.
 	DestroyAt *time.Time
-	// New says that the trail heard of it just now.
+	// New says that the trail heard of it just now, by itself.
 	New bool
 }
 

@@ -680,6 +680,13 @@ ON CONFLICT (host_id, sandbox_id) DO UPDATE SET incarnation = excluded.incarnati
         ELSE host_strays.told_at END
 RETURNING sqlc.embed(host_strays), (told_at = now())::bool AS new;
 
+-- name: CountTales :one
+-- How many entries of a host's claims there are today, with these.
+INSERT INTO host_tales (host_id, day, told) VALUES (sqlc.arg(host_id), (now() AT TIME ZONE 'UTC')::date, sqlc.arg(more))
+ON CONFLICT (host_id) DO UPDATE SET day = excluded.day,
+    told = CASE WHEN host_tales.day = excluded.day THEN host_tales.told ELSE 0 END + excluded.told
+RETURNING told;
+
 -- name: DueStrays :many
 SELECT * FROM host_strays
 WHERE host_id = sqlc.arg(host_id) AND destroy_at <= now()
@@ -717,6 +724,23 @@ WHERE NOT EXISTS (SELECT FROM snapshots p WHERE p.id = u.state AND p.host_id = s
 -- name: PruneImages :execrows
 DELETE FROM host_images WHERE (host_id, image_digest) IN (
     SELECT i.host_id, i.image_digest FROM host_images i WHERE i.used_at < now() - interval '7 days' ORDER BY i.used_at LIMIT sqlc.arg(max_rows));
+
+-- name: PruneTokens :execrows
+-- Registration tokens that were over long ago. The newest of a host stays: who
+-- shows that of a deleted host is told so.
+DELETE FROM host_registration_tokens WHERE id IN (
+    SELECT t.id FROM host_registration_tokens t
+    WHERE t.expires_at < now() - interval '30 days'
+      AND EXISTS (SELECT FROM host_registration_tokens n WHERE n.host_id = t.host_id AND (n.created_at, n.id) > (t.created_at, t.id))
+    ORDER BY t.expires_at LIMIT sqlc.arg(max_rows));
+
+-- name: PruneFamilies :execrows
+-- Credentials that were void long ago, but for the newest of a host, as above.
+DELETE FROM host_refresh_tokens WHERE id IN (
+    SELECT f.id FROM host_refresh_tokens f
+    WHERE f.revoked_at < now() - interval '30 days'
+      AND EXISTS (SELECT FROM host_refresh_tokens n WHERE n.host_id = f.host_id AND (n.created_at, n.id) > (f.created_at, f.id))
+    ORDER BY f.revoked_at LIMIT sqlc.arg(max_rows));
 
 -- name: PruneStrays :execrows
 -- Of hosts that were deleted.

@@ -7,8 +7,10 @@ import (
 	"testing"
 	"time"
 
+	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/control/sandbox"
+	"skerry.dev/skerry/internal/control/sandbox/sandboxpg"
 	"skerry.dev/skerry/internal/control/sandbox/sandboxtest"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
@@ -233,8 +235,12 @@ func TestHI07_ClaimsAreBounded(t *testing.T) {
 	if n := tally(t, w, `host_strays`); n < 500 || n > 1000 {
 		t.Errorf("%d are noted", n)
 	}
-	if n := told(t, w, h, "stray_found"); n > 1000 {
+	if n := told(t, w, h, "stray_found"); n != sandbox.MostTales {
 		t.Errorf("the trail has %d", n)
+	}
+	more := told(t, w, h, "claims_more")
+	if more < 1 || more > 5 {
+		t.Errorf("the trail was told %d times that it is more", more)
 	}
 	seen := map[id.Sandbox]bool{}
 	p := page.Request{Limit: 100}
@@ -255,5 +261,117 @@ func TestHI07_ClaimsAreBounded(t *testing.T) {
 	}
 	if len(seen) != tally(t, w, `host_strays`) {
 		t.Errorf("%d are listed", len(seen))
+	}
+}
+
+// A host that invents others at each look fills its team's trail no further; the
+// next day counts anew, and what people do is recorded all the same.
+func TestHI07_InventedStraysDoNotFloodTheTrail(t *testing.T) {
+	w := sandboxtest.NewWorld(t, pgtest.New(t), 8, 8192)
+	s := w.Serve(sandbox.Config{})
+	ctx := context.Background()
+	store := sandboxpg.New(w.Pool)
+	h := w.Hosts[0]
+	invent := func(n int) (last id.Sandbox, heard int) {
+		t.Helper()
+		claims := make([]sandbox.Stray, n)
+		for i := range claims {
+			claims[i] = sandbox.Stray{Sandbox: id.NewSandbox(), Incarnation: 1, Kind: sandbox.StrayUnknown, Phase: sandbox.PhaseRunning, State: id.NewSnapshot()}
+		}
+		noted, err := store.NoteStrays(ctx, h, claims)
+		if err != nil || len(noted) != n {
+			t.Fatalf("%d noted: %v", len(noted), err)
+		}
+		for _, x := range noted {
+			if x.New {
+				heard++
+			}
+		}
+		last = noted[0].Sandbox
+		if err := store.StrayPaused(ctx, h, last, func(team id.Team) audit.Entry {
+			return audit.By(principal.System("reconcile")).HostStrayQuarantined(team, h, last)
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return last, heard
+	}
+	entries := func() int {
+		return tally(t, w, `audit_logs WHERE resource_type = 'host' AND resource_id = $1`, h.String())
+	}
+	var last id.Sandbox
+	heard := 0
+	const looks, each = 30, 100
+	for range looks {
+		x, n := invent(each)
+		last, heard = x, heard+n
+		if err := store.Reconciled(ctx, h, nil); err != nil { // it holds none of them any more
+			t.Fatal(err)
+		}
+	}
+	// 200 by themselves, and how much it is at 200, 400, 800 and 1600.
+	if n, want := entries(), sandbox.MostTales+4; n != want {
+		t.Errorf("%d entries for %d claims, want %d", n, looks*each, want)
+	}
+	if heard >= looks*each || heard < sandbox.MostTales-looks {
+		t.Errorf("%d are new to the trail", heard)
+	}
+	var told int
+	if err := w.Pool.QueryRow(ctx, `SELECT max((metadata ->> 'told')::int) FROM audit_logs WHERE action = 'claims_more' AND resource_id = $1`, h.String()).Scan(&told); err != nil || told < 8*sandbox.MostTales {
+		t.Errorf("the trail knows of %d: %v", told, err)
+	}
+	if last, _ = invent(1); told != 0 {
+		before := entries()
+		if err := s.Service.DestroyStray(ctx, principal.Principal{Kind: principal.KindUser, IsAdmin: true}, h, last); err != nil {
+			t.Fatal(err)
+		}
+		if n := entries() - before; n != 1 {
+			t.Errorf("what an admin did is recorded %d times", n)
+		}
+	}
+	exec(t, w, `UPDATE host_tales SET day = day - 1`)
+	if _, n := invent(10); n != 10 {
+		t.Errorf("%d of 10 are told the next day", n)
+	}
+	if _, n := invent(1); n != 1 || told == 0 {
+		t.Errorf("%d of 1 is told", n)
+	}
+}
+
+// Tokens and credentials that were over long ago go, but for the newest of each
+// host: a deleted host's agent is told so whenever it comes.
+func TestHI03_VoidCredentialsGoAfterAMonth(t *testing.T) {
+	w := sandboxtest.NewWorld(t, pgtest.New(t), 8, 8192)
+	store := sandboxpg.New(w.Pool)
+	h, other := w.Hosts[0], w.AddHost(8, 8192)
+	token := func(h id.Host, days int, column string) {
+		exec(t, w, `INSERT INTO host_registration_tokens (id, host_id, token_hash, created_at, expires_at, used_at)
+			VALUES (gen_random_uuid(), $1, sha256(convert_to(gen_random_uuid()::text, 'UTF8')), now() - make_interval(days => $2), now() - make_interval(days => $2) + interval '1 hour', $3)`,
+			h, days, map[bool]*time.Time{true: new(time.Time)}[column == "used"])
+	}
+	family := func(h id.Host, days int, void bool) {
+		exec(t, w, `INSERT INTO host_refresh_tokens (id, host_id, public_key, token_hash, created_at, expires_at, revoked_at)
+			VALUES (gen_random_uuid(), $1, '', sha256(convert_to(gen_random_uuid()::text, 'UTF8')), now() - make_interval(days => $2), now(),
+				CASE WHEN $3 THEN now() - make_interval(days => $2) END)`, h, days, void)
+	}
+	for _, days := range []int{90, 40, 20} { // of these the oldest two go
+		token(h, days, "used")
+		family(h, days, true)
+	}
+	family(h, 50, false) // lives
+	token(other, 90, "") // the newest of its host
+	family(other, 90, true)
+	for range 2 {
+		if _, err := store.PruneHosts(t.Context(), 100); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for table, want := range map[string][2]int{"host_registration_tokens": {1, 1}, "host_refresh_tokens": {2, 1}} {
+		got := [2]int{tally(t, w, table+` WHERE host_id = $1`, h), tally(t, w, table+` WHERE host_id = $1`, other)}
+		if got != want {
+			t.Errorf("%s: %v are left, want %v", table, got, want)
+		}
+	}
+	if n, err := store.PruneHosts(t.Context(), 1); err != nil || n != 0 {
+		t.Errorf("%d more went: %v", n, err)
 	}
 }

@@ -3,6 +3,7 @@ package sandboxpg
 import (
 	"context"
 	"errors"
+	"math/bits"
 	"slices"
 	"strings"
 	"time"
@@ -104,20 +105,47 @@ func (s *Store) noteStrays(ctx context.Context, tx pgx.Tx, h id.Host, strays []s
 	}
 	by := audit.By(principal.System("reconcile"))
 	var entries []audit.Entry
+	var fresh []int
 	out := make([]sandbox.Stray, len(rows))
 	for i, r := range rows {
 		x := strayOf(r.HostStray)
-		x.New = r.New
 		out[i] = x
-		switch {
-		case !x.New:
-		case x.Kind == sandbox.StrayForeign:
+		if !r.New {
+			continue
+		}
+		fresh = append(fresh, i)
+		if x.Kind == sandbox.StrayForeign {
 			entries = append(entries, by.HostClaimedForeign(team, h, x.Sandbox))
-		default:
+		} else {
 			entries = append(entries, by.HostStrayFound(team, h, x.Sandbox))
 		}
 	}
-	return out, auditpg.Append(ctx, tx, entries...)
+	told, err := s.tell(ctx, tx, team, h, entries...)
+	for _, i := range fresh[:told] {
+		out[i].New = true
+	}
+	return out, err
+}
+
+// tell gives the trail entries about what a host claims, as many as it takes
+// today, and returns how many those are: the first ones. The rest it hears of as a
+// number.
+func (s *Store) tell(ctx context.Context, tx pgx.Tx, team id.Team, h id.Host, entries ...audit.Entry) (told int, err error) {
+	if len(entries) == 0 {
+		return 0, nil
+	}
+	after, err := s.q.CountTales(ctx, tx, sqlcgen.CountTalesParams{HostID: h, More: int64(len(entries))})
+	if err != nil {
+		return 0, err
+	}
+	before := after - int64(len(entries))
+	told = int(min(max(sandbox.MostTales-before, 0), int64(len(entries))))
+	entries = slices.Clone(entries[:told])
+	times := func(n int64) int { return bits.Len64(uint64(max(n-1, 0) / sandbox.MostTales)) }
+	if times(after) > times(before) {
+		entries = append(entries, audit.By(principal.System("reconcile")).HostClaimsMore(team, h, after))
+	}
+	return told, auditpg.Append(ctx, tx, entries...)
 }
 
 // claimed notes which of the sandboxes that a host tells of are another host's.
@@ -191,8 +219,17 @@ func (s *Store) AskStrayGone(ctx context.Context, h id.Host, x id.Sandbox, entry
 
 // StrayPaused implements sandbox.Store.
 func (s *Store) StrayPaused(ctx context.Context, h id.Host, x id.Sandbox, entry func(id.Team) audit.Entry) error {
-	return s.onStray(ctx, h, entry, nil, func(ctx context.Context, tx pgx.Tx) (int64, error) {
-		return s.q.StrayPaused(ctx, tx, sqlcgen.StrayPausedParams{HostID: h, SandboxID: x})
+	return pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
+		n, err := s.q.StrayPaused(ctx, tx, sqlcgen.StrayPausedParams{HostID: h, SandboxID: x})
+		if err != nil || n == 0 {
+			return err
+		}
+		team, err := s.q.TeamOfHost(ctx, tx, h)
+		if err != nil {
+			return err
+		}
+		_, err = s.tell(ctx, tx, team, h, entry(team)) // a host says what it likes to a pause, too
+		return err
 	})
 }
 
@@ -241,5 +278,13 @@ func (s *Store) PruneHosts(ctx context.Context, limit int) (int, error) {
 		return 0, pg.Map(err)
 	}
 	strays, err := s.q.PruneStrays(ctx, s.pool, int32(limit))
-	return int(max(images, strays)), pg.Map(err)
+	if err != nil {
+		return 0, pg.Map(err)
+	}
+	tokens, err := s.q.PruneTokens(ctx, s.pool, int32(limit))
+	if err != nil {
+		return 0, pg.Map(err)
+	}
+	families, err := s.q.PruneFamilies(ctx, s.pool, int32(limit))
+	return int(max(images, strays, tokens, families)), pg.Map(err)
 }

@@ -556,6 +556,26 @@ func (q *Queries) CountLostWithHost(ctx context.Context, db DBTX, hostID id.Host
 	return i, err
 }
 
+const countTales = `-- name: CountTales :one
+INSERT INTO host_tales (host_id, day, told) VALUES ($1, (now() AT TIME ZONE 'UTC')::date, $2)
+ON CONFLICT (host_id) DO UPDATE SET day = excluded.day,
+    told = CASE WHEN host_tales.day = excluded.day THEN host_tales.told ELSE 0 END + excluded.told
+RETURNING told
+`
+
+type CountTalesParams struct {
+	HostID id.Host
+	More   int64
+}
+
+// How many entries of a host's claims there are today, with these.
+func (q *Queries) CountTales(ctx context.Context, db DBTX, arg CountTalesParams) (int64, error) {
+	row := db.QueryRow(ctx, countTales, arg.HostID, arg.More)
+	var told int64
+	err := row.Scan(&told)
+	return told, err
+}
+
 const deleteEvents = `-- name: DeleteEvents :exec
 DELETE FROM sandbox_events WHERE sandbox_id = ANY($1::uuid[])
 `
@@ -2848,6 +2868,23 @@ func (q *Queries) PruneEnded(ctx context.Context, db DBTX, arg PruneEndedParams)
 	return items, nil
 }
 
+const pruneFamilies = `-- name: PruneFamilies :execrows
+DELETE FROM host_refresh_tokens WHERE id IN (
+    SELECT f.id FROM host_refresh_tokens f
+    WHERE f.revoked_at < now() - interval '30 days'
+      AND EXISTS (SELECT FROM host_refresh_tokens n WHERE n.host_id = f.host_id AND (n.created_at, n.id) > (f.created_at, f.id))
+    ORDER BY f.revoked_at LIMIT $1)
+`
+
+// Credentials that were void long ago, but for the newest of a host, as above.
+func (q *Queries) PruneFamilies(ctx context.Context, db DBTX, maxRows int32) (int64, error) {
+	result, err := db.Exec(ctx, pruneFamilies, maxRows)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
 const pruneImages = `-- name: PruneImages :execrows
 DELETE FROM host_images WHERE (host_id, image_digest) IN (
     SELECT i.host_id, i.image_digest FROM host_images i WHERE i.used_at < now() - interval '7 days' ORDER BY i.used_at LIMIT $1)
@@ -2907,6 +2944,24 @@ DELETE FROM host_strays WHERE (host_id, sandbox_id) IN (
 // Of hosts that were deleted.
 func (q *Queries) PruneStrays(ctx context.Context, db DBTX, maxRows int32) (int64, error) {
 	result, err := db.Exec(ctx, pruneStrays, maxRows)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const pruneTokens = `-- name: PruneTokens :execrows
+DELETE FROM host_registration_tokens WHERE id IN (
+    SELECT t.id FROM host_registration_tokens t
+    WHERE t.expires_at < now() - interval '30 days'
+      AND EXISTS (SELECT FROM host_registration_tokens n WHERE n.host_id = t.host_id AND (n.created_at, n.id) > (t.created_at, t.id))
+    ORDER BY t.expires_at LIMIT $1)
+`
+
+// Registration tokens that were over long ago. The newest of a host stays: who
+// shows that of a deleted host is told so.
+func (q *Queries) PruneTokens(ctx context.Context, db DBTX, maxRows int32) (int64, error) {
+	result, err := db.Exec(ctx, pruneTokens, maxRows)
 	if err != nil {
 		return 0, err
 	}
