@@ -32,6 +32,8 @@ type program struct {
 	Server  serverCmd  `cmd:"" help:"Run the server, for deployments of your own."`
 	Agent   agentCmd   `cmd:"" help:"Run the agent of a host."`
 	Join    joinCmd    `cmd:"" help:"Make this machine a host of a server: what the install command runs."`
+	Backup  backupCmd  `cmd:"" help:"Write down an installation: database, secret, and what the store has."`
+	Restore restoreCmd `cmd:"" help:"Fill an empty database, and what the store lacks, with a backup."`
 	Doctor  doctorCmd  `cmd:"" help:"Say what this machine lacks for Skerry, and how to mend it."`
 	Admin   adminCmd   `cmd:"" help:"Users, teams and limits, for platform admins."`
 	Version versionCmd `cmd:"" help:"Print the version."`
@@ -95,7 +97,7 @@ func dotenv(args []string) error {
 	switch args[0] {
 	case "server", "agent", "up":
 		files = []string{".env"}
-	case "doctor":
+	case "doctor", "backup", "restore":
 		files = []string{".env", agentSettings, serverSettings}
 	}
 	for _, file := range files {

@@ -39,8 +39,15 @@ type Restored struct {
 	StillMissing int64
 }
 
-// Secret reads the secret of a backup.
+// Secret reads the secret of a backup, and checks it.
 func Secret(dir string) (string, error) {
+	about, err := read(dir)
+	if err == nil {
+		err = about.check(dir, secretFile)
+	}
+	if err != nil {
+		return "", err
+	}
 	raw, err := os.ReadFile(filepath.Join(dir, secretFile))
 	return strings.TrimSpace(string(raw)), err
 }
@@ -49,7 +56,10 @@ func Secret(dir string) (string, error) {
 // it has checked all of it. Blobs come first: only rows make them count. It may
 // be repeated after it was broken off, until it succeeded.
 func Restore(ctx context.Context, dir string, to Installation, opts Options) (Restored, error) {
-	about, err := check(dir)
+	about, err := read(dir)
+	if err == nil {
+		err = about.check(dir, databaseFile, objectsFile, secretFile)
+	}
 	if err != nil {
 		return Restored{}, err
 	}
@@ -73,8 +83,8 @@ func Restore(ctx context.Context, dir string, to Installation, opts Options) (Re
 	return out, compare(ctx, to.DatabaseURL, about)
 }
 
-// check reads backup.json and hashes every file that it names.
-func check(dir string) (About, error) {
+// read reads backup.json.
+func read(dir string) (About, error) {
 	f, err := os.Open(filepath.Join(dir, aboutFile))
 	if err != nil {
 		return About{}, err
@@ -91,16 +101,21 @@ func check(dir string) (About, error) {
 	if about.Format != format {
 		return About{}, errs.FailedPrecondition("unknown_backup", fmt.Sprintf("The backup's form is %d; this program knows %d.", about.Format, format))
 	}
-	for _, name := range []string{databaseFile, objectsFile, secretFile} {
+	return about, nil
+}
+
+// check hashes files of the backup.
+func (a About) check(dir string, names ...string) error {
+	for _, name := range names {
 		sum, err := hashOf(filepath.Join(dir, name))
 		if err != nil {
-			return About{}, err
+			return err
 		}
-		if sum != about.Files[name] {
-			return About{}, damaged(name)
+		if sum != a.Files[name] {
+			return damaged(name)
 		}
 	}
-	return about, nil
+	return nil
 }
 
 func damaged(name string) error {

@@ -64,6 +64,16 @@ func (at storeAt) open() (content.Store, func(context.Context) error, error) {
 	}, err
 }
 
+// OpenStore is the store that a configuration names.
+func OpenStore(c Config) (content.Store, error) {
+	at, err := parseStore(c.Store, c.S3AccessKey, c.S3SecretKey)
+	if err != nil {
+		return nil, fmt.Errorf("SKERRY_STORE: %w", err)
+	}
+	store, _, err := at.open()
+	return store, err
+}
+
 func (c *control) openStore(context.Context) (err error) {
 	if c.store, c.storeThere, err = c.cfg.at.open(); err != nil {
 		return fmt.Errorf("SKERRY_STORE: %w", err)
