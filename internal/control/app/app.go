@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"time"
 
@@ -55,6 +56,7 @@ import (
 	"skerry.dev/skerry/internal/control/team/teamhttp"
 	"skerry.dev/skerry/internal/control/team/teampg"
 	"skerry.dev/skerry/internal/control/template"
+	"skerry.dev/skerry/internal/control/template/build"
 	"skerry.dev/skerry/internal/control/template/templatehttp"
 	"skerry.dev/skerry/internal/control/template/templatepg"
 	"skerry.dev/skerry/internal/control/web"
@@ -100,6 +102,12 @@ type control struct {
 	hosts      *host.Service
 	monitor    *host.HostMonitor
 	templates  *template.Service
+	builds     *build.Service
+	builder    *build.Driver
+	buildFeed  *build.Feed
+	buildSweep *build.Sweep
+	scratch    *os.File // this run's directory, locked
+	io         *sandboxio.Service
 	runner     *sandbox.Runner
 	watch      *sandbox.Watch
 	sandboxes  *sandbox.Service
@@ -151,6 +159,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 			return err
 		}
 	}
+	defer c.closeScratch()
 	defer c.links.Close()
 	defer c.serveMetrics(ctx, tel, watchers)()
 	return c.serve(ctx, public, agents)
@@ -225,6 +234,9 @@ func (c *control) openRooms(ctx context.Context) (err error) {
 	c.sandboxes = sandbox.NewService(sandboxes, c.cfg.scheduler, c.templates, agents, c.runner, c.watch, c.cfg.secret, c.log)
 	c.quotas = quota.NewService(quotapg.New(c.pool))
 	c.teams = team.NewService(teampg.New(c.pool), c.sandboxes, account.NormalizeEmail, c.cfg.URL, clock.System{}, c.log)
+	if err := c.openBuilds(agents); err != nil {
+		return err
+	}
 	c.monitor = host.NewHostMonitor(hosts, sandbox.NewReconciler(c.sandboxes, 2*c.cfg.HostLook, c.log), c.log)
 	c.monitor.SetStaleAfter(c.cfg.HostSilence)
 	c.monitor.SetReconcileEvery(c.cfg.HostLook)
@@ -288,12 +300,14 @@ func (c *control) openWeb(context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	c.streams = sandboxiohttp.New(sandboxio.New(hostlink.NewTargets(c.sandboxes, c.links), c.log, sandboxio.Options{}), sandboxiohttp.Options{
+	c.streams = sandboxiohttp.New(c.io, sandboxiohttp.Options{
 		WriteError: web.WriteError, Log: c.log,
 		AllowedOrigins: []string{strings.TrimRight(c.cfg.URL, "/")}, // a proxy may send its own Host
 	})
 	trail := audithttp.New(c.trail, c.keys, web.WriteError)
-	built := templatehttp.New(c.templates, func(ctx context.Context, err error) restapi.Error { return web.Errors{}.NewError(ctx, err).Response })
+	built := templatehttp.New(c.templates, c.builds, c.replays, templatehttp.Options{
+		WriteError: web.WriteError, Failure: func(ctx context.Context, err error) restapi.Error { return web.Errors{}.NewError(ctx, err).Response },
+	})
 	changes := eventhttp.New(c.feed, eventpg.New(c.pool), c.tickets, eventhttp.Options{
 		WriteError: web.WriteError, Permit: web.Permit, Sandbox: c.sandboxes.Get, Log: c.log, AllowedOrigins: []string{strings.TrimRight(c.cfg.URL, "/")},
 	})
@@ -304,6 +318,8 @@ func (c *control) openWeb(context.Context) (err error) {
 		{Method: http.MethodGet, Path: "/v1/auth/oauth/{provider}/callback", Operation: "finishOAuth", Handler: ways.Finish},
 		{Method: http.MethodGet, Path: "/v1/events", Operation: "streamEvents", Handler: changes.Stream},
 		{Method: http.MethodPost, Path: "/v1/templates/base/build", Operation: "buildBaseTemplate", Handler: built.BuildBase},
+		{Method: http.MethodPost, Path: "/v1/build-contexts", Operation: "uploadBuildContext", AnyBody: true, Handler: built.UploadContext},
+		{Method: http.MethodGet, Path: "/v1/builds/{id}/logs", Operation: "getBuildLogs", Handler: built.BuildLogs},
 		{Method: http.MethodGet, Path: "/v1/sandboxes/{id}/exec/stream", Operation: "streamExec", Handler: c.streams.StreamExec},
 		{Method: http.MethodGet, Path: "/v1/sandboxes/{id}/pty", Operation: "openPTY", Handler: c.streams.OpenPTY},
 		{Method: http.MethodGet, Path: "/v1/sandboxes/{id}/files", Operation: "downloadFile", Handler: c.streams.DownloadFile},
@@ -327,6 +343,7 @@ func (c *control) openWeb(context.Context) (err error) {
 func (c *control) serve(ctx context.Context, public, agents net.Listener) error {
 	loops, _ := lifecycle.NewGroup(context.WithoutCancel(ctx))
 	for _, loop := range []func(context.Context) error{
+		c.builder.Run, c.buildFeed.Run, c.buildSweep.Run,
 		c.runner.Run, c.watch.Run, c.monitor.Run, sandbox.NewSweep(c.sandboxes, c.log).Run, c.accounts.Run, c.apiKeys.Run, c.teams.Run, c.web.Recheck, c.forget, c.pruner.Run, c.refusals.Run,
 		c.collector.Run, c.engines.Run, c.feed.Run, c.tickets.Run, c.logins.Run, sandbox.NewDrainer(c.sandboxes, c.log).Run, c.links.Follow(hostpg.New(c.pool), c.log),
 	} {

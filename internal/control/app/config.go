@@ -43,6 +43,9 @@ type Config struct {
 	S3AccessKey string `name:"s3-access-key" help:"Of a bucket." env:"SKERRY_S3_ACCESS_KEY" placeholder:"KEY"`
 	S3SecretKey string `name:"s3-secret-key" help:"Of a bucket." env:"SKERRY_S3_SECRET_KEY" placeholder:"SECRET"`
 
+	Scratch      string `name:"scratch" help:"Directory for what is on its way to the store (default: scratch in the data directory)." env:"SKERRY_SCRATCH" placeholder:"DIR"`
+	MaxContextMB int    `name:"max-context-mb" help:"How large an archive may be that a template is built from." env:"SKERRY_MAX_CONTEXT_MB" default:"1024" placeholder:"MB"`
+
 	MetricsListen string `help:"Address of /metrics, /healthz and /readyz for those who watch, without a login; left out: none." env:"SKERRY_METRICS_LISTEN" placeholder:"ADDR"`
 	// Version is this release's, for people.
 	Version string `kong:"-"`
@@ -81,6 +84,10 @@ func (c Config) Defaults(data string) Config {
 	set(&c.Listen, "127.0.0.1:7070")
 	set(&c.AgentListen, "127.0.0.1:7071")
 	set(&c.Store, filepath.Join(data, "store"))
+	set(&c.Scratch, filepath.Join(data, "scratch"))
+	if c.MaxContextMB == 0 {
+		c.MaxContextMB = 1024
+	}
 	over := scheduler.DefaultOvercommit()
 	set(&c.Scheduler, scheduler.RoundRobin)
 	if c.CPUOvercommit == 0 {
@@ -182,6 +189,12 @@ func (c Config) parse() (settings, error) {
 	}
 	s.at, err = parseStore(c.Store, c.S3AccessKey, c.S3SecretKey)
 	fault("SKERRY_STORE", err)
+	if !filepath.IsAbs(c.Scratch) {
+		fault("SKERRY_SCRATCH", fmt.Errorf("must be an absolute path, not %q", c.Scratch))
+	}
+	if c.MaxContextMB < 1 || c.MaxContextMB > 64<<10 {
+		fault("SKERRY_MAX_CONTEXT_MB", errors.New("must be between 1 and 65536"))
+	}
 	s.signup, err = account.ParseSignupPolicy(c.Signup)
 	fault("SKERRY_SIGNUP", err)
 	if _, err = mail.Open(c.SMTPURL, c.MailFrom, slog.New(slog.DiscardHandler), clock.System{}); err != nil {

@@ -79,6 +79,8 @@ type Store interface {
 	// ByID reads any row, also a replaced one. deleted says that it was.
 	ByID(ctx context.Context, tpl id.Template) (t Template, deleted bool, err error)
 	List(ctx context.Context, team id.Team, p page.Request) (page.Page[Template], error)
+	// Delete retires one of the team's; what was made from it keeps its bytes.
+	Delete(ctx context.Context, team id.Team, tpl id.Template, entry audit.Entry) error
 	// BeginImage makes the row of an image that is about to be uploaded.
 	BeginImage(ctx context.Context, n artifact.New) error
 	// Publish makes a ready template of an image that the store has; the living
@@ -166,6 +168,26 @@ func (s *Service) find(ctx context.Context, team id.Team, nameOrID string) (Temp
 		return Template{}, ErrNotFound
 	}
 	return t, nil
+}
+
+// Delete gives up one of the team's own templates, by id or name. Sandboxes and
+// saved states made from it live on.
+func (s *Service) Delete(ctx context.Context, by principal.Principal, nameOrID string) error {
+	if !by.Can(principal.ScopeTemplates) {
+		return errs.Forbidden("missing_scope", "This key may not delete templates. Make one with the scope `templates`.")
+	}
+	team, err := by.Team()
+	if err != nil {
+		return err
+	}
+	t, err := s.find(ctx, team, nameOrID)
+	if err != nil {
+		return err
+	}
+	if t.TeamID != team {
+		return errs.Forbidden("platform_template", "This template is the platform's; a team deletes its own.")
+	}
+	return s.store.Delete(ctx, team, t.ID, audit.By(by).TemplateDeleted(team, t.ID, t.Name))
 }
 
 // Resolve finds what a sandbox of the team is to be made from.

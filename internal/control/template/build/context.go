@@ -10,7 +10,6 @@ import (
 	"os"
 	"time"
 
-	content "skerry.dev/skerry/internal/artifact"
 	"skerry.dev/skerry/internal/control/artifact"
 	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/kernel/errs"
@@ -54,7 +53,7 @@ func (s *Service) Upload(ctx context.Context, by principal.Principal, body io.Re
 	}
 	to, err := s.artifacts.Source(ctx, c.Artifact, id.Host{}, artifact.Write)
 	if err == nil {
-		err = s.artifacts.Put(ctx, to, f.Name(), content.ContextFile, content.MediaTypeContext)
+		err = s.artifacts.PutContext(ctx, to, f.Name())
 	}
 	if err == nil {
 		c, err = s.store.CompleteContext(ctx, c, contextLife)

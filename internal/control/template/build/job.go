@@ -236,7 +236,7 @@ func (j *job) choose(ctx context.Context) error {
 		return errs.Internal(err)
 	}
 	packed := filepath.Join(j.dir, "packed")
-	if err := d.Artifacts.Fetch(ctx, from, content.ContextFile, packed, d.cfg.MaxContextBytes); err != nil {
+	if err := d.Artifacts.FetchContext(ctx, from, content.Digest(c.Digest), packed, d.cfg.MaxContextBytes); err != nil {
 		return err
 	}
 	// Packed text grows by much; what it may grow to is bounded all the same.

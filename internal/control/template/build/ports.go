@@ -166,8 +166,8 @@ type Templates interface {
 // Artifacts is the store.
 type Artifacts interface {
 	Source(ctx context.Context, a id.Artifact, h id.Host, op artifact.Op) (content.Source, error)
-	// Put brings a file to the store, as the one called name, and Fetch the other
-	// way.
-	Put(ctx context.Context, to content.Source, file, name, mediaType string) error
-	Fetch(ctx context.Context, from content.Source, name, file string, maxBytes int64) error
+	// PutContext brings an archive to the store, and FetchContext one from there to
+	// a new file, checked against its SHA-256.
+	PutContext(ctx context.Context, to content.Source, file string) error
+	FetchContext(ctx context.Context, from content.Source, digest content.Digest, file string, maxBytes int64) error
 }

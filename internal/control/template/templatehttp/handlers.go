@@ -10,8 +10,10 @@ import (
 	"time"
 
 	"skerry.dev/skerry/gen/restapi"
+	"skerry.dev/skerry/internal/control/idempotency"
 	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/control/template"
+	"skerry.dev/skerry/internal/control/template/build"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/page"
 )
@@ -26,13 +28,23 @@ const quiet = 15 * time.Second
 // Handlers serves the routes. Principals come from the request's context.
 type Handlers struct {
 	templates *template.Service
-	// failure renders an error as the API does.
-	failure func(ctx context.Context, err error) restapi.Error
+	builds    *build.Service
+	replays   *idempotency.Service
+	// writeError answers a request with an error, and failure renders one as the
+	// API does.
+	writeError func(w http.ResponseWriter, r *http.Request, err error)
+	failure    func(ctx context.Context, err error) restapi.Error
+}
+
+// Options of the handlers.
+type Options struct {
+	WriteError func(w http.ResponseWriter, r *http.Request, err error)
+	Failure    func(ctx context.Context, err error) restapi.Error
 }
 
 // New makes the handlers.
-func New(templates *template.Service, failure func(ctx context.Context, err error) restapi.Error) *Handlers {
-	return &Handlers{templates: templates, failure: failure}
+func New(templates *template.Service, builds *build.Service, replays *idempotency.Service, o Options) *Handlers {
+	return &Handlers{templates: templates, builds: builds, replays: replays, writeError: o.WriteError, failure: o.Failure}
 }
 
 // ListTemplates implements listTemplates.
@@ -150,6 +162,21 @@ func toTemplate(t template.Template) restapi.Template {
 	if t.ImageDigest != "" {
 		out.ImageDigest.SetTo(string(t.ImageDigest))
 		out.ImageSizeBytes.SetTo(t.ImageSizeBytes)
+	}
+	if len(t.Env) > 0 {
+		out.Env.SetTo(t.Env)
+	}
+	if t.Start != "" {
+		out.Start.SetTo(t.Start)
+	}
+	if t.Ready != "" {
+		out.Ready.SetTo(t.Ready)
+	}
+	if t.StateID != nil {
+		out.StartsFromMemory.SetTo(true)
+	}
+	if t.BuildID != nil {
+		out.BuildID.SetTo(t.BuildID.String())
 	}
 	return out
 }

@@ -80,6 +80,20 @@ func (s *Store) List(ctx context.Context, team id.Team, p page.Request) (page.Pa
 	return page.Of(out, p.Limit, func(t template.Template) any { return position{t.CreatedAt, t.ID.UUID()} })
 }
 
+// Delete implements template.Store.
+func (s *Store) Delete(ctx context.Context, team id.Team, tpl id.Template, entry audit.Entry) error {
+	return pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
+		n, err := s.q.DeleteTemplate(ctx, tx, sqlcgen.DeleteTemplateParams{ID: tpl, TeamID: team})
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return template.ErrNotFound
+		}
+		return auditpg.Append(ctx, tx, entry)
+	})
+}
+
 // BeginImage implements template.Store.
 func (s *Store) BeginImage(ctx context.Context, n artifact.New) error {
 	return pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error { return artifactpg.Begin(ctx, tx, n) })
