@@ -10,6 +10,7 @@ export PATH="$PATH:/usr/sbin:/sbin"
 mkdir -p .cache
 rm -f .cache/tests.txt
 CGO_ENABLED=0 go build -o .cache/testsum ./tools/testsum
+CGO_ENABLED=0 tools/tool.sh versitygw github.com/versity/versitygw/cmd/versitygw >/dev/null # a real S3 server
 root=()
 if ((EUID != 0)); then
 	root=(sudo -E env "PATH=$PATH")
