@@ -27,8 +27,9 @@ type CreateSandbox struct {
 	Checkpoint  time.Duration // save its state so often while it runs; zero: never
 	Metadata    map[string]string
 	Env         map[string]string
-	Engine      string // "auto", "gvisor", "microvm"
-	NoInternet  bool   // no way out at all
+	Engine      string            // "auto", "gvisor", "microvm"
+	HostLabels  map[string]string // only on a host that carries all of them
+	NoInternet  bool              // no way out at all
 }
 
 func (o CreateSandbox) request() *restapi.CreateSandboxRequest {
@@ -68,6 +69,9 @@ func (o CreateSandbox) request() *restapi.CreateSandboxRequest {
 	}
 	if o.Engine != "" {
 		r.Engine.SetTo(restapi.CreateSandboxRequestEngine(o.Engine))
+	}
+	if len(o.HostLabels) > 0 {
+		r.HostLabels.SetTo(o.HostLabels)
 	}
 	if o.NoInternet {
 		r.Network.SetTo(restapi.NetworkRequest{Internet: restapi.NewOptBool(false)})

@@ -42,6 +42,7 @@ type createCmd struct {
 	Env         map[string]string `short:"e" mapsep:"none" help:"Environment of its commands; repeatable." placeholder:"NAME=VALUE"`
 	Metadata    map[string]string `short:"m" mapsep:"none" help:"Your own marks to find it by; repeatable." placeholder:"KEY=VALUE"`
 	Engine      string            `help:"auto, gvisor or microvm." placeholder:"NAME"`
+	HostLabels  map[string]string `name:"host-label" mapsep:"none" help:"Only on a host with this label; repeatable." placeholder:"NAME=VALUE"`
 	NoInternet  bool              `help:"No way out at all."`
 }
 
@@ -56,7 +57,7 @@ func (cmd *createCmd) Run(e *Env, g *Globals) error {
 	s, err := c.CreateSandbox(e.Context, sdk.CreateSandbox{
 		Template: cmd.Template, Snapshot: cmd.Snapshot, Checkpoint: cmd.Checkpoint, VCPUs: cmd.VCPUs, MemoryMB: cmd.Memory, DiskMB: cmd.Disk,
 		Timeout: cmd.Timeout, OnTimeout: cmd.OnTimeout, IdleTimeout: cmd.IdleTimeout,
-		Metadata: cmd.Metadata, Env: cmd.Env, Engine: cmd.Engine, NoInternet: cmd.NoInternet,
+		Metadata: cmd.Metadata, Env: cmd.Env, Engine: cmd.Engine, HostLabels: cmd.HostLabels, NoInternet: cmd.NoInternet,
 	})
 	if err != nil {
 		return err

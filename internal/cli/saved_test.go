@@ -45,6 +45,8 @@ func TestO3_SavingCommands(t *testing.T) {
 		code int
 	}{
 		"sandbox create --snapshot ready --checkpoint 10m": {`POST /v1/sandboxes {"snapshot":"ready","checkpoint_interval_sec":600}`, "sb-1\n", 0},
+		"sandbox create --host-label zone=north,1":         {`POST /v1/sandboxes {"template":"base","host_labels":{"zone":"north,1"}}`, "sb-1\n", 0},
+		"sandbox create --host-label zone":                 {"", "host-label", ExitUsage},
 
 		"sandbox list":       {"GET /v1/sandboxes", "paused", 0},
 		"sandbox get sb-1":   {"GET /v1/sandboxes/sb-1", "12.0 MB, only on box", 0},
