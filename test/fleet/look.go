@@ -11,6 +11,7 @@ import (
 	"skerry.dev/skerry/internal/control/host"
 	"skerry.dev/skerry/internal/control/hostlink"
 	"skerry.dev/skerry/internal/control/sandbox"
+	"skerry.dev/skerry/internal/control/scheduler"
 	"skerry.dev/skerry/internal/kernel/id"
 )
 
@@ -206,10 +207,12 @@ func (l Look) Observed() error {
 	return errors.Join(errs...)
 }
 
-// Reserved: no host is promised more than it may be, and what the API calls
-// reserved is the sum over the live rows.
+// Reserved: no host is promised more than it may be, which of CPUs and memory is
+// several times what there is, and what the API calls reserved is the sum over the
+// live rows.
 func (f *Fleet) Reserved(ctx context.Context, l Look) error {
 	var errs []error
+	over := scheduler.DefaultOvercommit()
 	for _, h := range f.Hosts {
 		var sum Resources
 		for _, r := range l.Rows {
@@ -229,7 +232,8 @@ func (f *Fleet) Reserved(ctx context.Context, l Look) error {
 		if now.Reserved != sum {
 			errs = append(errs, fmt.Errorf("%s has %+v reserved, its rows sum up to %+v", h.Name, now.Reserved, sum))
 		}
-		if c := now.Capacity; sum.CPUMillis > c.CPUMillis || sum.MemoryMB > c.MemoryMB || sum.DiskMB > c.DiskMB {
+		c := now.Capacity
+		if float64(sum.CPUMillis) > over.CPU*float64(c.CPUMillis) || float64(sum.MemoryMB) > over.Memory*float64(c.MemoryMB) || sum.DiskMB > c.DiskMB {
 			errs = append(errs, fmt.Errorf("%s has room for %+v and promised %+v", h.Name, c, sum))
 		}
 	}
