@@ -31,7 +31,7 @@ type ExportOptions struct {
 
 // skerryFiles are what the daemon writes in every sandbox. An image has them as
 // the image before it had.
-var skerryFiles = []string{".skerry", "etc/hosts", "etc/hostname", "etc/resolv.conf"}
+var skerryFiles = []string{".skerry", "etc/hosts", "etc/hostname", "etc/resolv.conf", "run/e2b"}
 
 // partialPrefix begins the names under which the daemon writes them.
 const partialPrefix = ".skerry-partial-"
@@ -129,7 +129,7 @@ func (o ExportOptions) tidy(tree *unpack.Tree) error {
 		}
 	}
 	// Their directories' times changed with them.
-	for _, dir := range []string{".", "etc"} {
+	for _, dir := range []string{".", "etc", "run"} {
 		info, err := os.Lstat(filepath.Join(o.Lower, dir))
 		if errors.Is(err, fs.ErrNotExist) || err == nil && !info.IsDir() {
 			continue

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,7 +30,23 @@ func furnish(tree *unpack.Tree, user string) (account string, err error) {
 	for _, d := range []struct {
 		name string
 		mode fs.FileMode
-	}{{"etc", 0o755}, {"proc", 0o755}, {"sys", 0o755}, {"dev", 0o755}, {"tmp", 0o777 | fs.ModeSticky}} {
+	}{
+		{"etc", 0o755},
+		{"proc", 0o755},
+		{"sys", 0o755},
+		{"dev", 0o755},
+		{"run", 0o755},
+		{"tmp", 0o777 | fs.ModeSticky},
+		{"var", 0o755},
+		{"var/tmp", 0o777 | fs.ModeSticky},
+	} {
+		// Through a link there may be no way.
+		if above, err := tree.Look(path.Dir(d.name)); err != nil || above != unpack.Directory {
+			if err != nil {
+				return "", err
+			}
+			continue
+		}
 		if err := tree.Mkdir(d.name, d.mode); err != nil {
 			return "", err
 		}

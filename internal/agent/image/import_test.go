@@ -114,9 +114,10 @@ func sample(t *testing.T, arch string) v1.Image {
 // sampleFiles are what it unpacks to.
 var sampleFiles = []string{
 	"Lrwxrwxrwx 0:0 bin -> usr/bin", "drwxr-xr-x 0:0 dev", "drwxr-xr-x 0:0 etc", "-rw-r--r-- 0:0 etc/group", "-rw-r--r-- 0:0 etc/passwd",
-	"-rw------- 1234:567 link", "drwxr-xr-x 0:0 old", "-rw-r--r-- 0:0 old/b", "drwxr-xr-x 0:0 proc", "drwxr-xr-x 0:0 srv",
+	"-rw------- 1234:567 link", "drwxr-xr-x 0:0 old", "-rw-r--r-- 0:0 old/b", "drwxr-xr-x 0:0 proc", "drwxr-xr-x 0:0 run", "drwxr-xr-x 0:0 srv",
 	"-rw------- 1234:567 srv/data", "drwxr-xr-x 0:0 sys", "dtrwxrwxrwx 0:0 tmp", "-rw-r--r-- 0:0 tmp/.keep",
 	"drwxr-xr-x 0:0 usr", "drwxr-xr-x 0:0 usr/bin", "urwxr-xr-x 0:0 usr/bin/tool",
+	"drwxr-xr-x 0:0 var", "dtrwxrwxrwx 0:0 var/tmp",
 }
 
 func serve(t *testing.T, h http.Handler) string {

@@ -60,6 +60,7 @@ func Run(t *testing.T, mk func(t *testing.T) Harness) {
 		{"RS03_ConnectionsAcrossRestore", restoreConnections},
 		{"ST03_SyncedWritesAcrossRestore", restoreWrites},
 		{"LL01_CyclesLeaveNothing", restoreCycles},
+		{"P2_ArchiveOfTheRoot", rootTar},
 		{"EightAtOnce", eightAtOnce},
 	}
 	for _, c := range cases {

@@ -104,6 +104,16 @@ func handler(stdin string) http.Handler {
 		b, err := os.ReadFile(r.FormValue("path"))
 		return string(b), err
 	})
+	answer("/truncate", func(r *http.Request) (any, error) {
+		size, err := strconv.ParseInt(r.FormValue("bytes"), 10, 64)
+		if err != nil {
+			return nil, err
+		}
+		return nil, os.Truncate(r.FormValue("path"), size)
+	})
+	answer("/xattr", func(r *http.Request) (any, error) {
+		return nil, syscall.Setxattr(r.FormValue("path"), r.FormValue("name"), []byte(r.FormValue("value")), 0)
+	})
 	var disk writer
 	answer("/write", func(*http.Request) (any, error) { return nil, disk.start() })
 	answer("/written", func(*http.Request) (any, error) { return disk.safe() })
