@@ -1,6 +1,7 @@
 package transfer
 
 import (
+	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/sha256"
@@ -38,27 +39,28 @@ func newSealer(key artifact.ContentKey, parallel int) (*sealer, error) {
 
 func (s *sealer) close() { _ = s.encoder.Close() } // nothing is buffered
 
-// seal appends the stored form of raw to into, and describes it. scratch is used
-// in between and given back.
-func (s *sealer) seal(raw, into, scratch []byte) (stored, again []byte, c artifact.Chunk, err error) {
+// seal makes the stored form of raw in into's memory, and describes it.
+func (s *sealer) seal(raw, into []byte) (stored []byte, c artifact.Chunk, err error) {
 	c.RawSize = int64(len(raw))
 	c.RawDigest = s.key.Digest(labelRaw, sha256.Sum256(raw))
 	if len(s.key) == 0 {
-		stored = s.encoder.EncodeAll(raw, into)
+		stored = s.encoder.EncodeAll(raw, into[:0])
 	} else {
-		scratch = s.encoder.EncodeAll(raw, scratch[:0])
 		aead, err := chunkCipher(s.key, c.RawDigest)
 		if err != nil {
-			return nil, scratch, c, err
+			return into, c, err
 		}
+		stored = s.encoder.EncodeAll(raw, append(into[:0], make([]byte, nonceBytes)...))
+		frame := stored[nonceBytes:]
 		// Another release may pack the same content otherwise: one key, but never
 		// two frames under one nonce.
-		sum := sha256.Sum256(scratch)
-		nonce := s.key.Derive(labelNonce, sum[:])[:nonceBytes]
-		stored = aead.Seal(append(into, nonce...), nonce, scratch, nil)
+		sum := sha256.Sum256(frame)
+		copy(stored[:nonceBytes], s.key.Derive(labelNonce, sum[:]))
+		// The cipher's text takes the place of the frame.
+		stored = aead.Seal(stored[:nonceBytes], bytes.Clone(stored[:nonceBytes]), frame, nil)
 	}
 	c.Size, c.Digest = int64(len(stored)), artifact.DigestOf(stored)
-	return stored, scratch, c, nil
+	return stored, c, nil
 }
 
 func chunkCipher(key artifact.ContentKey, raw artifact.Digest) (cipher.AEAD, error) {

@@ -42,7 +42,11 @@ func TestP1_TS01_DamageIsRefusedAndNamed(t *testing.T) {
 	for name, key := range map[string]artifact.ContentKey{"plain": nil, "encrypted": teamKey(1)} {
 		w := newWorld(t, inMemory())
 		team := id.NewTeam()
-		path, content := sample(t)
+		content := make([]byte, 3*artifact.ChunkSize+100)
+		copy(content[artifact.ChunkSize:], "first")
+		copy(content[2*artifact.ChunkSize+artifact.ChunkSize/2:], noise()[:2000])
+		copy(content[3*artifact.ChunkSize:], "last")
+		path := small(t, string(content))
 		a, _ := w.put(t, team, key, transfer.File{Name: "image/pages.img", Path: path}, transfer.File{Name: "state.json", Path: small(t, "{}")})
 		m := w.manifest(t, team)
 		victim := m.Files[0].Chunks[1] // of the middle
@@ -241,4 +245,15 @@ func TestFetch_OnlyWhatWasAskedForIsPlaced(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, "out")); err == nil {
 		t.Error("a file appeared")
 	}
+}
+
+// partOnly is what a broken download may have left of its one file.
+func partOnly(t testing.TB, dir string) map[string][]byte {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(dir, "f.part"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	must(t, err)
+	return map[string][]byte{"f.part": b}
 }

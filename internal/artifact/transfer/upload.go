@@ -70,10 +70,10 @@ type upload struct {
 
 // piece is a chunk on its way, with its buffers.
 type piece struct {
-	file                 int
-	offset               int64
-	raw, stored, scratch []byte
-	chunk                artifact.Chunk
+	file        int
+	offset      int64
+	raw, stored []byte
+	chunk       artifact.Chunk
 }
 
 func (u *upload) run(ctx context.Context, files []File, mediaType string) (Uploaded, error) {
@@ -227,7 +227,7 @@ func (u *upload) name(i int, whole hash.Hash) {
 
 func (p *piece) read(file io.ReaderAt, length int64) error {
 	if p.raw == nil {
-		p.raw = make([]byte, artifact.ChunkSize)
+		p.raw, p.stored = make([]byte, artifact.ChunkSize), make([]byte, 0, artifact.MaxChunkBytes)
 	}
 	p.raw = p.raw[:length]
 	_, err := io.ReadFull(io.NewSectionReader(file, p.offset, length), p.raw)
@@ -240,7 +240,7 @@ func (p *piece) seal(s *sealer) (err error) {
 	if isZero(p.raw) {
 		return nil
 	}
-	p.stored, p.scratch, p.chunk, err = s.seal(p.raw, p.stored[:0], p.scratch)
+	p.stored, p.chunk, err = s.seal(p.raw, p.stored)
 	p.chunk.Offset = p.offset
 	return err
 }

@@ -220,3 +220,6 @@ func (w *world) blobs(t testing.TB, team id.Team, kind artifact.Kind) []artifact
 	must(t, err)
 	return list
 }
+
+// childContext is that of a process that only its parent ends.
+func childContext() context.Context { return context.Background() }
