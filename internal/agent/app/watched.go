@@ -55,6 +55,11 @@ func (e watchedEngine) handle(ctx context.Context, name string, call func(contex
 	return h, err
 }
 
+// StartWithDisk implements engine.DiskBooter where the engine does.
+func (e watchedEngine) StartWithDisk(ctx context.Context, h engine.Handle, path string) (engine.Handle, error) {
+	return e.handle(ctx, "start with disk", func(ctx context.Context) (engine.Handle, error) { return engine.StartWithDisk(ctx, e.Engine, h, path) })
+}
+
 // RootTar implements engine.RootArchiver where the engine does.
 func (e watchedEngine) RootTar(ctx context.Context, h engine.Handle, out io.Writer) error {
 	return e.w.do(ctx, e.part, "root tar", func(ctx context.Context) error { return engine.RootTar(ctx, e.Engine, h, out) })

@@ -30,3 +30,21 @@ type Builder interface {
 	// seen the instances.
 	SweepBuilds(ctx context.Context, inUse func() map[string]bool) error
 }
+
+// DiskBooter is an engine that starts an instance on a disk that RootTar wrote,
+// whatever build of it did.
+type DiskBooter interface {
+	// StartWithDisk is Start, but with the archive at path as what was changed in
+	// the root tree. The instance is there to have its disk saved: its memory may
+	// not be.
+	StartWithDisk(ctx context.Context, h Handle, path string) (Handle, error)
+}
+
+// StartWithDisk asks e where it can; ErrUnsupported where not.
+func StartWithDisk(ctx context.Context, e Engine, h Handle, path string) (Handle, error) {
+	b, ok := e.(DiskBooter)
+	if !ok {
+		return nil, ErrUnsupported
+	}
+	return b.StartWithDisk(ctx, h, path)
+}

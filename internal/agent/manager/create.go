@@ -101,6 +101,8 @@ func (m *Manager) tryCreate(ctx context.Context, spec journal.Spec) (op *operati
 			return s.op, true, Report{}, nil
 		case s.op.kind == opCreate:
 			s.op.cancel(errSuperseded)
+		case s.op.kind == opPause && s.rec.Phase == journal.PhasePaused:
+			s.op.cancel(errSuperseded) // what goes on behind its answer
 		}
 		return s.op, false, Report{}, nil
 	}

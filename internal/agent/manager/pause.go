@@ -183,7 +183,7 @@ func (m *Manager) startPause(caller context.Context, s *entry, req PauseRequest)
 			m.unpause(p, op, explainSave(within, err, p.draft))
 			return
 		}
-		m.paused(p, op)
+		m.paused(ctx, p, op)
 	})
 	return op, nil
 }
@@ -320,12 +320,13 @@ func (m *Manager) pausedEvents(rec journal.Record) []journal.Event {
 }
 
 // paused answers, and then removes what is left of the instance.
-func (m *Manager) paused(p *pausing, op *operation) {
+func (m *Manager) paused(ctx context.Context, p *pausing, op *operation) {
 	m.log(p.rec).Info("sandbox paused", "reason", p.req.Reason, "size_bytes", p.state.SizeBytes)
 	m.mu.Lock()
 	op.state = p.state
 	op.say(report(p.rec), nil)
 	m.mu.Unlock()
+	m.keepDisk(ctx, p)
 	m.clean(p.s, op, p.rec)
 }
 

@@ -10,12 +10,14 @@ import (
 	"slices"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"skerry.dev/skerry/internal/agent/engine"
 	"skerry.dev/skerry/internal/agent/journal"
 	"skerry.dev/skerry/internal/agent/manager"
 	"skerry.dev/skerry/internal/agent/state/statetest"
 	"skerry.dev/skerry/internal/kernel/id"
+	"skerry.dev/skerry/internal/testkit"
 )
 
 // powerCut takes the machine down: what ran is gone, and so is what was not
@@ -151,6 +153,9 @@ func dieAt(t *testing.T, act act, step manager.Step, how string, rng *rand.Rand)
 	}
 	s.a.step.Store(&kill)
 	result := act.run(s)
+	if step == manager.StepKeepDisk { // the end of the agent would end what leads to it
+		testkit.Eventually(t, 10*time.Second, "what comes behind the answer", hit.Load)
+	}
 	s.a.Close()
 	if !hit.Load() {
 		t.Fatal("the step was never reached")

@@ -45,6 +45,9 @@ func (b *build) restore(ctx context.Context) error {
 	switch {
 	case b.held.Memory && b.rec.Spec.DiskOnly:
 		disk, err := b.disk(ctx)
+		if errors.Is(err, engine.ErrNoBuild) && b.held.HasDisk() {
+			disk, err = b.rebuilt(ctx)
+		}
 		if err != nil {
 			return unrestored(b.held.State, err)
 		}
@@ -54,6 +57,12 @@ func (b *build) restore(ctx context.Context) error {
 		b.woken, secret, b.rec.GuestSeq = true, b.held.InitSecret, b.held.GuestSeq
 	}
 	h, err := b.engine.Restore(ctx, b.rec.Handle, dir)
+	if !b.woken && dir == b.held.Dir && errors.Is(err, engine.ErrNoBuild) && b.held.HasDisk() {
+		if dir, err = b.rebuilt(ctx); err == nil {
+			defer os.RemoveAll(dir)
+			h, err = b.engine.Restore(ctx, b.rec.Handle, dir)
+		}
+	}
 	if err != nil {
 		return unrestored(b.held.State, err)
 	}
@@ -83,6 +92,12 @@ func (b *build) disk(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	return b.saved(ctx, h)
+}
+
+// saved saves the disk of an instance that is there for nothing else, ends it,
+// and prepares anew.
+func (b *build) saved(ctx context.Context, h engine.Handle) (string, error) {
 	b.rec.Handle = h
 	dir := filepath.Join(b.m.workDir(b.rec), "boot")
 	if err := os.Mkdir(dir, 0o700); err != nil {

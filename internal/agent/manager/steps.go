@@ -44,6 +44,8 @@ const (
 	StepSealState      Step = "seal_state"
 	StepJournalPaused  Step = "journal_paused" // the point of no return
 
+	StepKeepDisk Step = "keep_disk" // behind the answer, where the engine can
+
 	// What a pause that failed goes through, and a resume that did.
 	StepDiscardState    Step = "discard_state"
 	StepThaw            Step = "thaw"
@@ -67,7 +69,7 @@ func Operations() map[string][]Step {
 		"create":        names(boot),
 		"failed_create": append(append([]Step{}, undo...), StepJournalRemoved),
 		"destroy":       append(append([]Step{StepJournalDestroying}, undo...), StepJournalRemoved),
-		"pause":         append(append([]Step{}, pause...), undo...),
+		"pause":         append(append(append([]Step{}, pause...), StepKeepDisk), undo...),
 		"failed_pause":  {StepJournalPausing, StepCutConnections, StepDiscardState, StepThaw, StepJournalUnpaused},
 		"checkpoint":    {StepCheckpoint, StepSealState},
 		"resume":        names(restore),

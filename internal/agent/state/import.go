@@ -40,7 +40,7 @@ func (h *Held) Parts() []Part {
 	for _, f := range h.Files {
 		out = append(out, Part{Name: imageDir + "/" + f.Name, Path: filepath.Join(h.Dir, f.Name)})
 	}
-	if _, err := os.Stat(filepath.Join(dir, diskAbout)); err == nil {
+	if h.HasDisk() {
 		out = append(out, Part{diskTar, filepath.Join(dir, diskTar)}, Part{diskAbout, filepath.Join(dir, diskAbout)})
 	}
 	return append(out, Part{manifestName, filepath.Join(dir, manifestName)})

@@ -86,6 +86,9 @@ func Open(dir string, fs FS, logger *slog.Logger) (*Store, error) {
 			logger.Warn("something that is no saved state lies among them", "path", path)
 			continue
 		}
+		for _, name := range []string{diskTar, diskAbout} { // of a disk that was not done
+			_ = fs.Remove(filepath.Join(path, name+drafted))
+		}
 		st, err := read(path, which)
 		if err != nil {
 			logger.Error("a saved state is damaged", "snapshot_id", which.String(), "err", err)
@@ -208,6 +211,7 @@ type Held struct {
 	State
 	// Dir is the engine's image.
 	Dir  string
+	fs   FS
 	once sync.Once
 	let  func()
 }
@@ -232,7 +236,7 @@ func (s *Store) Hold(ctx context.Context, which id.Snapshot) (*Held, error) {
 	e.holders++
 	st, known := e.state, e.read
 	s.mu.Unlock()
-	h := &Held{State: st, Dir: filepath.Join(s.path(which), imageDir), let: func() {
+	h := &Held{State: st, fs: s.fs, Dir: filepath.Join(s.path(which), imageDir), let: func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		e.holders--

@@ -60,6 +60,29 @@ func (e *Engine) SweepBuilds(ctx context.Context, inUse func() map[string]bool) 
 	return e.builds.sweep(e.runPrograms, inUse)
 }
 
+// diskAnnotation names an archive that the root's upper layer is filled from.
+const diskAnnotation = "dev.gvisor.tar.rootfs.upper"
+
+var _ engine.DiskBooter = (*Engine)(nil)
+
+// StartWithDisk implements engine.DiskBooter. The annotation would be demanded of
+// whoever restores the instance's memory.
+func (e *Engine) StartWithDisk(ctx context.Context, h engine.Handle, path string) (engine.Handle, error) {
+	r, err := e.find(h)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := readSpec(r.path("bundle"))
+	if err != nil {
+		return nil, err
+	}
+	spec.Annotations = map[string]string{diskAnnotation: path}
+	if err := writeSpec(r.path("bundle"), spec); err != nil {
+		return nil, err
+	}
+	return e.Start(ctx, h)
+}
+
 // runPrograms are the digests of the builds that instances were started by.
 func (e *Engine) runPrograms() (map[string]bool, error) {
 	dir := filepath.Join(e.cfg.StateDir, "instances")
