@@ -155,11 +155,12 @@ func echo(c net.Conn) { // everything is answered only after the half-close
 }
 
 type fixture struct {
-	ca    *identitytest.CA
-	host  id.Host
-	addr  string
-	world *world
-	build BuildBase
+	ca     *identitytest.CA
+	host   id.Host
+	addr   string
+	world  *world
+	build  BuildBase
+	imager Imager
 }
 
 func start(t *testing.T, f *fixture) *fixture {
@@ -184,7 +185,7 @@ func start(t *testing.T, f *fixture) *fixture {
 	}
 	srv, err := New(Config{
 		Facts:     Facts{HostID: f.host, Version: "v1", Generation: 7},
-		Sandboxes: f.world, BuildBase: f.build, TLS: tlsConfig, MaxTunnels: 2,
+		Sandboxes: f.world, BuildBase: f.build, Imager: f.imager, TLS: tlsConfig, MaxTunnels: 2,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -296,7 +297,7 @@ func TestBuildBaseStreamsAndIsAlone(t *testing.T) {
 		}
 	}})
 	c := f.client(t, f.ca.ControlCertificate())
-	s, err := c.BuildBase(t.Context(), &agentv1.BuildBaseRequest{UploadUrl: "u"})
+	s, err := c.BuildBase(t.Context(), &agentv1.BuildBaseRequest{To: &agentv1.Source{Url: "u"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -304,7 +305,7 @@ func TestBuildBaseStreamsAndIsAlone(t *testing.T) {
 	if !s.Receive() || s.Msg().GetLog() != "unpacking to u" {
 		t.Fatalf("got %v, %v", s.Msg(), s.Err())
 	}
-	second, err := c.BuildBase(t.Context(), &agentv1.BuildBaseRequest{UploadUrl: "u"})
+	second, err := c.BuildBase(t.Context(), &agentv1.BuildBaseRequest{To: &agentv1.Source{Url: "u"}})
 	if err == nil {
 		if second.Receive() {
 			t.Error("a second build began")

@@ -1,0 +1,166 @@
+package oci
+
+import (
+	"context"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"go.uber.org/goleak"
+
+	"skerry.dev/skerry/internal/kernel/errs"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// serve is a registry with an image, and something in front of it.
+func serve(t *testing.T, before func(w http.ResponseWriter, r *http.Request) bool) (reference string) {
+	t.Helper()
+	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet || !before(w, r) {
+			inner.ServeHTTP(w, r)
+		}
+	}))
+	t.Cleanup(srv.Close)
+	img, err := random.Image(1<<20, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref, err := name.ParseReference(strings.TrimPrefix(srv.URL, "http://") + "/a/b:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := &http.Transport{}
+	defer own.CloseIdleConnections()
+	if err := remote.Write(ref, img, remote.WithTransport(own)); err != nil {
+		t.Fatal(err)
+	}
+	return ref.Name()
+}
+
+func arch(t *testing.T) string { t.Helper(); return "" } // random images name none
+
+// A registry that sends a part and then nothing is given up, and so is one whose
+// caller gives up.
+func TestP2_ARegistryThatStallsIsGivenUp(t *testing.T) {
+	release := make(chan struct{})
+	var stalling atomic.Bool
+	ref := serve(t, func(w http.ResponseWriter, r *http.Request) bool {
+		if !stalling.Load() || !strings.Contains(r.URL.Path, "/blobs/") {
+			return false
+		}
+		w.Header().Set("Content-Length", "1000000")
+		_, _ = w.Write(make([]byte, 1000))
+		_ = http.NewResponseController(w).Flush()
+		select {
+		case <-release:
+		case <-r.Context().Done():
+		}
+		return true
+	})
+	defer close(release)
+	img, done, err := Registries{stall: 200 * time.Millisecond}.Pull(t.Context(), ref, Login{}, arch(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer done()
+	stalling.Store(true)
+	content, err := img.Layers[0].Open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, content); !errs.Is(err, "registry_timeout") {
+		t.Errorf("a stall: %v", err)
+	}
+	_ = content.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	if content, err = img.Layers[1].Open(ctx); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if _, err := io.Copy(io.Discard, content); ctx.Err() == nil || err == nil {
+		t.Errorf("given up: %v", err)
+	}
+	_ = content.Close()
+}
+
+func TestP2_CredentialsGoToTheirRegistryAlone(t *testing.T) {
+	var elsewhere, asked atomic.Int32
+	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		if r.Header.Get("Authorization") != "" {
+			elsewhere.Add(1)
+		}
+		w.WriteHeader(http.StatusNotFound)
+	}))
+	defer other.Close()
+	var armed atomic.Bool
+	ref := serve(t, func(w http.ResponseWriter, r *http.Request) bool {
+		if !armed.Load() {
+			return false
+		}
+		if user, password, _ := r.BasicAuth(); user != "u" || password != "p" {
+			w.Header().Set("WWW-Authenticate", `Basic realm="r"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return true
+		}
+		if strings.Contains(r.URL.Path, "/blobs/") {
+			// The same machine by another name.
+			http.Redirect(w, r, strings.Replace(other.URL, "127.0.0.1", "localhost", 1), http.StatusTemporaryRedirect)
+			return true
+		}
+		return false
+	})
+	armed.Store(true)
+	if _, _, err := (Registries{}).Pull(t.Context(), ref, Login{}, ""); !errs.Is(err, "registry_unauthorized") {
+		t.Errorf("nobody: %v", err)
+	}
+	_, _, err := Registries{}.Pull(t.Context(), ref, Login{"u", "p"}, "")
+	if !errs.Is(err, "image_not_found") || asked.Load() == 0 || elsewhere.Load() != 0 {
+		t.Errorf("%v; asked %d times, %d of them with credentials", err, asked.Load(), elsewhere.Load())
+	}
+	if strings.Contains(err.Error(), `"p"`) {
+		t.Errorf("the error tells the password: %v", err)
+	}
+}
+
+func TestP2_WhereRegistriesMayBe(t *testing.T) {
+	for _, c := range []struct {
+		registry, ip string
+		ok           bool
+	}{
+		{"registry.example", "192.0.2.1", true},
+		{"registry.example", "10.0.0.1", true}, // a private one
+		{"registry.example", "127.0.0.1", false},
+		{"registry.example", "::1", false},
+		{"registry.example", "::ffff:127.0.0.1", false},
+		{"registry.example", "169.254.169.254", false},
+		{"registry.example", "fe80::1%eth0", false},
+		{"registry.example", "0.0.0.0", false},
+		{"registry.example", "203.0.113.9", false}, // denied
+		{"localhost:5000", "127.0.0.1", true},
+		{"127.0.0.1:5000", "127.0.0.1", true},
+		{"[::1]:5000", "::1", true},
+		{"localhost:5000", "169.254.169.254", false},
+	} {
+		reg, err := name.NewRegistry(c.registry)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cl := Registries{Denied: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}}.client(reg)
+		if err := cl.allowed(netip.MustParseAddr(c.ip)); (err == nil) != c.ok {
+			t.Errorf("%s at %s: %v", c.registry, c.ip, err)
+		}
+	}
+}
