@@ -90,13 +90,15 @@ CREATE TABLE state_copies (
     snapshot_id uuid        NOT NULL REFERENCES snapshots (id) ON DELETE CASCADE,
     host_id     uuid        NOT NULL REFERENCES hosts (id),
     made_at     timestamptz NOT NULL DEFAULT now(),
+    ready_at    timestamptz, -- since when the bytes are there; NULL while they are saved or fetched
     used_at     timestamptz NOT NULL DEFAULT now(), -- of those in the store the longest unused go first
     drop_at     timestamptz, -- of one to be removed: when to try next
     PRIMARY KEY (snapshot_id, host_id)
 );
 CREATE INDEX state_copies_host ON state_copies (host_id, snapshot_id);
 CREATE INDEX state_copies_dropping ON state_copies (drop_at) WHERE drop_at IS NOT NULL;
-INSERT INTO state_copies (snapshot_id, host_id, made_at) SELECT id, host_id, created_at FROM snapshots WHERE deleted_at IS NULL;
+CREATE INDEX state_copies_coming ON state_copies (made_at) WHERE ready_at IS NULL;
+INSERT INTO state_copies (snapshot_id, host_id, made_at, ready_at) SELECT id, host_id, created_at, ready_at FROM snapshots WHERE deleted_at IS NULL;
 
 ALTER TABLE snapshots
     ADD COLUMN artifact_id uuid REFERENCES artifacts (id),
@@ -105,6 +107,13 @@ ALTER TABLE snapshots
     ADD COLUMN arch         text NOT NULL DEFAULT ''; -- of the host it was made on
 CREATE INDEX snapshots_upload ON snapshots (upload_at) WHERE upload_at IS NOT NULL;
 CREATE INDEX snapshots_artifact ON snapshots (artifact_id) WHERE artifact_id IS NOT NULL;
+
+-- Where saved states are: on hosts, and without a host in the store.
+CREATE VIEW state_places AS
+SELECT c.snapshot_id, c.host_id FROM state_copies c JOIN hosts h ON h.id = c.host_id AND h.deleted_at IS NULL
+WHERE c.ready_at IS NOT NULL AND c.drop_at IS NULL
+UNION ALL
+SELECT p.id, NULL::uuid FROM snapshots p JOIN artifacts a ON a.id = p.artifact_id AND a.status = 'ready';
 
 -- A sandbox that went on elsewhere. What its former host holds of that
 -- incarnation, paused with that state, is nothing any more.
@@ -116,6 +125,7 @@ CREATE TABLE departures (
     at          timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (sandbox_id, host_id)
 );
+CREATE INDEX departures_host ON departures (host_id);
 
 ALTER TABLE templates ADD COLUMN artifact_id uuid REFERENCES artifacts (id);
 CREATE INDEX templates_artifact ON templates (artifact_id) WHERE artifact_id IS NOT NULL;
@@ -133,6 +143,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON artifacts, chunks, artifact_chunks, doom
 GRANT USAGE ON SEQUENCE store_objects TO skerry_app;
 
 -- +goose Down
+DROP VIEW state_places;
 ALTER TABLE operations DROP COLUMN progress;
 ALTER TABLE sandboxes DROP COLUMN ttl_warned_at, DROP COLUMN paused_ttl_sec;
 ALTER TABLE templates DROP COLUMN artifact_id;

@@ -48,7 +48,7 @@ func (s *Service) StartForBuild(ctx context.Context, b BuildStart) (Sandbox, err
 		if state.TeamID != b.Team || state.Status != StateReady {
 			return Sandbox{}, StateGone(state)
 		}
-		n, err = s.planFrom(by, b.Team, req, state)
+		n, err = s.planFrom(ctx, by, b.Team, req, state)
 		if err != nil {
 			return Sandbox{}, err
 		}

@@ -49,6 +49,14 @@ func (r *Runner) driveCreate(ctx context.Context, op Operation) error {
 	} else if err != nil {
 		return err
 	}
+	if x.FromState != nil {
+		if err := r.equip(ctx, &op, x, *x.FromState, true); err != nil {
+			if r.unsure(ctx, err) || errors.Is(err, errAbandoned) || errs.Is(err, "deadline_exceeded") && time.Now().Before(op.DeadlineAt) {
+				return err
+			}
+			return r.refuse(ctx, op, x, err)
+		}
+	}
 	launch, err := r.launch(ctx, x)
 	if err != nil {
 		return r.refuse(ctx, op, x, err)
@@ -67,6 +75,9 @@ func (r *Runner) driveCreate(ctx context.Context, op Operation) error {
 			(errs.Is(err, "stale_incarnation") || again(err) && time.Since(op.CreatedAt) < r.cfg.Patience) && callCtx.Err() == nil {
 			return err
 		}
+		if x.FromState != nil && op.Attempts <= refetches && callCtx.Err() == nil && r.lostCopy(ctx, x, *x.FromState, err) {
+			return err
+		}
 		if callCtx.Err() != nil {
 			err = errs.Unavailable("deadline_exceeded", "The sandbox did not start in time. Create another.").Because(err)
 		}
@@ -82,6 +93,12 @@ func (r *Runner) driveCreate(ctx context.Context, op Operation) error {
 		return err
 	}
 	return r.step(StepCreateRunning, op)
+}
+
+// unsure reports whether a step before the launch is to be tried again: nothing
+// of the sandbox is anywhere yet.
+func (r *Runner) unsure(ctx context.Context, err error) bool {
+	return errors.Is(err, errCrowded) || ctx.Err() != nil || again(err)
 }
 
 // errNotSaved: what a copy starts from is still being saved.
@@ -213,7 +230,7 @@ func (r *Runner) driveDelete(ctx context.Context, op Operation) error {
 		ID: x.ID, From: StatusStopping, To: StatusStopped, Incarnation: x.Incarnation, Outcome: OutcomeSucceeded, DropStates: true,
 		Event: "stopped", EventData: map[string]any{"reason": x.EndReason},
 	}
-	if time.Now().Before(op.DeadlineAt) {
+	if time.Now().Before(op.DeadlineAt) && !x.HostDeleted {
 		err := r.call(x.Host.ID, func() error {
 			callCtx, cancel := context.WithTimeout(ctx, r.cfg.Destroy)
 			defer cancel()
@@ -225,7 +242,7 @@ func (r *Runner) driveDelete(ctx context.Context, op Operation) error {
 		if err := r.step(StepDeleteDestroyed, op); err != nil {
 			return err
 		}
-	} else {
+	} else if !x.HostDeleted {
 		t.Outcome, t.Reason, t.Message = OutcomeFailed, "host_unavailable", "The host was not reached in time."
 	}
 	if _, err := r.apply(ctx, t); err != nil {

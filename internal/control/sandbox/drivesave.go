@@ -221,6 +221,12 @@ func (r *Runner) driveResume(ctx context.Context, op Operation) error {
 		return r.lose(ctx, op, x, StatusResuming)
 	}
 	timeout := time.Duration(op.Params.TimeoutSec) * time.Second
+	if err := r.equip(ctx, &op, x, op.Params.State, op.Params.Memory); err != nil {
+		if r.unsure(ctx, err) || errors.Is(err, errAbandoned) {
+			return err
+		}
+		return r.resumeFailed(ctx, op, x, err)
+	}
 	launch, err := r.launch(ctx, x)
 	if errs.CodeOf(err) == errs.CodeUnavailable {
 		return err
@@ -237,7 +243,7 @@ func (r *Runner) driveResume(ctx context.Context, op Operation) error {
 		return err
 	})
 	if err != nil {
-		if errors.Is(err, errCrowded) || ctx.Err() != nil || again(err) {
+		if errors.Is(err, errCrowded) || ctx.Err() != nil || again(err) || op.Attempts <= refetches && r.lostCopy(ctx, x, op.Params.State, err) {
 			return err
 		}
 		return r.resumeFailed(ctx, op, x, err)

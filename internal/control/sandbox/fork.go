@@ -50,7 +50,7 @@ func (s *Service) Fork(ctx context.Context, by principal.Principal, sandbox id.S
 		if x.Status != StatusRunning && x.Status != StatusPaused {
 			return ForkReceipt{}, InvalidState(x)
 		}
-		if !x.Host.Online {
+		if !x.Host.Online && x.Status == StatusRunning {
 			return ForkReceipt{}, hostAway()
 		}
 		f, err := s.forking(ctx, by, x, req)
@@ -78,17 +78,18 @@ func (s *Service) Fork(ctx context.Context, by principal.Principal, sandbox id.S
 
 // forking plans a fork of x as it is now.
 func (s *Service) forking(ctx context.Context, by principal.Principal, x Sandbox, req ForkRequest) (Fork, error) {
-	f := Fork{Begin: Begin{ID: x.ID, From: x.Status}}
+	f := Fork{Begin: Begin{ID: x.ID, From: x.Status, Row: x}}
 	var state Snapshot
+	var reach Reach
 	if x.Status == StatusRunning {
 		made, err := s.making(x, by, StateFork, true)
 		if err != nil {
 			return f, err
 		}
 		// What its memory needs is what its host has.
-		state = Snapshot{ID: made.ID, Host: x.Host}
+		state = Snapshot{ID: made.ID, Copies: []id.Host{x.Host.ID}}
 		f.Begin = Begin{
-			ID: x.ID, From: StatusRunning, To: StatusSnapshotting, Operation: id.NewOperation(), Kind: KindFork,
+			Row: x, ID: x.ID, From: StatusRunning, To: StatusSnapshotting, Operation: id.NewOperation(), Kind: KindFork,
 			Params: Params{State: made.ID, Memory: true}, Making: &made,
 		}
 	} else {
@@ -97,6 +98,9 @@ func (s *Service) forking(ctx context.Context, by principal.Principal, x Sandbox
 		}
 		var err error
 		if state, err = s.store.State(ctx, *x.StateID); err != nil {
+			return f, err
+		}
+		if reach, err = s.store.Reach(ctx, state, x.TeamID, id.Sandbox{}); err != nil {
 			return f, err
 		}
 	}
@@ -108,12 +112,13 @@ func (s *Service) forking(ctx context.Context, by principal.Principal, x Sandbox
 	for i := range together {
 		together[i] = id.NewSandbox()
 	}
-	want := wanted(x, state)
+	want := wanted(x, state, reach)
+	want.Count = req.Count
 	for _, child := range together {
 		c := Sandbox{
 			ID: child, TeamID: x.TeamID, TemplateID: x.TemplateID, TemplateName: x.TemplateName, ImageDigest: x.ImageDigest,
 			Status: StatusPending, Incarnation: 1, CPUMillis: x.CPUMillis, MemoryMB: x.MemoryMB, DiskMB: x.DiskMB, Internet: x.Internet,
-			Metadata: maps.Clone(x.Metadata), TimeoutSec: x.TimeoutSec, OnTimeout: x.OnTimeout, IdleTimeoutSec: x.IdleTimeoutSec,
+			Metadata: maps.Clone(x.Metadata), TimeoutSec: x.TimeoutSec, OnTimeout: x.OnTimeout, IdleTimeoutSec: x.IdleTimeoutSec, PausedTTLSec: x.PausedTTLSec,
 			CheckpointIntervalSec: x.CheckpointIntervalSec, FromState: &state.ID,
 			CreatedByType: string(by.Kind), CreatedByID: by.ActorID(), CreatedByName: by.ActorName(),
 		}
@@ -141,14 +146,19 @@ func (s *Service) forking(ctx context.Context, by principal.Principal, x Sandbox
 	return f, nil
 }
 
-// wanted is what a sandbox like x needs to start from a state. An engine takes
-// no state of another version, be it a disk alone; to boot from the disk of a
-// state with memory it has to wake that first.
-func wanted(x Sandbox, state Snapshot) scheduler.Request {
-	return scheduler.Request{
-		CPUMillis: x.CPUMillis, MemoryMB: x.MemoryMB, DiskMB: x.DiskMB, Engine: x.Engine, Hosts: []id.Host{state.Host.ID},
-		EngineVersion: state.EngineVersion, CPUFeatures: state.CPUFeatures,
+// wanted is what a sandbox like x needs to start from a state: a host that has
+// it, or any that fits once it is in the store. An engine takes no state of
+// another version, be it a disk alone; to boot from the disk of a state with
+// memory it has to wake that first.
+func wanted(x Sandbox, state Snapshot, reach Reach) scheduler.Request {
+	want := scheduler.Request{
+		CPUMillis: x.CPUMillis, MemoryMB: x.MemoryMB, DiskMB: x.DiskMB, Engine: x.Engine, Arch: state.Arch,
+		Holders: state.Copies, Home: x.Host.ID, EngineVersion: state.EngineVersion, CPUFeatures: state.CPUFeatures, EngineArches: reach.EngineArches,
 	}
+	if !state.Stored {
+		want.Hosts = append([]id.Host{}, state.Copies...) // never nil, which would be any
+	}
+	return want
 }
 
 // AwaitFork returns all copies once each runs, or why none is left.

@@ -108,7 +108,9 @@ type suspicions struct {
 	orphans    map[Key]time.Time // first seen
 	unknown    map[Key]time.Time
 	states     map[id.Snapshot]time.Time
-	deadlines  map[Key]time.Time // as the host was told
+	copies     map[id.Snapshot]bool // written down, and not there
+	left       map[Key]bool         // left behind, and not there
+	deadlines  map[Key]time.Time    // as the host was told
 }
 
 // Key names one incarnation.
@@ -160,14 +162,18 @@ func (r *Reconciler) ReconcileHost(ctx context.Context, h host.Ref) error {
 	for _, x := range after {
 		rows[x.ID] = x
 	}
+	left, err := r.judgeDepartures(ctx, h, s, inv)
+	if err != nil {
+		return err
+	}
 	if err := r.bringForward(ctx, h, rows, inv); err != nil {
 		return err
 	}
 	still := unchanged(before, rows, h.ID)
-	if err := r.judgeRows(ctx, h, s, still, inv); err != nil {
+	if err := r.judgeRows(ctx, h, s, still, left, inv); err != nil {
 		return err
 	}
-	if err := r.judgeInstances(ctx, h, s, rows, inv); err != nil {
+	if err := r.judgeInstances(ctx, h, s, rows, left, inv); err != nil {
 		return err
 	}
 	if err := r.judgeStates(ctx, h, s, inv); err != nil {
@@ -176,7 +182,7 @@ func (r *Reconciler) ReconcileHost(ctx context.Context, h host.Ref) error {
 	if err := r.tellDeadlines(ctx, h, s, rows); err != nil {
 		return err
 	}
-	return r.judgeStrays(ctx, h, s, rows, inv)
+	return r.judgeStrays(ctx, h, s, rows, left, inv)
 }
 
 // Forget lets go of what was seen of a host that is in service no more. When it
@@ -220,7 +226,7 @@ func (r *Reconciler) suspicions(h id.Host) *suspicions {
 }
 
 func (s *suspicions) clear(generation int64) {
-	s.generation, s.absent, s.orphans, s.unknown, s.states, s.deadlines = generation, nil, nil, nil, nil, nil
+	s.generation, s.absent, s.orphans, s.unknown, s.states, s.copies, s.left, s.deadlines = generation, nil, nil, nil, nil, nil, nil, nil
 }
 
 // unchanged are the rows of the host that no operation moves and nothing touched
@@ -248,13 +254,16 @@ type Mark struct {
 // the row names: a machine may have joined anew as another one. What the
 // database never knew, or in an earlier life, is no orphan, nor is what was given
 // up as lost.
-func (r *Reconciler) judgeInstances(ctx context.Context, h host.Ref, s *suspicions, rows map[id.Sandbox]Sandbox, inv Inventory) error {
+func (r *Reconciler) judgeInstances(ctx context.Context, h host.Ref, s *suspicions, rows map[id.Sandbox]Sandbox, left map[id.Sandbox]Departure, inv Inventory) error {
 	orphans := map[Key]time.Time{}
 	held := heldByID(inv)
 	for _, in := range inv.Instances {
 		x, known := rows[in.Sandbox]
 		if in.Unknown || !known || in.Incarnation > x.Incarnation {
 			continue
+		}
+		if _, is := departed(in, left); is && x.Status.Live() {
+			continue // cleared away, or set aside
 		}
 		if x.Status.Live() {
 			continue // its operation or its next transition decides
@@ -291,14 +300,13 @@ func (r *Reconciler) judgeInstances(ctx context.Context, h host.Ref, s *suspicio
 // what a host saved by itself of a sandbox that has ended since. What else the
 // database never knew is left alone.
 func (r *Reconciler) judgeStates(ctx context.Context, h host.Ref, s *suspicions, inv Inventory) error {
+	if err := r.judgeCopies(ctx, h, s, inv); err != nil {
+		return err
+	}
 	if len(inv.States) == 0 {
 		return nil
 	}
-	ids := make([]id.Snapshot, len(inv.States))
-	for i, st := range inv.States {
-		ids[i] = st.ID
-	}
-	if err := r.store.Redrop(ctx, h.ID, ids); err != nil {
+	if err := r.store.Redrop(ctx, h.ID, inv.States); err != nil {
 		return err
 	}
 	stray, err := r.store.StrayStates(ctx, h.ID, inv.States)
@@ -333,6 +341,30 @@ func (r *Reconciler) judgeStates(ctx context.Context, h host.Ref, s *suspicions,
 	}
 	s.states = seen
 	return nil
+}
+
+// judgeCopies forgets copies that a host does not have, after a second look.
+func (r *Reconciler) judgeCopies(ctx context.Context, h host.Ref, s *suspicions, inv Inventory) error {
+	said, err := r.store.CopiesOnHost(ctx, h.ID, r.grace)
+	if err != nil {
+		return err
+	}
+	held := heldByID(inv)
+	gone := map[id.Snapshot]bool{}
+	var sure []id.Snapshot
+	for _, state := range said {
+		if _, has := held[state]; has {
+			continue
+		}
+		if gone[state] = true; s.copies[state] {
+			sure = append(sure, state)
+		}
+	}
+	s.copies = gone
+	if len(sure) == 0 {
+		return nil
+	}
+	return r.store.LostCopies(ctx, h.ID, sure)
 }
 
 // deadlineBatch bounds one message to a host.

@@ -6,7 +6,8 @@ import (
 
 	"github.com/google/uuid"
 
-	"skerry.dev/skerry/internal/artifact"
+	content "skerry.dev/skerry/internal/artifact"
+	"skerry.dev/skerry/internal/control/artifact"
 	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/host"
 	"skerry.dev/skerry/internal/control/scheduler"
@@ -99,13 +100,31 @@ type Begin struct {
 	Due     Due
 	IdleRef time.Time // of DueIdle: the check that was leased
 	Making  *NewSnapshot
-	// Place decides whether the sandbox's own host can take it back; nil when it
-	// holds its place already.
+	// Place decides which host takes it back, of those in Want; nil when it holds
+	// its place already. Row is the sandbox that this was planned for.
 	Place     Placer
+	Want      scheduler.Request
+	Row       Sandbox
 	Lease     Lease
 	Event     string
 	EventData map[string]any
 	Audit     *audit.Entry
+}
+
+// Departure is what a sandbox left on a host when it went on elsewhere: paused
+// with that state in that incarnation, it is nothing any more. Whatever else the
+// host has of it up to that incarnation is kept aside.
+type Departure struct {
+	Key
+	State id.Snapshot
+}
+
+// Reach is what decides where a state can be started, beside the hosts.
+type Reach struct {
+	// EngineArches are the machines for which its engine's build can be fetched.
+	EngineArches []string
+	// Avoid are hosts that may hold another life of the sandbox.
+	Avoid []id.Host
 }
 
 // Due is why the sweep begins something.
@@ -123,9 +142,9 @@ const (
 // Fork is the request for copies of a sandbox.
 type Fork struct {
 	// Begin saves the parent's state; of a paused parent, whose state is there
-	// already, only ID, Team, From, Event and EventData count.
+	// already, only ID, Team, From, Row, Event and EventData count.
 	Begin Begin
-	// Children lack only their host.
+	// Children lack only their host, which is the same for all.
 	Children []NewSandbox
 	Place    Placer
 	Audit    func(h id.Host) []audit.Entry
@@ -150,7 +169,7 @@ type Expired struct {
 	OnTimeout OnTimeout
 }
 
-// Dropping is a state to be removed from its host.
+// Dropping is a copy of a state to be removed from its host.
 type Dropping struct {
 	ID   id.Snapshot
 	Host host.Ref
@@ -182,7 +201,8 @@ type Store interface {
 	// caller's idempotency row, or nothing.
 	CreatePending(ctx context.Context, n NewSandbox, lease Lease, place Placer, entry func(id.Host) audit.Entry) (Sandbox, error)
 	// Begin opens an operation. begun is false when it is no longer due. A sandbox
-	// elsewhere is invalid_state.
+	// elsewhere is invalid_state. One that goes on on another host has left the one
+	// before: what that holds of it is written down as departed.
 	Begin(ctx context.Context, b Begin) (x Sandbox, op Operation, begun bool, err error)
 	// BeginSnapshot is Begin for a named one, with the caller's idempotency row.
 	BeginSnapshot(ctx context.Context, b Begin) (SnapshotReceipt, Sandbox, Operation, error)
@@ -288,6 +308,34 @@ type Store interface {
 	// Note adds an event by itself.
 	Note(ctx context.Context, sandbox id.Sandbox, kind string, data map[string]any) error
 
+	// TakeUpload leases a state that is due to be brought to the store, by a host in
+	// reach that has it and is not one of the busy, and makes its artifact; the
+	// zero one when none is. after is how old states of pauses and checkpoints are;
+	// nil is never. Of hosts to be emptied all is due, and comes first.
+	TakeUpload(ctx context.Context, lease time.Duration, busy []id.Host, after *time.Duration) (Upload, error)
+	// RenewUpload prolongs the lease; false when nobody wants it in the store any
+	// more. Uploaded ends it; false when it is not there. UploadFailed lets it be
+	// tried again after the pause.
+	RenewUpload(ctx context.Context, u Upload, lease time.Duration) (bool, error)
+	Uploaded(ctx context.Context, u Upload) (bool, error)
+	UploadFailed(ctx context.Context, u Upload, why string, pause time.Duration) error
+	// Needs says what a host lacks to start from a state; refused with
+	// state_not_here when it cannot be fetched either.
+	Needs(ctx context.Context, h id.Host, state id.Snapshot, memory bool) (Needs, error)
+	// BringCopy writes down a copy before its bytes are there, CopyMade that they
+	// are, and CopyLost that they are not.
+	BringCopy(ctx context.Context, state id.Snapshot, h id.Host) error
+	CopyMade(ctx context.Context, state id.Snapshot, h id.Host) error
+	CopyLost(ctx context.Context, state id.Snapshot, h id.Host) error
+	// Progress notes how far an open operation is, and gives it so much time more.
+	Progress(ctx context.Context, op id.Operation, p Progress, more time.Duration) error
+	// Departures are what may be left on a host of sandboxes that went on elsewhere;
+	// Departed forgets one.
+	Departures(ctx context.Context, h id.Host) ([]Departure, error)
+	Departed(ctx context.Context, h id.Host, d Departure) error
+	// Reach is what a state with this engine needs to be started on hosts of a
+	// team; x is the sandbox that goes on from it, or the zero one.
+	Reach(ctx context.Context, state Snapshot, team id.Team, x id.Sandbox) (Reach, error)
 	// State reads a saved state of any team, NamedState one of a team by name.
 	State(ctx context.Context, state id.Snapshot) (Snapshot, error)
 	NamedState(ctx context.Context, team id.Team, name string) (Snapshot, error)
@@ -299,12 +347,21 @@ type Store interface {
 	// those of forks go with their copies.
 	LeftStates(ctx context.Context, limit int) ([]LeftState, error)
 	// DropForks marks the states of forks whose copies have all begun. TakeDropping
-	// leases states that hosts in reach are to remove, Dropped says that one has,
-	// and Redrop that a host still has some that were.
+	// leases copies that hosts in reach are to remove, and Dropped says that one
+	// has. SettleDropped takes what is not wanted out of the store, makes deleted
+	// what no host has any more, and gives up copies that were never completed.
 	DropForks(ctx context.Context) error
 	TakeDropping(ctx context.Context, lease time.Duration, limit int) ([]Dropping, error)
-	Dropped(ctx context.Context, state id.Snapshot) error
-	Redrop(ctx context.Context, h id.Host, states []id.Snapshot) error
+	Dropped(ctx context.Context, state id.Snapshot, h id.Host) error
+	SettleDropped(ctx context.Context, limit int) error
+	// Redrop takes note of what a host has: what was removed is removed again, and
+	// a copy that nobody wrote down is one.
+	Redrop(ctx context.Context, h id.Host, held []Held) error
+	// CopiesOnHost are those that a host is said to have for longer than that, and
+	// LostCopies says which of them it has not: those are forgotten of which the
+	// state is elsewhere too.
+	CopiesOnHost(ctx context.Context, h id.Host, older time.Duration) ([]id.Snapshot, error)
+	LostCopies(ctx context.Context, h id.Host, states []id.Snapshot) error
 	// StrayStates are those of the given ones that no row ever named, of sandboxes
 	// of that host that have ended.
 	StrayStates(ctx context.Context, h id.Host, held []Held) ([]id.Snapshot, error)
@@ -323,7 +380,7 @@ type Launch struct {
 	Template    template.Template
 	Env         map[string]string
 	AccessToken string
-	ImageFrom   artifact.Source
+	ImageFrom   content.Source
 	// MaxProcesses is what the guest may have.
 	MaxProcesses int
 	// State is what it starts from instead of the template's image.
@@ -370,8 +427,20 @@ type Agents interface {
 	Stats(ctx context.Context, h host.Ref, sandbox id.Sandbox, incarnation int64) (Stats, error)
 	Logs(ctx context.Context, h host.Ref, sandbox id.Sandbox, incarnation int64) (Logs, error)
 	Inventory(ctx context.Context, h host.Ref) (Inventory, error)
+	// Upload has a host bring something to the store, Fetch from there. Both may be
+	// repeated, and do nothing twice.
+	Upload(ctx context.Context, h host.Ref, what host.Cargo, to content.Source, progress host.Progress) (host.Uploaded, error)
+	Fetch(ctx context.Context, h host.Ref, what host.Cargo, from content.Source, progress host.Progress) error
 	// Forget closes idle connections to a sandbox that has ended.
 	Forget(h host.Ref, sandbox id.Sandbox, incarnation int64)
+}
+
+// Artifacts gives hosts access to what the store has.
+type Artifacts interface {
+	// Source is where a host finds an artifact, or puts it.
+	Source(ctx context.Context, a id.Artifact, h id.Host, op artifact.Op) (content.Source, error)
+	// Progress notes how far an upload is.
+	Progress(ctx context.Context, a id.Artifact, done int64) error
 }
 
 // Templates finds what a sandbox is made from.
@@ -382,5 +451,5 @@ type Templates interface {
 	// ByID reads one that a sandbox refers to, also after it was replaced.
 	ByID(ctx context.Context, tpl id.Template) (template.Template, error)
 	// ImageSource lets a host fetch its image for a limited time.
-	ImageSource(ctx context.Context, t template.Template, h id.Host) (artifact.Source, error)
+	ImageSource(ctx context.Context, t template.Template, h id.Host) (content.Source, error)
 }

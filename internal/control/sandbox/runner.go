@@ -51,18 +51,28 @@ const (
 	StepResumeRunning      Step = "resume_running"
 	StepResumeRefused      Step = "resume_refused"
 	StepResumeFailed       Step = "resume_failed"
+
+	StepEngineFetched Step = "engine_fetched"
+	StepStateComing   Step = "state_coming"
+	StepStateFetched  Step = "state_fetched"
+	StepStateThere    Step = "state_there"
 )
 
 // Steps are all of them.
 func Steps() []Step {
-	return []Step{
+	return append([]Step{
 		StepCreateAccepted, StepCreateStarting, StepCreateLaunched, StepCreateRunning, StepCreateRefused, StepCreateFailed,
 		StepDeleteAccepted, StepDeleteDestroyed, StepDeleteStopped,
 		StepPauseAccepted, StepPauseSaved, StepPausePaused, StepSnapshotAccepted, StepSnapshotSaved, StepSnapshotDone,
 		StepForkAccepted, StepForkSaved, StepForkDone, StepCheckpointAccepted, StepCheckpointSaved, StepCheckpointDone,
 		StepSaveRefused, StepSaveFailed, StepLost,
 		StepResumeAccepted, StepResumeLaunched, StepResumeRunning, StepResumeRefused, StepResumeFailed,
-	}
+	}, TravelSteps()...)
+}
+
+// TravelSteps are those of an operation whose host lacks something.
+func TravelSteps() []Step {
+	return []Step{StepEngineFetched, StepStateComing, StepStateFetched, StepStateThere}
 }
 
 // Config of the runner. Zero values take the defaults.
@@ -83,6 +93,8 @@ type Config struct {
 	// Patience is how long a create tries a host that cannot be reached; default
 	// 60 s.
 	Patience time.Duration
+	// Artifacts is where hosts fetch from what they lack; nil has nothing.
+	Artifacts Artifacts
 	// OnStep is called after each step; an error abandons the operation there, as
 	// the death of the process would. For metrics and for tests.
 	OnStep func(Step, Operation) error

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -41,7 +42,9 @@ type Sandbox struct {
 	TemplateID   id.Template
 	TemplateName string
 	ImageDigest  string
-	Status       Status
+	// HostDeleted: its host is no more; what is saved of it is elsewhere.
+	HostDeleted bool
+	Status      Status
 	// Incarnation grows whenever it starts on a host or is told to end; whatever
 	// names an older one is refused.
 	Incarnation    int64
@@ -67,14 +70,21 @@ type Sandbox struct {
 	// to see.
 	BuildID *id.Build
 	// StateID is its newest complete saved state.
-	StateID       *id.Snapshot
-	StateAt       *time.Time
-	StateBytes    int64
-	StateStatus   StateStatus
-	PausedAt      *time.Time
-	PausedReason  string
-	EndReason     string
-	Error         string
+	StateID     *id.Snapshot
+	StateAt     *time.Time
+	StateBytes  int64
+	StateStatus StateStatus
+	// StateStored: it is in the store. StateCopies are the hosts that have it.
+	StateStored  bool
+	StateCopies  []id.Host
+	PausedAt     *time.Time
+	PausedReason string
+	// PausedTTLSec is how long it is kept once it is paused; nil is PausedLimit.
+	PausedTTLSec *int64
+	EndReason    string
+	Error        string
+	// Progress is how far its operation is that moves bytes; nil when none does.
+	Progress      *Progress
 	CreatedByType string
 	CreatedByID   string
 	CreatedByName string
@@ -82,6 +92,31 @@ type Sandbox struct {
 	StartedAt     *time.Time
 	EndedAt       *time.Time
 	UpdatedAt     time.Time
+}
+
+// ExpiresAt is when a paused sandbox goes; nil for all others.
+func (x Sandbox) ExpiresAt() *time.Time {
+	if x.Status != StatusPaused || x.PausedAt == nil {
+		return nil
+	}
+	limit := PausedLimit
+	if x.PausedTTLSec != nil {
+		limit = time.Duration(*x.PausedTTLSec) * time.Second
+	}
+	at := x.PausedAt.Add(limit)
+	return &at
+}
+
+// KeptBeside reports whether its saved state is elsewhere than on a host.
+func (x Sandbox) KeptBeside(h id.Host) bool {
+	return x.StateStored || slices.ContainsFunc(x.StateCopies, func(o id.Host) bool { return o != h })
+}
+
+// Progress is how far something is on its way to a host.
+type Progress struct {
+	What  string `json:"what"` // state, image, engine
+	Done  int64  `json:"done_bytes"`
+	Total int64  `json:"total_bytes"`
 }
 
 // OperationKind is what an operation does.
@@ -149,10 +184,12 @@ type CreateRequest struct {
 	IdleTimeoutSec *int64
 	// CheckpointIntervalSec has its state saved so often while it runs.
 	CheckpointIntervalSec *int64
-	Metadata              map[string]string
-	Env                   map[string]string
-	Engine                string
-	Internet              *bool
+	// PausedTTLSec is how long it is kept once it is paused.
+	PausedTTLSec *int64
+	Metadata     map[string]string
+	Env          map[string]string
+	Engine       string
+	Internet     *bool
 	// HostLabels are what a host must carry to come into question.
 	HostLabels map[string]string
 }
@@ -174,6 +211,8 @@ const (
 	maxEnvBytes       = 128 << 10
 	minCheckpointSec  = 60
 	maxCheckpointSec  = 86400
+	minPausedSec      = 3600
+	maxPausedSec      = 365 * 86400
 	maxFork           = 64
 	maxHostLabels     = 16
 	maxLabelName      = 64
@@ -207,6 +246,9 @@ func (r CreateRequest) Validate() error {
 		return err
 	}
 	if err := within("checkpoint_interval_sec", r.CheckpointIntervalSec, minCheckpointSec, maxCheckpointSec); err != nil {
+		return err
+	}
+	if err := within("paused_ttl_sec", r.PausedTTLSec, minPausedSec, maxPausedSec); err != nil {
 		return err
 	}
 	switch r.OnTimeout {

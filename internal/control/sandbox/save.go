@@ -108,12 +108,18 @@ func (s *Service) resuming(ctx context.Context, x Sandbox, by principal.Principa
 		return Begin{}, err
 	}
 	memory := state.Memory && !bootDisk
+	reach, err := s.store.Reach(ctx, state, x.TeamID, x.ID)
+	if err != nil {
+		return Begin{}, err
+	}
+	want := wanted(x, state, reach)
+	want.Avoid = reach.Avoid
 	entry := audit.By(by).SandboxResumed(x.TeamID, x.ID)
 	return Begin{
 		ID: x.ID, From: StatusPaused, To: StatusResuming, NewIncarnation: true, Operation: id.NewOperation(), Kind: KindResume,
 		Params: Params{State: state.ID, Memory: memory, TimeoutSec: x.TimeoutSec, Reason: PausedRequested},
-		Place:  s.placer(by, wanted(x, state)),
-		Event:  "resuming", EventData: map[string]any{"memory": memory, "by": by.ActorName()}, Audit: &entry,
+		Place:  s.placer(by, want), Want: want, Row: x,
+		Event: "resuming", EventData: map[string]any{"memory": memory, "by": by.ActorName()}, Audit: &entry,
 	}, nil
 }
 
@@ -210,7 +216,7 @@ func (s *Service) begin(ctx context.Context, team id.Team, sandbox id.Sandbox, f
 		if x.Status != from {
 			return pending{}, InvalidState(x)
 		}
-		if !x.Host.Online {
+		if !x.Host.Online && from != StatusPaused {
 			return pending{}, hostAway()
 		}
 		b, err := plan(x)

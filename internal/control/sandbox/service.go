@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -138,7 +139,7 @@ func (s *Service) planned(ctx context.Context, by principal.Principal, team id.T
 		if err != nil {
 			return NewSandbox{}, err
 		}
-		return s.planFrom(by, team, req, state)
+		return s.planFrom(ctx, by, team, req, state)
 	}
 	tpl, err := s.templates.Resolve(ctx, team, req.Template)
 	if err != nil {
@@ -149,7 +150,7 @@ func (s *Service) planned(ctx context.Context, by principal.Principal, team id.T
 
 // planFrom fills in what the request leaves to the saved state. Restored memory
 // needs at least what it was saved with, and the disk is as large as it was.
-func (s *Service) planFrom(by principal.Principal, team id.Team, req CreateRequest, state Snapshot) (NewSandbox, error) {
+func (s *Service) planFrom(ctx context.Context, by principal.Principal, team id.Team, req CreateRequest, state Snapshot) (NewSandbox, error) {
 	n, err := s.plan(by, team, req, template.Template{
 		ID: state.TemplateID, Name: state.TemplateName, ImageDigest: artifact.Digest(state.ImageDigest), Engine: state.Engine,
 		CPUMillis: state.CPUMillis, MemoryMB: state.MemoryMB, DiskMB: state.DiskMB,
@@ -179,7 +180,11 @@ func (s *Service) planFrom(by principal.Principal, team id.Team, req CreateReque
 		return n, err
 	}
 	x.FromState = &state.ID
-	n.Want = wanted(*x, state)
+	reach, err := s.store.Reach(ctx, state, team, id.Sandbox{})
+	if err != nil {
+		return n, err
+	}
+	n.Want = wanted(*x, state, reach)
 	n.Want.Engine, n.Want.Labels = state.Engine, req.HostLabels
 	return n, nil
 }
@@ -189,7 +194,7 @@ func (s *Service) plan(by principal.Principal, team id.Team, req CreateRequest, 
 	x := Sandbox{
 		ID: id.NewSandbox(), TeamID: team, TemplateID: tpl.ID, TemplateName: tpl.Name, ImageDigest: string(tpl.ImageDigest),
 		Status: StatusPending, Incarnation: 1, CPUMillis: tpl.CPUMillis, MemoryMB: tpl.MemoryMB, DiskMB: tpl.DiskMB, Internet: true,
-		Metadata: req.Metadata, TimeoutSec: defaultTimeoutSec, OnTimeout: cmp.Or(req.OnTimeout, OnTimeoutPause), IdleTimeoutSec: req.IdleTimeoutSec,
+		Metadata: req.Metadata, TimeoutSec: defaultTimeoutSec, OnTimeout: cmp.Or(req.OnTimeout, OnTimeoutPause), IdleTimeoutSec: req.IdleTimeoutSec, PausedTTLSec: req.PausedTTLSec,
 		CheckpointIntervalSec: req.CheckpointIntervalSec, CreatedByType: string(by.Kind), CreatedByID: by.ActorID(), CreatedByName: by.ActorName(),
 	}
 	if req.VCPUs != nil {
@@ -234,15 +239,15 @@ func (s *Service) placer(by principal.Principal, want scheduler.Request) Placer 
 		}
 		message := "No host has room for this sandbox now. Try again, ask for less, or add a host."
 		switch {
-		case len(hosts) == 0 && want.Hosts != nil:
+		case want.Hosts != nil && !slices.ContainsFunc(d.Refusals, func(r scheduler.Refusal) bool { return r.Reason != "not_there" }):
 			return d, hostAway()
 		case len(hosts) == 0:
 			message = "No host is online. Wait for one, or add one with POST /v1/hosts."
-		case want.Hosts != nil:
+		case want.Holders != nil:
 			if e := unplaceable(d.Refusals); e != nil {
 				return d, e
 			}
-			message = "The host that has the saved state has no room now. Try again, or end something there."
+			message = "No host that can start the saved state has room now. Try again, or end something there."
 		}
 		why := refusals(d.Refusals[:min(len(d.Refusals), maxRefusals)])
 		refused := errs.Unavailable("no_capacity", message).After(5 * time.Second).Because(why)
@@ -274,13 +279,22 @@ func (s *Service) unplaced(ctx context.Context, err error) {
 // unplaceable is why no time will help a saved state to be started; nil when it
 // is only a matter of room.
 func unplaceable(refusals []scheduler.Refusal) error {
-	for _, r := range refusals {
-		if r.Reason == "engine_version" || r.Reason == "cpu_features" {
-			return errs.FailedPrecondition("state_incompatible", "The saved state cannot be started on its host as that is now: "+r.Message+
-				". It is kept; give the host back what it had.").With("reason", r.Reason)
+	var why *scheduler.Refusal
+	for i, r := range refusals {
+		switch r.Reason {
+		case "cpu", "memory", "disk", "set_aside", "no_engine":
+			return nil
+		case "engine_version", "cpu_features", "arch":
+			if why == nil {
+				why = &refusals[i]
+			}
 		}
 	}
-	return nil
+	if why == nil {
+		return nil
+	}
+	return errs.FailedPrecondition("state_incompatible", "No host can start the saved state as it is: "+why.Message+
+		". It is kept; give a host what it needs, or boot from its disk alone: resume with memory false.").With("reason", why.Reason)
 }
 
 // counted is how many hosts refused for which reason.

@@ -36,17 +36,29 @@ const (
 	StateDeleted  StateStatus = "deleted"
 )
 
-// Snapshot is a saved state of a sandbox, named or not: one row, and bytes on one host.
+// Snapshot is a saved state of a sandbox, named or not: one row, and bytes on
+// hosts, in the store, or both.
 type Snapshot struct {
-	ID           id.Snapshot
-	TeamID       id.Team
-	Kind         StateKind
-	Name         string // of a snapshot
-	Status       StateStatus
-	Error        string
-	SandboxID    id.Sandbox // where it was taken; may be gone
-	Incarnation  int64
-	Host         host.Ref
+	ID          id.Snapshot
+	TeamID      id.Team
+	Kind        StateKind
+	Name        string // of a snapshot
+	Status      StateStatus
+	Error       string
+	SandboxID   id.Sandbox // where it was taken; may be gone
+	Incarnation int64
+	// Host is where it was made, Arch what that is. Copies are the hosts that have
+	// it now.
+	Host   host.Ref
+	Arch   string
+	Copies []id.Host
+	// Stored: it is in the store. Until then Uploading says that it is to be, with
+	// SentBytes there so far and UploadError of the last try.
+	Stored       bool
+	StoredBytes  int64
+	Uploading    bool
+	SentBytes    int64
+	UploadError  string
 	TemplateID   id.Template
 	TemplateName string
 	ImageDigest  string

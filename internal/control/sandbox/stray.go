@@ -93,13 +93,16 @@ func stray(in Instance, x Sandbox, known bool, h id.Host) (StrayKind, bool) {
 // judgeStrays notes what a host holds and this database does not know there, has
 // it paused, and destroyed when its time is over. No row is touched: a restored
 // backup must not kill work, and a host has no say in another's sandboxes.
-func (r *Reconciler) judgeStrays(ctx context.Context, h host.Ref, s *suspicions, rows map[id.Sandbox]Sandbox, inv Inventory) error {
+func (r *Reconciler) judgeStrays(ctx context.Context, h host.Ref, s *suspicions, rows map[id.Sandbox]Sandbox, behind map[id.Sandbox]Departure, inv Inventory) error {
 	seen := map[Key]time.Time{}
 	var sure []Stray
 	kinds := map[id.Sandbox]StrayKind{} // of all candidates
 	for _, in := range inv.Instances {
 		x, known := rows[in.Sandbox]
 		kind, is := stray(in, x, known, h.ID)
+		if d, was := departed(in, behind); was && x.Status.Live() {
+			kind, is = StrayUnknown, in.Phase == PhaseRunning || in.Phase == PhasePaused && in.State != d.State
+		}
 		if in.Unknown || !is || in.Sandbox.IsZero() {
 			continue // what its agent's journal does not know is the agent's
 		}

@@ -178,22 +178,27 @@ func (s *Service) beginDue(ctx context.Context, sandbox id.Sandbox, due Due, ref
 	return err
 }
 
-// drop has hosts remove the states that nothing needs any more.
+// drop has hosts remove copies of states that nothing needs any more, all that
+// are in reach at once.
 func (w *Sweep) drop(ctx context.Context) error {
 	s := w.service
 	if err := s.store.DropForks(ctx); err != nil {
 		return err
 	}
+	if err := s.store.SettleDropped(ctx, sweepBatch); err != nil {
+		return err
+	}
 	take := func(ctx context.Context, n int) ([]Dropping, error) { return s.store.TakeDropping(ctx, dropLease, n) }
-	return batches(ctx, take, func(ctx context.Context, d Dropping) error {
+	err := batches(ctx, take, func(ctx context.Context, d Dropping) error {
 		dctx, cancel := context.WithTimeout(ctx, dropWait)
 		defer cancel()
 		if err := s.agents.DeleteState(dctx, d.Host, d.ID); err != nil {
 			w.log.InfoContext(ctx, "cannot remove a saved state now; it is tried again", "snapshot_id", d.ID.String(), "host_id", d.Host.ID.String(), "error", err)
 			return nil
 		}
-		return s.store.Dropped(ctx, d.ID)
+		return s.store.Dropped(ctx, d.ID, d.Host.ID)
 	})
+	return errors.Join(err, s.store.SettleDropped(ctx, sweepBatch))
 }
 
 // old ends what has waited for too long and removes what is old, in bounded

@@ -14,9 +14,12 @@ import (
 func rests(s Status) bool { return s == StatusRunning || s == StatusPaused || s == StatusMissing }
 
 // judgeRows makes rows say what their host holds.
-func (r *Reconciler) judgeRows(ctx context.Context, h host.Ref, s *suspicions, rows []Sandbox, inv Inventory) error {
+func (r *Reconciler) judgeRows(ctx context.Context, h host.Ref, s *suspicions, rows []Sandbox, left map[id.Sandbox]Departure, inv Inventory) error {
 	instances := make(map[id.Sandbox]Instance, len(inv.Instances))
 	for _, in := range inv.Instances {
+		if _, is := departed(in, left); is {
+			continue // of a life that is over
+		}
 		if known, ok := instances[in.Sandbox]; !ok || known.Incarnation < in.Incarnation {
 			instances[in.Sandbox] = in
 		}
@@ -102,7 +105,7 @@ func (r *Reconciler) judgePaused(ctx context.Context, h host.Ref, s *suspicions,
 		return r.adopt(ctx, x, in, held)
 	case x.DeadlineAt != nil && x.DeadlineAt.After(r.now()) && has:
 		return r.goOn(ctx, x)
-	case there || has:
+	case there || has || x.KeptBeside(h.ID):
 		return nil
 	case s.absent[key]:
 		r.log.ErrorContext(ctx, "a paused sandbox is not on its host any more", "sandbox_id", x.ID.String(), "host_id", h.ID.String())

@@ -56,7 +56,7 @@ func createRequest(req *restapi.CreateSandboxRequest) sandbox.CreateRequest {
 	out := sandbox.CreateRequest{
 		Template: req.Template.Or(""), Snapshot: req.Snapshot.Or(""), CheckpointIntervalSec: wide(req.CheckpointIntervalSec), OnTimeout: sandbox.OnTimeout(req.OnTimeout.Value), Engine: string(req.Engine.Value),
 		Metadata: req.Metadata.Value, Env: req.Env.Value, HostLabels: req.HostLabels.Value,
-		MemoryMB: wide(req.MemoryMB), DiskMB: wide(req.DiskMB), TimeoutSec: wide(req.TimeoutSec), IdleTimeoutSec: wide(req.IdleTimeoutSec),
+		PausedTTLSec: wide(req.PausedTTLSec), MemoryMB: wide(req.MemoryMB), DiskMB: wide(req.DiskMB), TimeoutSec: wide(req.TimeoutSec), IdleTimeoutSec: wide(req.IdleTimeoutSec),
 	}
 	if v, ok := req.Vcpus.Get(); ok {
 		out.VCPUs = &v
@@ -192,15 +192,33 @@ func toSandbox(x sandbox.Sandbox) restapi.Sandbox {
 // withState adds what is saved of a sandbox, as long as it is there.
 func withState(out *restapi.Sandbox, x sandbox.Sandbox) {
 	out.PausedAt, out.PausedReason = optTime(x.PausedAt), optString(x.PausedReason)
+	if x.PausedTTLSec != nil {
+		out.PausedTTLSec.SetTo(int(*x.PausedTTLSec))
+	}
+	if at := x.ExpiresAt(); at != nil {
+		out.ExpiresAt = optTime(at)
+	}
+	if p := x.Progress; p != nil && p.What != "" {
+		out.Progress.SetTo(restapi.OperationProgress{What: restapi.OperationProgressWhat(p.What), DoneBytes: p.Done, TotalBytes: p.Total})
+	}
 	if x.StateID == nil || x.StateAt == nil || x.StateStatus != sandbox.StateReady {
 		return
 	}
 	out.SavedAt = optTime(x.StateAt)
 	out.SavedBytes.SetTo(x.StateBytes)
-	out.OnlyOnHost.SetTo(x.Host.ID.String())
+	out.Stored.SetTo(x.StateStored)
+	out.OnlyOnHost = onlyOn(x.StateStored, x.StateCopies)
 	if !x.Status.Live() {
 		out.RecoverableFrom.SetTo(restapi.Recoverable{SnapshotID: x.StateID.String(), At: x.StateAt.UTC()})
 	}
+}
+
+// onlyOn is the one host with which a state would be lost.
+func onlyOn(stored bool, copies []id.Host) (out restapi.OptString) {
+	if !stored && len(copies) == 1 {
+		out.SetTo(copies[0].String())
+	}
+	return out
 }
 
 func optString(s string) (out restapi.OptString) {

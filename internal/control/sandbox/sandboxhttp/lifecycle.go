@@ -227,10 +227,21 @@ func toSnapshot(x sandbox.Snapshot) restapi.Snapshot {
 	if status == sandbox.StateDeleted {
 		status = sandbox.StateDeleting // to whoever asked for it, it is going
 	}
-	return restapi.Snapshot{
+	out := restapi.Snapshot{
 		ID: x.ID.String(), Type: restapi.SnapshotType(x.Kind), Name: optString(x.Name), Status: restapi.SnapshotStatus(status), Error: optString(x.Error),
 		SandboxID: x.SandboxID.String(), Template: x.TemplateName, Engine: x.Engine, EngineVersion: optString(x.EngineVersion), Memory: x.Memory,
-		Vcpus: float64(x.CPUMillis) / 1000, MemoryMB: int(x.MemoryMB), DiskMB: int(x.DiskMB), SizeBytes: x.SizeBytes, OnlyOnHost: optString(x.Host.ID.String()), Hosts: []string{x.Host.ID.String()},
+		Vcpus: float64(x.CPUMillis) / 1000, MemoryMB: int(x.MemoryMB), DiskMB: int(x.DiskMB), SizeBytes: x.SizeBytes, Stored: x.Stored,
+		OnlyOnHost: onlyOn(x.Stored, x.Copies), Hosts: make([]string, len(x.Copies)),
 		CreatedBy: x.CreatedByName, CreatedAt: x.CreatedAt.UTC(), ReadyAt: optTime(x.ReadyAt),
 	}
+	for i, h := range x.Copies {
+		out.Hosts[i] = h.String()
+	}
+	if x.Stored {
+		out.StoredBytes.SetTo(x.StoredBytes)
+	}
+	if x.Uploading && x.Status == sandbox.StateReady {
+		out.Upload.SetTo(restapi.SnapshotUpload{DoneBytes: x.SentBytes, TotalBytes: x.SizeBytes, Error: optString(x.UploadError)})
+	}
+	return out
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -18,6 +20,7 @@ import (
 	"skerry.dev/skerry/internal/control/sandbox"
 	"skerry.dev/skerry/internal/control/sandbox/sandboxpg/sqlcgen"
 	"skerry.dev/skerry/internal/control/scheduler"
+	"skerry.dev/skerry/internal/kernel/id"
 	"skerry.dev/skerry/internal/pg"
 )
 
@@ -27,12 +30,26 @@ func (s *Store) Begin(ctx context.Context, b sandbox.Begin) (sandbox.Sandbox, sa
 	var out sandbox.Sandbox
 	var op sandbox.Operation
 	var begun bool
-	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) (err error) {
-		if out, op, begun, err = s.begin(ctx, tx, b); err != nil || !begun || b.Audit == nil {
-			return err
+	var g ground
+	if b.Place != nil && b.Want.Hosts == nil || len(b.Want.Hosts) > 1 {
+		var err error
+		if g, err = s.survey(ctx, b.Row.TeamID); err != nil {
+			return out, op, false, err
 		}
-		return auditpg.Append(ctx, tx, *b.Audit)
-	})
+	}
+	begin := func() error {
+		return pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) (err error) {
+			if out, op, begun, err = s.begin(ctx, tx, b, g); err != nil || !begun || b.Audit == nil {
+				return err
+			}
+			return auditpg.Append(ctx, tx, *b.Audit)
+		})
+	}
+	err := begin()
+	if errors.Is(err, errCrowded) {
+		g.all = true // from the start: what was locked on the way is let go first
+		err = begin()
+	}
 	return out, op, begun && err == nil, err
 }
 
@@ -48,7 +65,7 @@ func (s *Store) BeginSnapshot(ctx context.Context, b sandbox.Begin) (sandbox.Sna
 			if err != nil {
 				return nil, err
 			}
-			if out, op, _, err = s.begin(ctx, tx, b); err != nil {
+			if out, op, _, err = s.begin(ctx, tx, b, ground{}); err != nil {
 				return nil, err
 			}
 			if !b.Making.Overwrite {
@@ -67,16 +84,21 @@ func (s *Store) BeginSnapshot(ctx context.Context, b sandbox.Begin) (sandbox.Sna
 	return receipt, out, op, err
 }
 
-func (s *Store) begin(ctx context.Context, tx pgx.Tx, b sandbox.Begin) (sandbox.Sandbox, sandbox.Operation, bool, error) {
+func (s *Store) begin(ctx context.Context, tx pgx.Tx, b sandbox.Begin, g ground) (sandbox.Sandbox, sandbox.Operation, bool, error) {
 	var none sandbox.Operation
+	var to host.Ref
 	if b.Place != nil {
-		if err := s.reserveOwn(ctx, tx, b); err != nil {
+		var err error
+		if to, err = s.reserve(ctx, tx, b, g); err != nil {
 			return sandbox.Sandbox{}, none, false, err
 		}
 	}
 	x, due, err := s.lock(ctx, tx, b)
 	if err != nil || !due {
 		return x, none, false, err
+	}
+	if b.Place != nil && (x.Host.ID != b.Row.Host.ID || x.StateID == nil || *x.StateID != b.Params.State) {
+		return x, none, false, sandbox.InvalidState(x) // it is not what it was placed for
 	}
 	if x.Status != b.From {
 		if b.Due != sandbox.DueAlways {
@@ -102,15 +124,23 @@ func (s *Store) begin(ctx context.Context, tx pgx.Tx, b sandbox.Begin) (sandbox.
 		step = 1
 	}
 	owner, secs := leaseArgs(b.Lease)
+	if b.Place != nil {
+		if data, err = placedAt(b.EventData, x.Host.ID, to.ID); err != nil {
+			return x, none, false, err
+		}
+	}
 	row, err := s.q.BeginOperation(ctx, tx, sqlcgen.BeginOperationParams{
-		ID: b.ID, FromStatus: string(b.From), ToStatus: string(b.To), Step: step, OperationID: b.Operation, Kind: string(b.Kind), Params: params,
+		ToHost: hostUUID(to.ID), FromHost: x.Host.ID, ID: b.ID, FromStatus: string(b.From), ToStatus: string(b.To), Step: step, OperationID: b.Operation, Kind: string(b.Kind), Params: params,
 		LeaseOwner: owner, LeaseSecs: secs, LimitSecs: sandbox.TransitionLimit.Seconds(), Event: b.Event, EventData: data,
 	})
 	if err != nil {
 		return x, none, false, err
 	}
 	out, err := fromRow(moved(sqlcgen.TransitionRow(row)), "", "")
-	out.Host, out.StateBytes, out.StateStatus = x.Host, x.StateBytes, x.StateStatus
+	out.Host, out.StateBytes, out.StateStatus, out.StateStored, out.StateCopies = x.Host, x.StateBytes, x.StateStatus, x.StateStored, x.StateCopies
+	if !to.ID.IsZero() {
+		out.Host = to
+	}
 	return out, sandbox.Operation{
 		ID: b.Operation, SandboxID: x.ID, TeamID: x.TeamID, Kind: b.Kind, Params: b.Params, Incarnation: out.Incarnation, Attempts: 1,
 		CreatedAt: out.UpdatedAt, DeadlineAt: out.UpdatedAt.Add(sandbox.TransitionLimit),
@@ -126,7 +156,7 @@ func (s *Store) lock(ctx context.Context, tx pgx.Tx, b sandbox.Begin) (sandbox.S
 	if err != nil {
 		return sandbox.Sandbox{}, false, err
 	}
-	x, err := joined(locked.Sandbox, locked.Address, locked.HostStatus, locked.StateBytes, locked.StateStatus)
+	x, err := lockedRow(locked)
 	if err != nil {
 		return x, false, err
 	}
@@ -144,25 +174,73 @@ func (s *Store) lock(ctx context.Context, tx pgx.Tx, b sandbox.Begin) (sandbox.S
 	}
 }
 
-// reserveOwn asks whether the sandbox's own host takes it back.
-func (s *Store) reserveOwn(ctx context.Context, tx pgx.Tx, b sandbox.Begin) error {
-	x, err := s.get(ctx, tx, b.ID)
-	if err != nil {
-		return err
+// reserve finds the host on which a sandbox goes on: its own before all where
+// that has its state, else another one that may. The host is locked when it
+// returns.
+func (s *Store) reserve(ctx context.Context, tx pgx.Tx, b sandbox.Begin, g ground) (host.Ref, error) {
+	own := b.Row.Host
+	// Its disk is reserved on its own host all the time; it is not asked for twice.
+	place := func(views []scheduler.HostView) (scheduler.Decision, error) {
+		views = slices.Clone(views)
+		for i := range views {
+			if views[i].ID == own.ID {
+				views[i].ReservedDiskMB -= b.Row.DiskMB
+			}
+		}
+		return b.Place(views)
 	}
-	views, _, err := s.own(ctx, tx, x.Host.ID)
-	if err != nil {
-		return err
+	n := sandbox.NewSandbox{Sandbox: b.Row, Want: b.Want}
+	d, address, err := s.homeOr(ctx, tx, n, own, 1, place, g)
+	return host.Ref{ID: d.HostID, Address: address, Online: true}, err
+}
+
+// homeOr places so many like n together: at home where that holds their state and
+// has room, else wherever they may be.
+func (s *Store) homeOr(ctx context.Context, tx pgx.Tx, n sandbox.NewSandbox, home host.Ref, count int64, place sandbox.Placer, g ground) (scheduler.Decision, string, error) {
+	only := len(n.Want.Hosts) == 1 && n.Want.Hosts[0] == home.ID
+	held := false
+	if !g.all && (only || slices.Contains(n.Want.Holders, home.ID)) {
+		views, addresses, err := s.own(ctx, tx, home.ID)
+		if err != nil {
+			return scheduler.Decision{}, "", err
+		}
+		held = len(views) > 0
+		if !held && home.Online && only {
+			return scheduler.Decision{}, "", sandbox.ErrDraining
+		}
+		d, err := place(views)
+		if err == nil || only {
+			return d, addresses[d.HostID], err
+		}
 	}
-	if len(views) == 0 && x.Host.Online {
-		return sandbox.ErrDraining
+	d, address, err := s.placed(ctx, tx, n, place, g, held)
+	if err == nil {
+		for range count - 1 { // the first was counted
+			s.pools.took(g.pool, d.HostID, n)
+		}
 	}
-	// Its disk is reserved there all the time; it is not asked for twice.
-	for i := range views {
-		views[i].ReservedDiskMB -= x.DiskMB
+	return d, address, err
+}
+
+// placedAt is what is told of where a sandbox goes on.
+func placedAt(told map[string]any, from, to id.Host) (json.RawMessage, error) {
+	data := maps.Clone(told)
+	if data == nil {
+		data = map[string]any{}
 	}
-	_, err = b.Place(views)
-	return err
+	data["host"] = to.String()
+	if from != to {
+		data["from_host"] = from.String()
+	}
+	return object(data)
+}
+
+func hostUUID(h id.Host) *uuid.UUID {
+	if h.IsZero() {
+		return nil
+	}
+	u := h.UUID()
+	return &u
 }
 
 func (s *Store) insertState(ctx context.Context, tx pgx.Tx, b sandbox.Begin) error {
@@ -192,38 +270,52 @@ func (s *Store) Fork(ctx context.Context, f sandbox.Fork) (sandbox.ForkReceipt, 
 		receipt.Children = append(receipt.Children, c.Sandbox.ID)
 	}
 	var out sandbox.Sandbox
-	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
-		return idempotencypg.Once(ctx, tx, func() (any, error) {
-			var entries []audit.Entry
-			err := checkQuota(ctx, tx, f.Children...)
-			if err != nil {
-				return nil, err
-			}
-			if out, entries, err = s.fork(ctx, tx, f); err != nil {
-				return nil, err
-			}
-			return receipt, auditpg.Append(ctx, tx, entries...)
+	var g ground
+	var err error
+	if f.Begin.From == sandbox.StatusPaused {
+		if g, err = s.survey(ctx, f.Begin.Row.TeamID); err != nil {
+			return receipt, out, err
+		}
+	}
+	fork := func() error {
+		return pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
+			return idempotencypg.Once(ctx, tx, func() (any, error) {
+				var entries []audit.Entry
+				err := checkQuota(ctx, tx, f.Children...)
+				if err != nil {
+					return nil, err
+				}
+				if out, entries, err = s.fork(ctx, tx, f, g); err != nil {
+					return nil, err
+				}
+				return receipt, auditpg.Append(ctx, tx, entries...)
+			})
 		})
-	})
+	}
+	if err = fork(); errors.Is(err, errCrowded) {
+		g.all = true
+		err = fork()
+	}
 	return receipt, out, err
 }
 
-func (s *Store) fork(ctx context.Context, tx pgx.Tx, f sandbox.Fork) (sandbox.Sandbox, []audit.Entry, error) {
-	x, err := s.get(ctx, tx, f.Begin.ID)
-	if err != nil {
-		return x, nil, err
-	}
-	decision, address, err := s.reserveAll(ctx, tx, x.Host, f)
+func (s *Store) fork(ctx context.Context, tx pgx.Tx, f sandbox.Fork, g ground) (sandbox.Sandbox, []audit.Entry, error) {
+	x := f.Begin.Row
+	// There is room for all copies on one host, or for none.
+	decision, address, err := s.homeOr(ctx, tx, f.Children[0], x.Host, int64(len(f.Children)), f.Place, g)
 	if err != nil {
 		return x, nil, err
 	}
 	if f.Begin.From == sandbox.StatusPaused {
 		x, err = s.forkPaused(ctx, tx, f)
 	} else {
-		x, _, _, err = s.begin(ctx, tx, f.Begin)
+		x, _, _, err = s.begin(ctx, tx, f.Begin, ground{})
 	}
 	if err != nil {
 		return x, nil, err
+	}
+	if f.Begin.From != sandbox.StatusPaused && x.Host.ID != decision.HostID {
+		return x, nil, sandbox.InvalidState(x)
 	}
 	ids := make([]uuid.UUID, len(f.Children))
 	for i, c := range f.Children {
@@ -238,29 +330,6 @@ func (s *Store) fork(ctx context.Context, tx pgx.Tx, f sandbox.Fork) (sandbox.Sa
 		}
 	}
 	return x, f.Audit(decision.HostID), nil
-}
-
-// reserveAll finds room for all copies on the one host, or for none.
-func (s *Store) reserveAll(ctx context.Context, tx pgx.Tx, h host.Ref, f sandbox.Fork) (scheduler.Decision, string, error) {
-	views, addresses, err := s.own(ctx, tx, h.ID)
-	if err != nil {
-		return scheduler.Decision{}, "", err
-	}
-	if len(views) == 0 && h.Online {
-		return scheduler.Decision{}, "", sandbox.ErrDraining
-	}
-	var decision scheduler.Decision
-	for _, c := range f.Children {
-		if decision, err = f.Place(views); err != nil {
-			return decision, "", err
-		}
-		for i := range views {
-			views[i].ReservedCPUMillis += c.Want.CPUMillis
-			views[i].ReservedMemoryMB += c.Want.MemoryMB
-			views[i].ReservedDiskMB += c.Want.DiskMB
-		}
-	}
-	return decision, addresses[h.ID], nil
 }
 
 // forkPaused copies from the state that is there; the parent stays as it is.
@@ -278,7 +347,7 @@ func (s *Store) forkPaused(ctx context.Context, tx pgx.Tx, f sandbox.Fork) (sand
 		return x, err
 	}
 	if state.Status != string(sandbox.StateReady) {
-		return x, sandbox.StateGone(stateOf(state, "", ""))
+		return x, sandbox.StateGone(stateOf(state))
 	}
 	data, err := object(f.Begin.EventData)
 	if err != nil {

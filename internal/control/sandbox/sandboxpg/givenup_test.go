@@ -110,7 +110,7 @@ func TestH8_WhatIsNotWantedAnyMoreIsNotRecovered(t *testing.T) {
 			told := tally(t, w, `sandbox_events WHERE sandbox_id = $1 AND kind = 'recoverable'`, x.ID)
 			testkit.Eventually(t, 30*time.Second, "nothing of it is left", func() bool {
 				look(t, w, s, x.Host.ID)
-				exec(t, w, `UPDATE snapshots SET drop_at = NULL`) // what the host refused is tried again
+				exec(t, w, `UPDATE state_copies SET drop_at = now() WHERE drop_at IS NOT NULL`) // what the host refused is tried again
 				if err := sandbox.NewSweep(s.Service, slog.New(slog.DiscardHandler)).Pass(ctx); err != nil {
 					t.Fatal(err)
 				}

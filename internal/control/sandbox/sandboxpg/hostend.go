@@ -17,14 +17,21 @@ import (
 )
 
 // EndOnHost ends all that lives on a host, within the transaction that deletes
-// the host and has locked it, and gives up every state that is kept there. It
-// returns what ended, in the order of ids, and the entries that record it; the
+// the host and has locked it, and gives up every state that is kept there alone:
+// what is paused with one that is elsewhere too stays paused. It returns what ended, in the order of ids, and the entries that record it; the
 // caller appends those with its own, last.
 func EndOnHost(ctx context.Context, tx pgx.Tx, h id.Host, by audit.AuditLogger) ([]host.Ended, []audit.Entry, error) {
 	q := sqlcgen.New()
 	// First the locks: an operation that began while the statement waited for a
 	// row would be invisible to the statement, and stay open.
 	if _, err := q.LockOnHost(ctx, tx, h); err != nil {
+		return nil, nil, err
+	}
+	states, err := q.StatesOnHost(ctx, tx, h)
+	if err != nil {
+		return nil, nil, err
+	}
+	if _, err := q.PutBackOnHost(ctx, tx, sqlcgen.PutBackOnHostParams{HostID: h, Reason: sandbox.EndHostDeleted, Message: sandbox.LostWithHost}); err != nil {
 		return nil, nil, err
 	}
 	rows, err := q.EndOnHost(ctx, tx, sqlcgen.EndOnHostParams{HostID: h, Reason: sandbox.EndHostDeleted, Message: sandbox.LostWithHost})
@@ -37,11 +44,14 @@ func EndOnHost(ctx context.Context, tx pgx.Tx, h id.Host, by audit.AuditLogger) 
 		ended[i] = host.Ended{ID: id.Sandbox{}.FromUUID(r.ID), Team: r.TeamID, Incarnation: r.Incarnation}
 		entries = append(entries, by.SandboxDestroyed(r.TeamID, ended[i].ID, sandbox.EndHostDeleted))
 	}
-	states, err := q.DropStatesOnHost(ctx, tx, sqlcgen.DropStatesOnHostParams{HostID: h, Message: sandbox.LostWithHost})
+	if err := q.DropCopiesOnHost(ctx, tx, h); err != nil {
+		return nil, nil, err
+	}
+	lost, err := q.DropStatesOnHost(ctx, tx, sqlcgen.DropStatesOnHostParams{Ids: states, Message: sandbox.LostWithHost})
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, st := range states {
+	for _, st := range lost {
 		if st.Kind == string(sandbox.StateSnapshot) && st.Name != nil {
 			entries = append(entries, by.SnapshotDeleted(st.TeamID, st.ID, *st.Name))
 		}

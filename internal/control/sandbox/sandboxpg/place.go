@@ -164,10 +164,11 @@ func (s *Store) survey(ctx context.Context, team id.Team) (ground, error) {
 	return g, err
 }
 
-// placed decides where a new sandbox goes; the host is locked when it returns.
-func (s *Store) placed(ctx context.Context, tx pgx.Tx, n sandbox.NewSandbox, place sandbox.Placer, g ground) (scheduler.Decision, string, error) {
+// placed decides where a sandbox goes; the host is locked when it returns. held
+// says that the transaction has locked another one before.
+func (s *Store) placed(ctx context.Context, tx pgx.Tx, n sandbox.NewSandbox, place sandbox.Placer, g ground, held bool) (scheduler.Decision, string, error) {
 	switch {
-	case len(n.Want.Hosts) == 1:
+	case len(n.Want.Hosts) == 1 && !held:
 		found, err := s.q.LockHost(ctx, tx, sqlcgen.LockHostParams{ID: n.Want.Hosts[0], TeamID: n.Sandbox.TeamID})
 		if err == nil && len(found) == 0 && n.Sandbox.FromState != nil {
 			state, err := s.q.GetState(ctx, tx, *n.Sandbox.FromState)
@@ -188,7 +189,7 @@ func (s *Store) placed(ctx context.Context, tx pgx.Tx, n sandbox.NewSandbox, pla
 		found, err := s.q.LockCandidateHosts(ctx, tx, n.Sandbox.TeamID)
 		return s.decide(ctx, tx, convert(found, func(r sqlcgen.LockCandidateHostsRow) hostRow { return hostRow(r) }), err, place)
 	}
-	d, address, err := s.quickly(ctx, tx, n, place, g.copy())
+	d, address, err := s.quickly(ctx, tx, n, place, g.copy(), held)
 	if err == nil {
 		s.pools.took(g.pool, d.HostID, n)
 	}
@@ -198,9 +199,8 @@ func (s *Store) placed(ctx context.Context, tx pgx.Tx, n sandbox.NewSandbox, pla
 // quickly takes the first host in the policy's order that nobody else is deciding
 // on. Hosts are locked without waiting while one is held already, so that no two
 // creates ever wait for each other.
-func (s *Store) quickly(ctx context.Context, tx pgx.Tx, n sandbox.NewSandbox, place sandbox.Placer, c candidates) (scheduler.Decision, string, error) {
+func (s *Store) quickly(ctx context.Context, tx pgx.Tx, n sandbox.NewSandbox, place sandbox.Placer, c candidates, held bool) (scheduler.Decision, string, error) {
 	var first id.Host // the best of those that others hold
-	held := false
 	for range tries {
 		d, err := place(c.views)
 		if err != nil {

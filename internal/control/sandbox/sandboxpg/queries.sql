@@ -73,11 +73,11 @@ WITH placed AS (
 )
 INSERT INTO sandboxes (id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version,
     cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec,
-    checkpoint_interval_sec, from_snapshot_id, build_id, created_by_type, created_by_id, created_by_name)
+    checkpoint_interval_sec, paused_ttl_sec, from_snapshot_id, build_id, created_by_type, created_by_id, created_by_name)
 VALUES (sqlc.arg(id), sqlc.arg(team_id), sqlc.arg(host_id), sqlc.arg(template_id), sqlc.arg(template_name), sqlc.arg(image_digest), 'pending', 1,
     sqlc.arg(engine), sqlc.arg(engine_version), sqlc.arg(cpu_millis), sqlc.arg(memory_mb), sqlc.arg(disk_mb), sqlc.arg(internet),
     sqlc.arg(env_sealed), sqlc.arg(metadata), sqlc.arg(timeout_sec), sqlc.arg(on_timeout), sqlc.narg(idle_timeout_sec),
-    sqlc.narg(checkpoint_interval_sec), sqlc.narg(from_snapshot_id), sqlc.narg(build_id), sqlc.arg(created_by_type), sqlc.arg(created_by_id), sqlc.arg(created_by_name))
+    sqlc.narg(checkpoint_interval_sec), sqlc.narg(paused_ttl_sec), sqlc.narg(from_snapshot_id), sqlc.narg(build_id), sqlc.arg(created_by_type), sqlc.arg(created_by_id), sqlc.arg(created_by_name))
 RETURNING *;
 
 -- name: Transition :one
@@ -113,6 +113,7 @@ WITH moved AS (
             ELSE paused_reason END,
         state_id = coalesce(sqlc.narg(newest_state)::uuid, state_id),
         state_at = CASE WHEN sqlc.narg(newest_state)::uuid IS NULL THEN state_at ELSE coalesce(sqlc.narg(newest_at)::timestamptz, now()) END,
+        ttl_warned_at = CASE WHEN sqlc.arg(to_status) = 'running' THEN NULL ELSE ttl_warned_at END,
         ended_at = CASE WHEN sqlc.arg(ended)::bool THEN now() END
     WHERE sandboxes.id = sqlc.arg(id) AND sandboxes.status = ANY(sqlc.arg(from_statuses)::text[]) AND sandboxes.incarnation = sqlc.arg(incarnation)
     RETURNING *
@@ -134,6 +135,9 @@ SELECT * FROM moved;
 
 -- name: LockSandbox :one
 SELECT sqlc.embed(s), h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
+    coalesce((SELECT a.status FROM artifacts a WHERE a.id = st.artifact_id), '')::text AS state_artifact,
+    ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = s.state_id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS state_copies,
+    (SELECT o.progress FROM operations o WHERE o.sandbox_id = s.id AND o.status = 'open') AS progress,
     (coalesce(s.deadline_at < now(), false) AND coalesce(s.retry_at < now(), true))::bool AS expired,
     (h.status = 'draining' AND coalesce(h.drain_deadline_at > now(), true))::bool AS draining,
     coalesce(s.checkpoint_due_at < now(), false)::bool AS checkpoint_due
@@ -165,25 +169,37 @@ WITH moved AS (
 SELECT * FROM moved;
 
 -- name: GetSandbox :one
-SELECT sqlc.embed(s), h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
+SELECT sqlc.embed(s), h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
+    coalesce((SELECT a.status FROM artifacts a WHERE a.id = st.artifact_id), '')::text AS state_artifact,
+    ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = s.state_id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS state_copies,
+    (SELECT o.progress FROM operations o WHERE o.sandbox_id = s.id AND o.status = 'open') AS progress
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE s.id = sqlc.arg(id);
 
 -- name: GetSandboxWithUser :one
-SELECT sqlc.embed(s), h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status, t.default_user
+SELECT sqlc.embed(s), h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
+    coalesce((SELECT a.status FROM artifacts a WHERE a.id = st.artifact_id), '')::text AS state_artifact,
+    ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = s.state_id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS state_copies,
+    (SELECT o.progress FROM operations o WHERE o.sandbox_id = s.id AND o.status = 'open') AS progress, t.default_user
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id JOIN templates t ON t.id = s.template_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE s.id = sqlc.arg(id);
 
 -- name: SeenSandboxes :many
 -- Those that are not as they were seen.
-SELECT sqlc.embed(s), h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
+SELECT sqlc.embed(s), h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
+    coalesce((SELECT a.status FROM artifacts a WHERE a.id = st.artifact_id), '')::text AS state_artifact,
+    ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = s.state_id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS state_copies,
+    (SELECT o.progress FROM operations o WHERE o.sandbox_id = s.id AND o.status = 'open') AS progress
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE s.id IN (
     SELECT x.id FROM (SELECT unnest(sqlc.arg(ids)::uuid[]) AS id, unnest(sqlc.arg(seen)::timestamptz[]) AS seen) AS w JOIN sandboxes x ON x.id = w.id
     WHERE x.updated_at <> w.seen);
 
 -- name: ListSandboxes :many
-SELECT sqlc.embed(s), h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
+SELECT sqlc.embed(s), h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
+    coalesce((SELECT a.status FROM artifacts a WHERE a.id = st.artifact_id), '')::text AS state_artifact,
+    ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = s.state_id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS state_copies,
+    (SELECT o.progress FROM operations o WHERE o.sandbox_id = s.id AND o.status = 'open') AS progress
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE s.team_id = sqlc.arg(team_id) AND s.build_id IS NULL
   AND (sqlc.arg(live_only)::bool = false OR s.ended_at IS NULL)
@@ -258,10 +274,31 @@ LIMIT sqlc.arg(max_rows);
 -- name: PausedTooLong :many
 -- Like a kill, only once its host was looked at lately, where that can be.
 SELECT s.id FROM sandboxes s JOIN hosts h ON h.id = s.host_id
-WHERE s.status = 'paused' AND s.paused_at < now() - make_interval(secs => sqlc.arg(limit_secs)::float8)
+WHERE s.status = 'paused' AND s.paused_at < now() - interval '1 hour'
+  AND s.paused_at < now() - make_interval(secs => coalesce(s.paused_ttl_sec, sqlc.arg(limit_secs)::integer))
   AND (h.status NOT IN ('online', 'draining') OR coalesce(h.reconciled_at > now() - make_interval(secs => sqlc.arg(looked_secs)::float8), true))
 ORDER BY s.paused_at
 LIMIT sqlc.arg(max_rows);
+
+-- name: WarnExpiring :many
+-- Those that go within a day, or within half of their time where that is shorter.
+WITH soon AS (
+    UPDATE sandboxes SET ttl_warned_at = now()
+    WHERE sandboxes.id IN (
+        SELECT s.id FROM sandboxes s
+        WHERE s.status = 'paused' AND s.ttl_warned_at IS NULL AND s.paused_at < now() - interval '30 minutes'
+          AND s.paused_at < now() - make_interval(secs => coalesce(s.paused_ttl_sec, sqlc.arg(limit_secs)::integer)
+              - least(86400, coalesce(s.paused_ttl_sec, sqlc.arg(limit_secs)::integer) / 2))
+        ORDER BY s.paused_at
+        LIMIT sqlc.arg(max_rows)
+        FOR NO KEY UPDATE SKIP LOCKED)
+    RETURNING sandboxes.id, sandboxes.team_id,
+        sandboxes.paused_at + make_interval(secs => coalesce(sandboxes.paused_ttl_sec, sqlc.arg(limit_secs)::integer)) AS expires_at
+), noted AS (
+    INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
+    SELECT soon.id, soon.team_id, 'expiring', jsonb_build_object('expires_at', soon.expires_at) FROM soon
+)
+SELECT soon.id FROM soon;
 
 -- name: MissingTooLong :many
 SELECT id, incarnation FROM sandboxes
@@ -299,16 +336,28 @@ SELECT s.id, s.team_id, sqlc.arg(kind), sqlc.arg(data) FROM sandboxes s WHERE s.
 SELECT id, status, incarnation, updated_at FROM sandboxes WHERE host_id = sqlc.arg(host_id) AND ended_at IS NULL;
 
 -- name: OnHost :many
-SELECT sqlc.embed(s), h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
+SELECT sqlc.embed(s), h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
+    coalesce((SELECT a.status FROM artifacts a WHERE a.id = st.artifact_id), '')::text AS state_artifact,
+    ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = s.state_id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS state_copies,
+    (SELECT o.progress FROM operations o WHERE o.sandbox_id = s.id AND o.status = 'open') AS progress
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE (s.host_id = sqlc.arg(host_id) AND s.ended_at IS NULL) OR s.id = ANY(sqlc.arg(named)::uuid[]);
 
 -- name: BeginOperation :one
--- The row was locked by LockSandbox in this transaction.
+-- The row was locked by LockSandbox in this transaction. What goes on elsewhere
+-- leaves its state of before behind.
 WITH moved AS (
-    UPDATE sandboxes SET status = sqlc.arg(to_status), incarnation = incarnation + sqlc.arg(step)::bigint, updated_at = now()
+    UPDATE sandboxes SET status = sqlc.arg(to_status), incarnation = incarnation + sqlc.arg(step)::bigint,
+        host_id = coalesce(sqlc.narg(to_host)::uuid, host_id), updated_at = now()
     WHERE sandboxes.id = sqlc.arg(id) AND sandboxes.status = sqlc.arg(from_status)
     RETURNING *
+), left_behind AS (
+    INSERT INTO departures (sandbox_id, host_id, incarnation, state_id)
+    SELECT moved.id, sqlc.arg(from_host), moved.incarnation - sqlc.arg(step)::bigint, moved.state_id FROM moved
+    WHERE moved.host_id <> sqlc.arg(from_host) AND moved.state_id IS NOT NULL
+    ON CONFLICT (sandbox_id, host_id) DO UPDATE SET incarnation = excluded.incarnation, state_id = excluded.state_id, at = now()
+), placed AS (
+    UPDATE hosts SET last_placed_at = clock_timestamp() FROM moved WHERE hosts.id = moved.host_id AND moved.host_id <> sqlc.arg(from_host)
 ), op AS (
     INSERT INTO operations (id, sandbox_id, team_id, kind, incarnation, params, status, lease_owner, lease_until, deadline_at, attempts)
     SELECT sqlc.arg(operation_id), moved.id, moved.team_id, sqlc.arg(kind), moved.incarnation, sqlc.arg(params), 'open', sqlc.narg(lease_owner)::uuid,
@@ -348,26 +397,39 @@ WHERE id = sqlc.arg(id) AND team_id = sqlc.arg(team_id) AND status IN ('running'
 RETURNING id;
 
 -- name: InsertState :exec
-INSERT INTO snapshots (id, team_id, kind, name, status, sandbox_id, incarnation, host_id, template_id, template_name, image_digest, engine,
-    engine_version, memory, cpu_millis, memory_mb, disk_mb, internet, env_sealed, created_by_type, created_by_id, created_by_name)
-SELECT sqlc.arg(id), s.team_id, sqlc.arg(kind), sqlc.narg(name), 'creating', s.id, s.incarnation, s.host_id, s.template_id, s.template_name, s.image_digest,
-    s.engine, s.engine_version, sqlc.arg(memory), s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, sqlc.arg(env_sealed),
-    sqlc.arg(created_by_type), sqlc.arg(created_by_id), sqlc.arg(created_by_name)
-FROM sandboxes s WHERE s.id = sqlc.arg(sandbox_id);
+WITH made AS (
+    INSERT INTO snapshots (id, team_id, kind, name, status, sandbox_id, incarnation, host_id, arch, template_id, template_name, image_digest, engine,
+        engine_version, memory, cpu_millis, memory_mb, disk_mb, internet, env_sealed, created_by_type, created_by_id, created_by_name)
+    SELECT sqlc.arg(id), s.team_id, sqlc.arg(kind), sqlc.narg(name), 'creating', s.id, s.incarnation, s.host_id, h.arch, s.template_id, s.template_name, s.image_digest,
+        s.engine, s.engine_version, sqlc.arg(memory), s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, sqlc.arg(env_sealed),
+        sqlc.arg(created_by_type), sqlc.arg(created_by_id), sqlc.arg(created_by_name)
+    FROM sandboxes s JOIN hosts h ON h.id = s.host_id WHERE s.id = sqlc.arg(sandbox_id)
+    RETURNING id, host_id
+)
+INSERT INTO state_copies (snapshot_id, host_id) SELECT made.id, made.host_id FROM made;
 
 -- name: AdoptState :one
--- A state that a host says it has of this sandbox, known before or not.
-INSERT INTO snapshots (id, team_id, kind, status, sandbox_id, incarnation, host_id, template_id, template_name, image_digest, engine,
-    engine_version, cpu_features, memory, cpu_millis, memory_mb, disk_mb, internet, env_sealed, size_bytes, digest,
-    created_by_type, created_by_id, created_by_name, ready_at)
-SELECT sqlc.arg(id), s.team_id, 'pause', 'ready', s.id, s.incarnation, s.host_id, s.template_id, s.template_name, s.image_digest, s.engine,
-    sqlc.arg(engine_version), sqlc.arg(cpu_features)::text[], sqlc.arg(memory), s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, sqlc.arg(env_sealed),
-    sqlc.arg(size_bytes), sqlc.arg(digest), 'system', sqlc.arg(created_by), sqlc.arg(created_by), now()
-FROM sandboxes s WHERE s.id = sqlc.arg(sandbox_id)
-ON CONFLICT (id) DO UPDATE SET status = 'ready', engine_version = excluded.engine_version, cpu_features = excluded.cpu_features,
-    memory = excluded.memory, size_bytes = excluded.size_bytes, digest = excluded.digest, error = '', ready_at = now(), deleted_at = NULL, drop_at = NULL
-WHERE snapshots.sandbox_id = excluded.sandbox_id AND snapshots.host_id = excluded.host_id AND snapshots.kind IN ('pause', 'checkpoint')
-RETURNING id;
+-- A state that a host says it has of this sandbox, known before or not. What is
+-- in the store under another digest is another state.
+WITH adopted AS (
+    INSERT INTO snapshots (id, team_id, kind, status, sandbox_id, incarnation, host_id, arch, template_id, template_name, image_digest, engine,
+        engine_version, cpu_features, memory, cpu_millis, memory_mb, disk_mb, internet, env_sealed, size_bytes, digest,
+        created_by_type, created_by_id, created_by_name, ready_at, upload_at)
+    SELECT sqlc.arg(id), s.team_id, 'pause', 'ready', s.id, s.incarnation, s.host_id, h.arch, s.template_id, s.template_name, s.image_digest, s.engine,
+        sqlc.arg(engine_version), sqlc.arg(cpu_features)::text[], sqlc.arg(memory), s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, sqlc.arg(env_sealed),
+        sqlc.arg(size_bytes), sqlc.arg(digest), 'system', sqlc.arg(created_by), sqlc.arg(created_by), now(), now()
+    FROM sandboxes s JOIN hosts h ON h.id = s.host_id WHERE s.id = sqlc.arg(sandbox_id)
+    ON CONFLICT (id) DO UPDATE SET status = 'ready', engine_version = excluded.engine_version, cpu_features = excluded.cpu_features,
+        memory = excluded.memory, size_bytes = excluded.size_bytes, digest = excluded.digest, error = '', ready_at = now(), deleted_at = NULL, drop_at = NULL,
+        upload_at = now(), artifact_id = CASE WHEN snapshots.digest = excluded.digest THEN snapshots.artifact_id END
+    WHERE snapshots.sandbox_id = excluded.sandbox_id AND snapshots.kind IN ('pause', 'checkpoint')
+      AND (snapshots.host_id = excluded.host_id OR EXISTS (SELECT FROM state_copies k WHERE k.snapshot_id = snapshots.id AND k.host_id = excluded.host_id))
+    RETURNING id
+)
+INSERT INTO state_copies (snapshot_id, host_id, ready_at)
+SELECT adopted.id, s.host_id, now() FROM adopted JOIN sandboxes s ON s.id = sqlc.arg(sandbox_id)
+ON CONFLICT (snapshot_id, host_id) DO UPDATE SET ready_at = coalesce(state_copies.ready_at, now()), drop_at = NULL
+RETURNING snapshot_id;
 
 -- name: RecoverFrom :one
 WITH moved AS (
@@ -388,10 +450,17 @@ SELECT (deleted_at IS NOT NULL)::bool FROM teams WHERE id = sqlc.arg(id);
 UPDATE sandboxes SET end_reason = sqlc.arg(end_reason) WHERE id = sqlc.arg(id) AND end_reason = 'lost';
 
 -- name: CompleteState :one
-UPDATE snapshots SET status = 'ready', engine_version = sqlc.arg(engine_version), cpu_features = sqlc.arg(cpu_features)::text[], memory = sqlc.arg(memory),
-    size_bytes = sqlc.arg(size_bytes), digest = sqlc.arg(digest), error = '', ready_at = now()
-WHERE id = sqlc.arg(id) AND status = 'creating'
-RETURNING id;
+-- From now on it is on its way to the store, unless it is for a moment only.
+WITH complete AS (
+    UPDATE snapshots SET status = 'ready', engine_version = sqlc.arg(engine_version), cpu_features = sqlc.arg(cpu_features)::text[], memory = sqlc.arg(memory),
+        size_bytes = sqlc.arg(size_bytes), digest = sqlc.arg(digest), error = '', ready_at = now(),
+        upload_at = CASE WHEN kind NOT IN ('fork', 'layer') THEN now() END
+    WHERE snapshots.id = sqlc.arg(id) AND snapshots.status = 'creating'
+    RETURNING snapshots.id, snapshots.host_id
+)
+INSERT INTO state_copies (snapshot_id, host_id, ready_at) SELECT complete.id, complete.host_id, now() FROM complete
+ON CONFLICT (snapshot_id, host_id) DO UPDATE SET ready_at = now(), drop_at = NULL
+RETURNING snapshot_id;
 
 -- name: FailState :exec
 UPDATE snapshots SET status = 'failed', error = sqlc.arg(error) WHERE id = sqlc.arg(id) AND status = 'creating';
@@ -416,27 +485,35 @@ SELECT EXISTS (SELECT FROM snapshots WHERE team_id = sqlc.arg(team_id) AND name 
 SELECT * FROM snapshots WHERE id = sqlc.arg(id) FOR SHARE;
 
 -- name: GetState :one
-SELECT sqlc.embed(p), h.address, h.status AS host_status, h.name AS host_name
-FROM snapshots p JOIN hosts h ON h.id = p.host_id WHERE p.id = sqlc.arg(id);
+SELECT sqlc.embed(p), h.address, h.status AS host_status, coalesce(a.status, '')::text AS artifact_status,
+    coalesce(a.stored_bytes, 0)::bigint AS stored_bytes, coalesce(a.sent_bytes, 0)::bigint AS sent_bytes,
+    ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = p.id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS copies
+FROM snapshots p JOIN hosts h ON h.id = p.host_id LEFT JOIN artifacts a ON a.id = p.artifact_id WHERE p.id = sqlc.arg(id);
 
 -- name: NamedState :one
-SELECT sqlc.embed(p), h.address, h.status AS host_status, h.name AS host_name
-FROM snapshots p JOIN hosts h ON h.id = p.host_id
+SELECT sqlc.embed(p), h.address, h.status AS host_status, coalesce(a.status, '')::text AS artifact_status,
+    coalesce(a.stored_bytes, 0)::bigint AS stored_bytes, coalesce(a.sent_bytes, 0)::bigint AS sent_bytes,
+    ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = p.id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS copies
+FROM snapshots p JOIN hosts h ON h.id = p.host_id LEFT JOIN artifacts a ON a.id = p.artifact_id
 WHERE p.team_id = sqlc.arg(team_id) AND p.name = sqlc.arg(name)::text AND p.deleted_at IS NULL AND p.status IN ('creating', 'ready')
 ORDER BY p.status DESC
 LIMIT 1;
 
 -- name: ListNamedStates :many
-SELECT sqlc.embed(p), h.address, h.status AS host_status, h.name AS host_name
-FROM snapshots p JOIN hosts h ON h.id = p.host_id
+SELECT sqlc.embed(p), h.address, h.status AS host_status, coalesce(a.status, '')::text AS artifact_status,
+    coalesce(a.stored_bytes, 0)::bigint AS stored_bytes, coalesce(a.sent_bytes, 0)::bigint AS sent_bytes,
+    ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = p.id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS copies
+FROM snapshots p JOIN hosts h ON h.id = p.host_id LEFT JOIN artifacts a ON a.id = p.artifact_id
 WHERE p.team_id = sqlc.arg(team_id) AND p.kind = 'snapshot' AND p.deleted_at IS NULL
   AND (sqlc.narg(after_at)::timestamptz IS NULL OR (p.created_at, p.id) < (sqlc.narg(after_at)::timestamptz, sqlc.narg(after_id)::uuid))
 ORDER BY p.created_at DESC, p.id DESC
 LIMIT sqlc.arg(max_rows);
 
 -- name: ListStates :many
-SELECT sqlc.embed(p), h.address, h.status AS host_status, h.name AS host_name
-FROM snapshots p JOIN hosts h ON h.id = p.host_id
+SELECT sqlc.embed(p), h.address, h.status AS host_status, coalesce(a.status, '')::text AS artifact_status,
+    coalesce(a.stored_bytes, 0)::bigint AS stored_bytes, coalesce(a.sent_bytes, 0)::bigint AS sent_bytes,
+    ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = p.id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS copies
+FROM snapshots p JOIN hosts h ON h.id = p.host_id LEFT JOIN artifacts a ON a.id = p.artifact_id
 WHERE p.team_id = sqlc.arg(team_id) AND p.deleted_at IS NULL
   AND (sqlc.arg(kind)::text = '' OR p.kind = sqlc.arg(kind)::text)
   AND (sqlc.narg(after_at)::timestamptz IS NULL OR (p.created_at, p.id) < (sqlc.narg(after_at)::timestamptz, sqlc.narg(after_id)::uuid))
@@ -472,26 +549,83 @@ ORDER BY p.id
 LIMIT sqlc.arg(max_rows);
 
 -- name: TakeDropping :many
--- Leased by the time of the next try. One that somebody is about to start from
--- waits for them.
-UPDATE snapshots SET drop_at = now() + make_interval(secs => sqlc.arg(lease_secs)::float8)
-WHERE snapshots.id IN (
-    SELECT p.id FROM snapshots p JOIN hosts h ON h.id = p.host_id
-    WHERE p.status IN ('failed', 'deleting') AND (p.drop_at IS NULL OR p.drop_at < now()) AND h.status IN ('online', 'draining')
-      AND NOT EXISTS (SELECT FROM sandboxes c WHERE c.from_snapshot_id = p.id AND c.status IN ('pending', 'starting'))
-    ORDER BY p.drop_at NULLS FIRST
+-- Copies that hosts in reach are to remove: of states that are not wanted any
+-- more, and single ones. Leased by the time of the next try. What somebody is
+-- about to start from waits for them.
+UPDATE state_copies SET drop_at = now() + make_interval(secs => sqlc.arg(lease_secs)::float8)
+WHERE (state_copies.snapshot_id, state_copies.host_id) IN (
+    SELECT c.snapshot_id, c.host_id FROM state_copies c
+    WHERE (c.snapshot_id, c.host_id) IN (
+        (SELECT k.snapshot_id, k.host_id FROM snapshots p JOIN state_copies k ON k.snapshot_id = p.id JOIN hosts h ON h.id = k.host_id
+         WHERE p.status IN ('failed', 'deleting') AND (k.drop_at IS NULL OR k.drop_at < now()) AND h.status IN ('online', 'draining')
+           AND NOT EXISTS (SELECT FROM sandboxes x WHERE x.from_snapshot_id = p.id AND x.status IN ('pending', 'starting'))
+         ORDER BY k.drop_at NULLS FIRST LIMIT sqlc.arg(max_rows))
+        UNION ALL
+        (SELECT k.snapshot_id, k.host_id FROM state_copies k JOIN hosts h ON h.id = k.host_id
+         WHERE k.drop_at < now() AND h.status IN ('online', 'draining')
+           AND NOT EXISTS (SELECT FROM sandboxes x WHERE x.from_snapshot_id = k.snapshot_id AND x.host_id = k.host_id AND x.status IN ('pending', 'starting'))
+         ORDER BY k.drop_at LIMIT sqlc.arg(max_rows)))
     LIMIT sqlc.arg(max_rows)
-    FOR NO KEY UPDATE OF p SKIP LOCKED)
-RETURNING snapshots.id, snapshots.host_id, (SELECT h.address FROM hosts h WHERE h.id = snapshots.host_id) AS address;
+    FOR NO KEY UPDATE OF c SKIP LOCKED)
+  AND (state_copies.drop_at IS NULL OR state_copies.drop_at < now())
+RETURNING state_copies.snapshot_id, state_copies.host_id, (SELECT h.address FROM hosts h WHERE h.id = state_copies.host_id) AS address;
 
 -- name: Dropped :exec
-UPDATE snapshots SET status = 'deleted', deleted_at = now() WHERE id = sqlc.arg(id) AND status IN ('failed', 'deleting');
+-- A copy that was fetched again meanwhile is another one.
+DELETE FROM state_copies WHERE snapshot_id = sqlc.arg(snapshot_id) AND host_id = sqlc.arg(host_id) AND drop_at IS NOT NULL;
+
+-- name: SettleDropped :exec
+-- What is not wanted leaves the store once nobody starts from it any more, and is
+-- gone with its last copy.
+UPDATE snapshots SET artifact_id = NULL, upload_at = NULL,
+    status = CASE WHEN copies.there THEN snapshots.status ELSE 'deleted' END, deleted_at = CASE WHEN copies.there THEN NULL ELSE now() END
+FROM (
+    SELECT p.id, EXISTS (SELECT FROM state_copies c WHERE c.snapshot_id = p.id) AS there
+    FROM snapshots p
+    WHERE p.status IN ('failed', 'deleting')
+      AND NOT EXISTS (SELECT FROM sandboxes x WHERE x.from_snapshot_id = p.id AND x.status IN ('pending', 'starting'))
+      AND (p.artifact_id IS NOT NULL OR p.upload_at IS NOT NULL OR NOT EXISTS (SELECT FROM state_copies c WHERE c.snapshot_id = p.id))
+    LIMIT sqlc.arg(max_rows)
+    FOR NO KEY UPDATE OF p SKIP LOCKED
+) copies
+WHERE snapshots.id = copies.id;
 
 -- name: Redrop :exec
--- A host still has what was removed.
-UPDATE snapshots SET status = 'deleting', deleted_at = NULL, drop_at = NULL
-WHERE id = ANY(sqlc.arg(ids)::uuid[]) AND host_id = sqlc.arg(host_id) AND status = 'deleted'
-  AND EXISTS (SELECT FROM hosts h WHERE h.id = sqlc.arg(host_id) AND h.deleted_at IS NULL);
+-- A host in whose pool the team is has what was removed, or has a copy that
+-- nobody wrote down. One of a living state counts only when it is the same.
+INSERT INTO state_copies (snapshot_id, host_id, ready_at, drop_at)
+SELECT p.id, h.id, now(), CASE WHEN p.status <> 'ready' THEN now() END
+FROM (SELECT unnest(sqlc.arg(ids)::uuid[]) AS id, unnest(sqlc.arg(digests)::text[]) AS digest) u
+JOIN snapshots p ON p.id = u.id
+JOIN hosts h ON h.id = sqlc.arg(host_id) AND h.deleted_at IS NULL
+JOIN teams t ON t.id = p.team_id
+WHERE (h.id = p.host_id OR h.team_id = CASE WHEN t.is_byoc THEN t.id ELSE '00000000-0000-0000-0000-000000000000'::uuid END)
+  AND (p.status IN ('failed', 'deleting', 'deleted') OR p.status = 'ready' AND p.digest = u.digest)
+ON CONFLICT (snapshot_id, host_id) DO UPDATE SET ready_at = now()
+WHERE state_copies.ready_at IS NULL AND state_copies.drop_at IS NULL AND state_copies.made_at < now() - interval '1 hour';
+
+-- name: CopiesOnHost :many
+-- The copies that a host is said to have.
+SELECT snapshot_id FROM state_copies WHERE host_id = sqlc.arg(host_id) AND ready_at < now() - make_interval(secs => sqlc.arg(older_secs)::float8) AND drop_at IS NULL;
+
+-- name: LostCopies :exec
+-- Of copies that are not there those are forgotten of which the state is
+-- elsewhere too.
+DELETE FROM state_copies c
+WHERE c.host_id = sqlc.arg(host_id) AND c.snapshot_id = ANY(sqlc.arg(ids)::uuid[]) AND c.drop_at IS NULL
+  AND (EXISTS (SELECT FROM snapshots p JOIN artifacts a ON a.id = p.artifact_id WHERE p.id = c.snapshot_id AND a.status = 'ready')
+    OR EXISTS (SELECT FROM state_copies o WHERE o.snapshot_id = c.snapshot_id AND o.host_id <> c.host_id AND o.ready_at IS NOT NULL AND o.drop_at IS NULL));
+
+-- name: AbandonedCopies :exec
+-- What was being fetched and is not any more.
+UPDATE state_copies SET drop_at = now()
+WHERE (snapshot_id, host_id) IN (
+    SELECT c.snapshot_id, c.host_id FROM state_copies c JOIN snapshots p ON p.id = c.snapshot_id
+    WHERE c.ready_at IS NULL AND c.drop_at IS NULL AND c.made_at < now() - interval '1 hour' AND p.status <> 'creating'
+      AND NOT EXISTS (SELECT FROM sandboxes x WHERE x.host_id = c.host_id AND x.ended_at IS NULL
+          AND (x.from_snapshot_id = p.id AND x.status IN ('pending', 'starting') OR x.state_id = p.id AND x.status = 'resuming'))
+    LIMIT sqlc.arg(max_rows)
+    FOR NO KEY UPDATE OF c SKIP LOCKED);
 
 -- name: PruneStates :execrows
 DELETE FROM snapshots WHERE id IN (
@@ -543,14 +677,34 @@ WHERE NOT EXISTS (SELECT FROM snapshots p WHERE p.id = u.state);
 -- What lives on a host, locked in the order of ids. The host was locked before.
 SELECT id FROM sandboxes WHERE host_id = sqlc.arg(host_id) AND ended_at IS NULL ORDER BY id FOR NO KEY UPDATE;
 
+-- name: PutBackOnHost :many
+-- What was about to go on there from a state that is elsewhere too is paused as
+-- before. The rows were locked by LockOnHost in this transaction.
+WITH moved AS (
+    UPDATE sandboxes SET status = 'paused', incarnation = incarnation + 1, updated_at = now(), paused_at = coalesce(paused_at, now())
+    WHERE sandboxes.host_id = sqlc.arg(host_id) AND sandboxes.status = 'resuming' AND EXISTS (
+        SELECT FROM state_places k WHERE k.snapshot_id = sandboxes.state_id AND (k.host_id IS NULL OR k.host_id <> sqlc.arg(host_id)))
+    RETURNING *
+), closed AS (
+    UPDATE operations o SET status = 'failed', reason = sqlc.arg(reason), message = sqlc.arg(message), finished_at = now(),
+        lease_owner = NULL, lease_until = NULL
+    FROM moved WHERE o.sandbox_id = moved.id AND o.status = 'open'
+), noted AS (
+    INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
+    SELECT moved.id, moved.team_id, 'resume_failed', jsonb_build_object('reason', sqlc.arg(reason)::text, 'message', sqlc.arg(message)::text) FROM moved
+)
+SELECT moved.id FROM moved;
+
 -- name: EndOnHost :many
--- The rows were locked by LockOnHost in this transaction. A new incarnation: no
+-- What is paused with a state that is elsewhere too stays so. The rows were locked by LockOnHost in this transaction. A new incarnation: no
 -- command that is under way counts any more.
 WITH moved AS (
     UPDATE sandboxes SET status = 'stopped', incarnation = incarnation + 1, ended_at = now(), updated_at = now(),
         end_reason = CASE WHEN end_reason = '' THEN sqlc.arg(reason)::text ELSE end_reason END,
         deadline_at = NULL, idle_check_at = NULL, checkpoint_due_at = NULL, retry_at = NULL
     WHERE sandboxes.host_id = sqlc.arg(host_id) AND sandboxes.ended_at IS NULL
+      AND NOT (sandboxes.status = 'paused' AND EXISTS (
+          SELECT FROM state_places k WHERE k.snapshot_id = sandboxes.state_id AND (k.host_id IS NULL OR k.host_id <> sqlc.arg(host_id))))
     RETURNING *
 ), closed AS (
     UPDATE operations o SET status = 'superseded', reason = sqlc.arg(reason), message = sqlc.arg(message), finished_at = now(),
@@ -562,22 +716,43 @@ WITH moved AS (
 )
 SELECT id, team_id, incarnation, end_reason FROM moved ORDER BY id;
 
+-- name: DropCopiesOnHost :exec
+-- Nothing that a deleted host kept is left there, and nothing waits for it.
+WITH gone AS (DELETE FROM departures d WHERE d.host_id = sqlc.arg(host_id))
+DELETE FROM state_copies c WHERE c.host_id = sqlc.arg(host_id);
+
 -- name: DropStatesOnHost :many
--- Nothing that a deleted host kept is left.
-UPDATE snapshots SET status = 'deleted', deleted_at = now(), drop_at = NULL,
+-- Of what a deleted host kept that goes of which there is nothing elsewhere. Its
+-- copies are gone already.
+UPDATE snapshots SET status = 'deleted', deleted_at = now(), drop_at = NULL, upload_at = NULL, artifact_id = NULL,
     error = CASE WHEN status = 'creating' THEN sqlc.arg(message)::text ELSE error END
-WHERE host_id = sqlc.arg(host_id) AND deleted_at IS NULL
+WHERE snapshots.id IN (
+    SELECT p.id FROM snapshots p
+    WHERE p.deleted_at IS NULL AND p.id = ANY(sqlc.arg(ids)::uuid[])
+      AND NOT EXISTS (SELECT FROM state_copies c WHERE c.snapshot_id = p.id)
+      AND (p.status <> 'ready' OR NOT EXISTS (SELECT FROM artifacts a WHERE a.id = p.artifact_id AND a.status = 'ready')))
 RETURNING id, team_id, kind, name;
 
+-- name: StatesOnHost :many
+-- What has a copy on a host, or was made there and has none.
+SELECT c.snapshot_id::uuid AS id FROM state_copies c WHERE c.host_id = sqlc.arg(host_id)
+UNION
+SELECT p.id::uuid FROM snapshots p WHERE p.host_id = sqlc.arg(host_id) AND p.deleted_at IS NULL;
+
 -- name: LostWithHost :many
--- What is being ended anyway is no loss.
+-- What is being ended anyway is no loss, nor is what is paused or saved and is in
+-- the store or on another host too.
 SELECT l.kind, l.id, l.team_id, t.name AS team_name, l.name, l.status, l.created_at
 FROM (
     SELECT 'sandbox'::text AS kind, s.id::uuid AS id, s.team_id, s.template_name AS name, s.status, s.created_at
-    FROM sandboxes s WHERE s.host_id = sqlc.arg(host_id) AND s.ended_at IS NULL AND s.status <> 'stopping'
+    FROM sandboxes s
+    WHERE s.host_id = sqlc.arg(host_id) AND s.ended_at IS NULL AND s.status <> 'stopping'
+      AND NOT (s.status = 'paused' AND EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = s.state_id AND (k.host_id IS NULL OR k.host_id <> sqlc.arg(host_id))))
     UNION ALL
     SELECT 'snapshot'::text, p.id::uuid, p.team_id, coalesce(p.name, ''), p.status, p.created_at
-    FROM snapshots p WHERE p.host_id = sqlc.arg(host_id) AND p.kind = 'snapshot' AND p.status = 'ready' AND p.deleted_at IS NULL
+    FROM state_copies c JOIN snapshots p ON p.id = c.snapshot_id
+    WHERE c.host_id = sqlc.arg(host_id) AND p.kind = 'snapshot' AND p.status = 'ready' AND p.deleted_at IS NULL
+      AND NOT EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = p.id AND (k.host_id IS NULL OR k.host_id <> sqlc.arg(host_id)))
 ) l JOIN teams t ON t.id = l.team_id
 WHERE sqlc.narg(after)::uuid IS NULL OR l.id > sqlc.narg(after)::uuid
 ORDER BY l.id
@@ -585,9 +760,11 @@ LIMIT sqlc.arg(max_rows);
 
 -- name: CountLostWithHost :one
 SELECT (SELECT count(*) FROM sandboxes s
-     WHERE s.host_id = sqlc.arg(host_id) AND s.ended_at IS NULL AND s.status <> 'stopping')::bigint AS sandboxes,
-    (SELECT count(*) FROM snapshots p
-     WHERE p.host_id = sqlc.arg(host_id) AND p.kind = 'snapshot' AND p.status = 'ready' AND p.deleted_at IS NULL)::bigint AS snapshots;
+     WHERE s.host_id = sqlc.arg(host_id) AND s.ended_at IS NULL AND s.status <> 'stopping'
+       AND NOT (s.status = 'paused' AND EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = s.state_id AND (k.host_id IS NULL OR k.host_id <> sqlc.arg(host_id)))))::bigint AS sandboxes,
+    (SELECT count(*) FROM state_copies c JOIN snapshots p ON p.id = c.snapshot_id
+     WHERE c.host_id = sqlc.arg(host_id) AND p.kind = 'snapshot' AND p.status = 'ready' AND p.deleted_at IS NULL
+       AND NOT EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = p.id AND (k.host_id IS NULL OR k.host_id <> sqlc.arg(host_id))))::bigint AS snapshots;
 
 -- name: TakeDraining :many
 -- Some that run on hosts to be emptied, leased by the time of the next try; as
@@ -719,7 +896,8 @@ LIMIT sqlc.arg(max_rows);
 -- name: UnnamedStates :many
 -- Of the given ones those that no row places on this host.
 SELECT u.state::uuid AS state FROM (SELECT unnest(sqlc.arg(states)::uuid[]) AS state) u
-WHERE NOT EXISTS (SELECT FROM snapshots p WHERE p.id = u.state AND p.host_id = sqlc.arg(host_id));
+WHERE NOT EXISTS (SELECT FROM state_copies c WHERE c.snapshot_id = u.state AND c.host_id = sqlc.arg(host_id))
+  AND NOT EXISTS (SELECT FROM snapshots p WHERE p.id = u.state AND p.host_id = sqlc.arg(host_id));
 
 -- name: PruneImages :execrows
 DELETE FROM host_images WHERE (host_id, image_digest) IN (
@@ -747,3 +925,164 @@ DELETE FROM host_refresh_tokens WHERE id IN (
 DELETE FROM host_strays WHERE (host_id, sandbox_id) IN (
     SELECT s.host_id, s.sandbox_id FROM host_strays s JOIN hosts h ON h.id = s.host_id
     WHERE h.deleted_at IS NOT NULL ORDER BY s.last_seen_at LIMIT sqlc.arg(max_rows));
+
+-- name: TakeUpload :one
+-- A state that is due to be brought to the store by a host that has it and is in
+-- reach: of hosts to be emptied first.
+SELECT p.id, p.team_id, p.digest, p.size_bytes, p.artifact_id, coalesce(a.status, '')::text AS artifact_status, a.host_id AS artifact_host,
+    h.id AS host_id, h.address
+FROM snapshots p JOIN state_copies c ON c.snapshot_id = p.id JOIN hosts h ON h.id = c.host_id LEFT JOIN artifacts a ON a.id = p.artifact_id
+WHERE p.upload_at <= now() AND p.status = 'ready' AND c.ready_at IS NOT NULL AND c.drop_at IS NULL
+  AND h.status IN ('online', 'draining') AND NOT h.id = ANY(sqlc.arg(busy)::uuid[])
+  AND (p.kind IN ('snapshot', 'template') OR h.status = 'draining'
+    OR p.kind IN ('pause', 'checkpoint') AND p.ready_at <= now() - make_interval(secs => sqlc.narg(after_secs)::float8))
+ORDER BY (h.status = 'draining') DESC, p.upload_at, (a.host_id IS NOT DISTINCT FROM h.id) DESC, (h.id = p.host_id) DESC
+LIMIT 1
+FOR NO KEY UPDATE OF p SKIP LOCKED;
+
+-- name: SetUpload :exec
+UPDATE snapshots SET artifact_id = sqlc.arg(artifact_id), upload_at = now() + make_interval(secs => sqlc.arg(lease_secs)::float8) WHERE id = sqlc.arg(id);
+
+-- name: RenewUpload :execrows
+-- Nobody brings to the store what something newer has taken the place of.
+UPDATE snapshots SET upload_at = now() + make_interval(secs => sqlc.arg(lease_secs)::float8)
+WHERE id = sqlc.arg(id) AND artifact_id = sqlc.arg(artifact_id) AND status = 'ready' AND upload_at IS NOT NULL;
+
+-- name: Uploaded :execrows
+WITH stored AS (
+    UPDATE snapshots p SET upload_at = NULL, upload_error = ''
+    FROM artifacts a WHERE p.id = sqlc.arg(id) AND p.artifact_id = sqlc.arg(artifact_id) AND a.id = p.artifact_id AND a.status = 'ready'
+      AND p.upload_at IS NOT NULL
+    RETURNING p.id, p.sandbox_id, a.stored_bytes
+), noted AS (
+    INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
+    SELECT s.id, s.team_id, 'stored', jsonb_build_object('snapshot_id', 'snap-' || stored.id, 'stored_bytes', stored.stored_bytes)
+    FROM stored JOIN sandboxes s ON s.id = stored.sandbox_id
+)
+SELECT stored.id FROM stored;
+
+-- name: UploadFailed :exec
+UPDATE snapshots SET upload_at = now() + make_interval(secs => sqlc.arg(pause_secs)::float8), upload_error = sqlc.arg(error)
+WHERE id = sqlc.arg(id) AND artifact_id = sqlc.arg(artifact_id) AND upload_at IS NOT NULL;
+
+-- name: EngineArches :many
+-- For which machines an engine's build can be fetched by hosts of a team's pool.
+SELECT DISTINCT b.arch FROM engine_builds b JOIN artifacts a ON a.id = b.artifact_id AND a.status = 'ready' JOIN teams t ON t.id = sqlc.arg(team_id)
+WHERE b.engine = sqlc.arg(engine) AND b.version = sqlc.arg(version)
+  AND (b.team_id = '00000000-0000-0000-0000-000000000000' OR t.is_byoc AND b.team_id = t.id);
+
+-- name: HeldBack :many
+-- Hosts that may still hold another life of a sandbox, or did so when they were
+-- last looked at.
+SELECT d.host_id::uuid AS host_id FROM departures d WHERE d.sandbox_id = sqlc.arg(sandbox_id)
+UNION
+SELECT k.host_id::uuid FROM host_strays k WHERE k.sandbox_id = sqlc.arg(sandbox_id);
+
+-- name: NeedsOf :one
+-- What a host lacks to start from a state.
+WITH used AS (
+    UPDATE state_copies SET used_at = now() WHERE snapshot_id = sqlc.arg(snapshot_id) AND host_id = sqlc.arg(host_id)
+    RETURNING (ready_at IS NOT NULL AND drop_at IS NULL) AS here
+)
+SELECT p.status, p.engine, p.engine_version, p.digest, p.size_bytes, p.memory, h.engines, h.arch, h.team_id,
+    coalesce((SELECT used.here FROM used), false)::bool AS here,
+    p.artifact_id, EXISTS (SELECT FROM artifacts a WHERE a.id = p.artifact_id AND a.status = 'ready') AS stored
+FROM snapshots p JOIN hosts h ON h.id = sqlc.arg(host_id)
+WHERE p.id = sqlc.arg(snapshot_id);
+
+-- name: EngineBuild :one
+-- Where a host finds a build of an engine.
+SELECT b.digest, a.id AS artifact_id FROM engine_builds b JOIN artifacts a ON a.id = b.artifact_id AND a.status = 'ready'
+WHERE b.team_id IN (sqlc.arg(team_id), '00000000-0000-0000-0000-000000000000') AND b.engine = sqlc.arg(engine) AND b.version = sqlc.arg(version) AND b.arch = sqlc.arg(arch)
+ORDER BY (b.team_id = sqlc.arg(team_id)) DESC
+LIMIT 1;
+
+-- name: BringCopy :execrows
+-- A copy that is about to be fetched: from here on it is removed where it is not
+-- wanted.
+INSERT INTO state_copies (snapshot_id, host_id)
+SELECT p.id, h.id FROM snapshots p JOIN hosts h ON h.id = sqlc.arg(host_id) AND h.deleted_at IS NULL
+WHERE p.id = sqlc.arg(snapshot_id) AND p.status IN ('ready', 'deleting')
+ON CONFLICT (snapshot_id, host_id) DO UPDATE SET ready_at = NULL, drop_at = NULL, made_at = now(), used_at = now();
+
+-- name: CopyMade :exec
+UPDATE state_copies SET ready_at = now() WHERE snapshot_id = sqlc.arg(snapshot_id) AND host_id = sqlc.arg(host_id) AND drop_at IS NULL;
+
+-- name: CopyLost :exec
+UPDATE state_copies SET ready_at = NULL, made_at = now() WHERE snapshot_id = sqlc.arg(snapshot_id) AND host_id = sqlc.arg(host_id);
+
+-- name: Progress :execrows
+UPDATE operations SET progress = sqlc.arg(progress), deadline_at = greatest(deadline_at, now() + make_interval(secs => sqlc.arg(limit_secs)::float8))
+WHERE id = sqlc.arg(id) AND status = 'open';
+
+-- name: DeparturesOf :many
+SELECT d.sandbox_id, d.incarnation, d.state_id
+FROM departures d JOIN sandboxes s ON s.id = d.sandbox_id WHERE d.host_id = sqlc.arg(host_id);
+
+-- name: Departed :exec
+DELETE FROM departures WHERE sandbox_id = sqlc.arg(sandbox_id) AND host_id = sqlc.arg(host_id) AND incarnation = sqlc.arg(incarnation);
+
+-- name: Recoverable :many
+-- Hosts in reach that have a sandbox's newest state, its own first.
+SELECT h.id FROM sandboxes s JOIN state_copies c ON c.snapshot_id = s.state_id JOIN hosts h ON h.id = c.host_id
+WHERE s.id = sqlc.arg(id) AND c.ready_at IS NOT NULL AND c.drop_at IS NULL AND h.status IN ('online', 'draining')
+ORDER BY (h.id = s.host_id) DESC, h.id;
+
+-- name: BringBack :one
+-- The row was locked by LockSandbox in this transaction. What its host may still
+-- hold of it is another life.
+WITH before AS (SELECT b.id, b.host_id, b.incarnation, b.state_id FROM sandboxes b WHERE b.id = sqlc.arg(id)
+), moved AS (
+    UPDATE sandboxes SET status = 'paused', incarnation = incarnation + 1, host_id = sqlc.arg(host_id), ended_at = NULL, end_reason = '', error = '',
+        deadline_at = NULL, idle_check_at = NULL, checkpoint_due_at = NULL, retry_at = NULL, paused_at = now(), paused_reason = sqlc.arg(reason),
+        ttl_warned_at = NULL, updated_at = now()
+    WHERE sandboxes.id = sqlc.arg(id)
+    RETURNING *
+), closed AS (
+    UPDATE operations o SET status = 'superseded', reason = sqlc.arg(reason), finished_at = now(), lease_owner = NULL, lease_until = NULL
+    FROM moved WHERE o.sandbox_id = moved.id AND o.status = 'open'
+), left_behind AS (
+    INSERT INTO departures (sandbox_id, host_id, incarnation, state_id)
+    SELECT before.id, before.host_id, before.incarnation, before.state_id FROM before JOIN hosts h ON h.id = before.host_id AND h.deleted_at IS NULL
+    ON CONFLICT (sandbox_id, host_id) DO UPDATE SET incarnation = excluded.incarnation, state_id = excluded.state_id, at = now()
+), noted AS (
+    INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
+    SELECT moved.id, moved.team_id, 'recovered', sqlc.arg(event_data)::jsonb FROM moved
+)
+SELECT * FROM moved;
+
+-- name: FullHosts :many
+-- Hosts whose disk is fuller than it may be.
+SELECT h.id, (h.disk_bytes * sqlc.arg(share)::float8 - (h.load->>'disk_free_bytes')::float8)::bigint AS lacking_bytes
+FROM hosts h
+WHERE h.status IN ('online', 'draining') AND h.disk_bytes > 0 AND h.load ? 'disk_free_bytes' AND h.last_heartbeat_at > now() - interval '2 minutes'
+  AND (h.load->>'disk_free_bytes')::float8 < h.disk_bytes * sqlc.arg(share)::float8
+  AND NOT EXISTS (SELECT FROM state_copies c WHERE c.host_id = h.id AND c.drop_at IS NOT NULL)
+ORDER BY h.id
+LIMIT sqlc.arg(max_rows);
+
+-- name: Spare :many
+-- The longest unused copies on a host of what is in the store, and that nothing
+-- there is running from or about to.
+SELECT c.snapshot_id, p.size_bytes, s.id AS sandbox_id, s.incarnation
+FROM state_copies c JOIN snapshots p ON p.id = c.snapshot_id JOIN artifacts a ON a.id = p.artifact_id AND a.status = 'ready'
+LEFT JOIN sandboxes s ON s.state_id = p.id AND s.host_id = c.host_id AND s.ended_at IS NULL
+WHERE c.host_id = sqlc.arg(host_id) AND c.ready_at IS NOT NULL AND c.drop_at IS NULL AND p.status = 'ready' AND p.upload_at IS NULL
+  AND (s.id IS NULL OR s.status = 'paused')
+  AND NOT EXISTS (SELECT FROM sandboxes x WHERE x.from_snapshot_id = p.id AND x.host_id = c.host_id AND x.status IN ('pending', 'starting'))
+ORDER BY c.used_at
+LIMIT sqlc.arg(max_rows);
+
+-- name: GiveUpCopy :execrows
+-- Only while it is still spare; the sandbox that is paused with it is locked.
+UPDATE state_copies c SET drop_at = now()
+WHERE c.snapshot_id = sqlc.arg(snapshot_id) AND c.host_id = sqlc.arg(host_id) AND c.ready_at IS NOT NULL AND c.drop_at IS NULL
+  AND EXISTS (SELECT FROM snapshots p JOIN artifacts a ON a.id = p.artifact_id AND a.status = 'ready' WHERE p.id = c.snapshot_id AND p.status = 'ready')
+  AND NOT EXISTS (SELECT FROM sandboxes x WHERE x.from_snapshot_id = c.snapshot_id AND x.host_id = c.host_id AND x.status IN ('pending', 'starting'))
+  AND NOT EXISTS (SELECT FROM sandboxes s WHERE s.state_id = c.snapshot_id AND s.host_id = c.host_id AND s.ended_at IS NULL AND s.status <> 'paused');
+
+-- name: UnstoredOnHost :one
+-- How many states on a host are in no other place.
+SELECT count(*) FROM state_copies c JOIN snapshots p ON p.id = c.snapshot_id
+WHERE c.host_id = sqlc.arg(host_id) AND p.status = 'ready' AND p.kind NOT IN ('fork', 'layer')
+  AND NOT EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = p.id AND (k.host_id IS NULL OR k.host_id <> c.host_id));

@@ -55,7 +55,7 @@ func (s *Store) List(ctx context.Context, f sandbox.Filter, p page.Request) (pag
 	}
 	out := make([]sandbox.Sandbox, len(rows))
 	for i, r := range rows {
-		if out[i], err = joined(r.Sandbox, r.Address, r.HostStatus, r.StateBytes, r.StateStatus); err != nil {
+		if out[i], err = joined(sqlcgen.GetSandboxRow(r)); err != nil {
 			return page.Page[sandbox.Sandbox]{}, err
 		}
 	}
@@ -99,7 +99,7 @@ func (s *Store) Seen(ctx context.Context, seen map[id.Sandbox]time.Time) ([]sand
 	}
 	out := make([]sandbox.Sandbox, len(rows))
 	for i, r := range rows {
-		if out[i], err = joined(r.Sandbox, r.Address, r.HostStatus, r.StateBytes, r.StateStatus); err != nil {
+		if out[i], err = joined(sqlcgen.GetSandboxRow(r)); err != nil {
 			return nil, err
 		}
 	}
@@ -127,7 +127,7 @@ func (s *Store) OnHost(ctx context.Context, h id.Host, named []id.Sandbox) ([]sa
 	}
 	out := make([]sandbox.Sandbox, len(rows))
 	for i, r := range rows {
-		if out[i], err = joined(r.Sandbox, r.Address, r.HostStatus, r.StateBytes, r.StateStatus); err != nil {
+		if out[i], err = joined(sqlcgen.GetSandboxRow(r)); err != nil {
 			return nil, err
 		}
 	}

@@ -206,7 +206,7 @@ func (s *Store) State(ctx context.Context, state id.Snapshot) (sandbox.Snapshot,
 	if err != nil {
 		return sandbox.Snapshot{}, pg.Map(err)
 	}
-	return stateOf(row.Snapshot, row.Address, row.HostStatus), nil
+	return placedState(sqlcgen.GetStateRow(row)), nil
 }
 
 // NamedState implements sandbox.Store.
@@ -218,7 +218,7 @@ func (s *Store) NamedState(ctx context.Context, team id.Team, name string) (sand
 	if err != nil {
 		return sandbox.Snapshot{}, pg.Map(err)
 	}
-	return stateOf(row.Snapshot, row.Address, row.HostStatus), nil
+	return placedState(sqlcgen.GetStateRow(row)), nil
 }
 
 // ListStates implements sandbox.Store.
@@ -243,7 +243,7 @@ func (s *Store) ListStates(ctx context.Context, f sandbox.StateFilter, p page.Re
 			return page.Page[sandbox.Snapshot]{}, pg.Map(err)
 		}
 		for _, r := range rows {
-			out = append(out, stateOf(r.Snapshot, r.Address, r.HostStatus))
+			out = append(out, placedState(sqlcgen.GetStateRow(r)))
 		}
 	} else {
 		rows, err := s.q.ListStates(ctx, s.pool, params)
@@ -251,7 +251,7 @@ func (s *Store) ListStates(ctx context.Context, f sandbox.StateFilter, p page.Re
 			return page.Page[sandbox.Snapshot]{}, pg.Map(err)
 		}
 		for _, r := range rows {
-			out = append(out, stateOf(r.Snapshot, r.Address, r.HostStatus))
+			out = append(out, placedState(sqlcgen.GetStateRow(r)))
 		}
 	}
 	return page.Of(out, p.Limit, func(x sandbox.Snapshot) any { return position{x.CreatedAt, x.ID.UUID()} })
@@ -311,29 +311,6 @@ func (s *Store) LeftStates(ctx context.Context, limit int) ([]sandbox.LeftState,
 // DropForks implements sandbox.Store.
 func (s *Store) DropForks(ctx context.Context) error { return pg.Map(s.q.DropForks(ctx, s.pool)) }
 
-// TakeDropping implements sandbox.Store.
-func (s *Store) TakeDropping(ctx context.Context, lease time.Duration, limit int) ([]sandbox.Dropping, error) {
-	rows, err := s.q.TakeDropping(ctx, s.pool, sqlcgen.TakeDroppingParams{LeaseSecs: lease.Seconds(), MaxRows: int32(limit)})
-	if err != nil {
-		return nil, pg.Map(err)
-	}
-	out := make([]sandbox.Dropping, len(rows))
-	for i, r := range rows {
-		out[i] = sandbox.Dropping{ID: r.ID, Host: host.Ref{ID: r.HostID, Address: r.Address, Online: true}}
-	}
-	return out, nil
-}
-
-// Dropped implements sandbox.Store.
-func (s *Store) Dropped(ctx context.Context, state id.Snapshot) error {
-	return pg.Map(s.q.Dropped(ctx, s.pool, state))
-}
-
-// Redrop implements sandbox.Store.
-func (s *Store) Redrop(ctx context.Context, h id.Host, states []id.Snapshot) error {
-	return pg.Map(s.q.Redrop(ctx, s.pool, sqlcgen.RedropParams{HostID: h, Ids: bare(states)}))
-}
-
 // PruneStates implements sandbox.Store.
 func (s *Store) PruneStates(ctx context.Context, retention time.Duration, limit int) (int, error) {
 	n, err := s.q.PruneStates(ctx, s.pool, sqlcgen.PruneStatesParams{RetentionSecs: retention.Seconds(), MaxRows: int32(limit)})
@@ -386,7 +363,7 @@ func (s *Store) CheckpointsDue(ctx context.Context, limit int) ([]id.Sandbox, er
 
 // PausedTooLong implements sandbox.Store.
 func (s *Store) PausedTooLong(ctx context.Context, limit int) ([]id.Sandbox, error) {
-	out, err := s.q.PausedTooLong(ctx, s.pool, sqlcgen.PausedTooLongParams{LimitSecs: sandbox.PausedLimit.Seconds(), LookedSecs: looked.Seconds(), MaxRows: int32(limit)})
+	out, err := s.q.PausedTooLong(ctx, s.pool, sqlcgen.PausedTooLongParams{LimitSecs: int32(sandbox.PausedLimit.Seconds()), LookedSecs: looked.Seconds(), MaxRows: int32(limit)})
 	return out, pg.Map(err)
 }
 

@@ -70,7 +70,7 @@ func (s *Store) createPending(ctx context.Context, tx pgx.Tx, n sandbox.NewSandb
 	if err := checkQuota(ctx, tx, n); err != nil {
 		return sandbox.Sandbox{}, err
 	}
-	decision, address, err := s.placed(ctx, tx, n, place, g)
+	decision, address, err := s.placed(ctx, tx, n, place, g, false)
 	if err != nil {
 		return sandbox.Sandbox{}, err
 	}
@@ -83,7 +83,7 @@ func (s *Store) createPending(ctx context.Context, tx pgx.Tx, n sandbox.NewSandb
 			return sandbox.Sandbox{}, err
 		}
 		if state.Status != string(sandbox.StateReady) {
-			return sandbox.Sandbox{}, sandbox.StateGone(stateOf(state, "", ""))
+			return sandbox.Sandbox{}, sandbox.StateGone(stateOf(state))
 		}
 	}
 	return s.insertPending(ctx, tx, n, lease, decision, address)
@@ -126,7 +126,7 @@ func (s *Store) insertPending(ctx context.Context, tx pgx.Tx, n sandbox.NewSandb
 		ImageDigest: x.ImageDigest, Engine: decision.Engine, EngineVersion: decision.EngineVersion,
 		CpuMillis: int32(x.CPUMillis), MemoryMb: int32(x.MemoryMB), DiskMb: int32(x.DiskMB), Internet: x.Internet, EnvSealed: x.EnvSealed,
 		Metadata: metadata, TimeoutSec: int32(x.TimeoutSec), OnTimeout: string(x.OnTimeout), IdleTimeoutSec: narrow(x.IdleTimeoutSec),
-		CheckpointIntervalSec: narrow(x.CheckpointIntervalSec), FromSnapshotID: x.FromState, BuildID: x.BuildID, Params: params,
+		CheckpointIntervalSec: narrow(x.CheckpointIntervalSec), PausedTtlSec: narrow(x.PausedTTLSec), FromSnapshotID: x.FromState, BuildID: x.BuildID, Params: params,
 		CreatedByType: x.CreatedByType, CreatedByID: x.CreatedByID, CreatedByName: x.CreatedByName,
 		OperationID: n.Operation.ID, LeaseOwner: owner, LeaseSecs: secs, LimitSecs: sandbox.CreateLimit.Seconds(), EventData: data,
 	})
@@ -234,7 +234,7 @@ func (s *Store) BeginDelete(ctx context.Context, d sandbox.Delete) (sandbox.Sand
 		if err != nil {
 			return err
 		}
-		if out, err = joined(locked.Sandbox, locked.Address, locked.HostStatus, locked.StateBytes, locked.StateStatus); err != nil {
+		if out, err = lockedRow(locked); err != nil {
 			return err
 		}
 		switch {
@@ -319,7 +319,7 @@ func (s *Store) get(ctx context.Context, db sqlcgen.DBTX, x id.Sandbox) (sandbox
 	if err != nil {
 		return sandbox.Sandbox{}, pg.Map(err)
 	}
-	return joined(row.Sandbox, row.Address, row.HostStatus, row.StateBytes, row.StateStatus)
+	return joined(sqlcgen.GetSandboxRow(row))
 }
 
 // WithUser implements sandbox.Store.
@@ -331,7 +331,10 @@ func (s *Store) WithUser(ctx context.Context, x id.Sandbox) (sandbox.Sandbox, st
 	if err != nil {
 		return sandbox.Sandbox{}, "", pg.Map(err)
 	}
-	out, err := joined(row.Sandbox, row.Address, row.HostStatus, row.StateBytes, row.StateStatus)
+	out, err := joined(sqlcgen.GetSandboxRow{
+		Sandbox: row.Sandbox, Address: row.Address, HostStatus: row.HostStatus, StateBytes: row.StateBytes, StateStatus: row.StateStatus,
+		StateArtifact: row.StateArtifact, StateCopies: row.StateCopies, Progress: row.Progress,
+	})
 	return out, row.DefaultUser, err
 }
 

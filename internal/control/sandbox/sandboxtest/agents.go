@@ -26,6 +26,12 @@ type Agents struct {
 	// is the call's. After is called when the effect is done and the answer is
 	// still out. Both may be nil; set them before the first call.
 	Before, After func(ctx context.Context, call string, x id.Sandbox) error
+
+	// stored is what the store has, by artifact; complete is told of each.
+	stored   map[string]sandbox.Held
+	complete func(ctx context.Context, a string) error
+	// transfers counts what was really moved.
+	transfers map[string]int
 }
 
 type machine struct {
@@ -36,10 +42,14 @@ type machine struct {
 	active    map[id.Sandbox]time.Time // zero: something goes on
 	deadlines map[id.Sandbox]time.Time
 	pauses    map[id.Sandbox]int
+	version   string
+	builds    map[string]bool // others of its engine
 }
 
 // NewAgents has no instance on any host.
-func NewAgents() *Agents { return &Agents{hosts: map[id.Host]*machine{}} }
+func NewAgents() *Agents {
+	return &Agents{hosts: map[id.Host]*machine{}, stored: map[string]sandbox.Held{}, transfers: map[string]int{}}
+}
 
 func (a *Agents) machine(h id.Host) *machine {
 	m := a.hosts[h]
@@ -47,6 +57,7 @@ func (a *Agents) machine(h id.Host) *machine {
 		m = &machine{
 			instances: map[id.Sandbox]*sandbox.Instance{}, tombs: map[id.Sandbox]int64{}, launches: map[id.Sandbox]sandbox.Launch{},
 			states: map[id.Snapshot]sandbox.Held{}, active: map[id.Sandbox]time.Time{}, deadlines: map[id.Sandbox]time.Time{}, pauses: map[id.Sandbox]int{},
+			version: Version, builds: map[string]bool{},
 		}
 		a.hosts[h] = m
 	}
@@ -77,7 +88,7 @@ func (a *Agents) CreateSandbox(ctx context.Context, h host.Ref, l sandbox.Launch
 		return sandbox.Launched{}, err
 	}
 	a.mu.Unlock()
-	return sandbox.Launched{EngineVersion: Version}, hook(ctx, a.After, "create", x.ID)
+	return sandbox.Launched{EngineVersion: m.version}, hook(ctx, a.After, "create", x.ID)
 }
 
 // start makes an instance, or lets a paused one go on.
@@ -97,8 +108,14 @@ func (m *machine) start(l sandbox.Launch) error {
 	var state id.Snapshot
 	if l.State != nil {
 		state = *l.State
-		if _, ok := m.states[state]; !ok {
-			return errs.FailedPrecondition("state_not_found", "There is no such state.")
+		held, ok := m.states[state]
+		switch {
+		case !ok:
+			return errs.NotFound("unknown_state", "There is no such state.")
+		case held.Digest == Damaged:
+			return errs.FailedPrecondition("state_damaged", "The saved state on this host is damaged and was not used.")
+		case held.EngineVersion != m.version && !m.builds[held.EngineVersion]:
+			return errs.FailedPrecondition("state_incompatible", "It was saved under another engine.")
 		}
 	}
 	m.instances[x.ID] = &sandbox.Instance{Sandbox: x.ID, Incarnation: x.Incarnation, Phase: sandbox.PhaseRunning, State: state}
@@ -145,7 +162,7 @@ func (m *machine) save(p sandbox.Pause, end bool) (sandbox.Saved, error) {
 	}
 	held, ok := m.states[p.State]
 	if !ok {
-		held = sandbox.Held{ID: p.State, Sandbox: p.Sandbox, Saved: sandbox.Saved{EngineVersion: Version, Memory: p.Memory, SizeBytes: 1 << 20, Digest: "d1"}}
+		held = sandbox.Held{ID: p.State, Sandbox: p.Sandbox, Saved: sandbox.Saved{EngineVersion: m.version, Memory: p.Memory, SizeBytes: 1 << 20, Digest: "d1" + p.State.String()}}
 		m.states[p.State] = held
 	}
 	in.State = p.State

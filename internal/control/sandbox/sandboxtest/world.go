@@ -42,6 +42,7 @@ func NewWorld(t testing.TB, pool *pgxpool.Pool, cpus, memoryMB int) *World {
 	w := &World{
 		t: t, Pool: pool, Store: sandboxpg.New(pool), Agents: NewAgents(), Secret: secret, Scheduler: scheduler.RoundRobinScheduler{Overcommit: Overcommit()},
 	}
+	w.Agents.complete = w.completeArtifact
 	w.Team = w.NewTeam()
 	digest := strings.Repeat("ab", 32)
 	w.exec(`INSERT INTO templates (id, team_id, name, status, image_digest, image_size_bytes, manifest_digest) VALUES ($1, $2, 'base', 'ready', $3, 1, $3)`,
@@ -103,6 +104,9 @@ func Overcommit() scheduler.Overcommit { return scheduler.Overcommit{CPU: 1, Mem
 // Serve starts a server; it is stopped at the end of the test, or before.
 func (w *World) Serve(cfg sandbox.Config) *Server {
 	w.t.Helper()
+	if cfg.Artifacts == nil {
+		cfg.Artifacts = w.Vault()
+	}
 	if cfg.Poll == 0 {
 		cfg.Poll = 20 * time.Millisecond
 	}

@@ -14,21 +14,47 @@ import (
 	"skerry.dev/skerry/internal/kernel/id"
 )
 
+const abandonedCopies = `-- name: AbandonedCopies :exec
+UPDATE state_copies SET drop_at = now()
+WHERE (snapshot_id, host_id) IN (
+    SELECT c.snapshot_id, c.host_id FROM state_copies c JOIN snapshots p ON p.id = c.snapshot_id
+    WHERE c.ready_at IS NULL AND c.drop_at IS NULL AND c.made_at < now() - interval '1 hour' AND p.status <> 'creating'
+      AND NOT EXISTS (SELECT FROM sandboxes x WHERE x.host_id = c.host_id AND x.ended_at IS NULL
+          AND (x.from_snapshot_id = p.id AND x.status IN ('pending', 'starting') OR x.state_id = p.id AND x.status = 'resuming'))
+    LIMIT $1
+    FOR NO KEY UPDATE OF c SKIP LOCKED)
+`
+
+// What was being fetched and is not any more.
+func (q *Queries) AbandonedCopies(ctx context.Context, db DBTX, maxRows int32) error {
+	_, err := db.Exec(ctx, abandonedCopies, maxRows)
+	return err
+}
+
 const adoptState = `-- name: AdoptState :one
-INSERT INTO snapshots (id, team_id, kind, status, sandbox_id, incarnation, host_id, template_id, template_name, image_digest, engine,
-    engine_version, cpu_features, memory, cpu_millis, memory_mb, disk_mb, internet, env_sealed, size_bytes, digest,
-    created_by_type, created_by_id, created_by_name, ready_at)
-SELECT $1, s.team_id, 'pause', 'ready', s.id, s.incarnation, s.host_id, s.template_id, s.template_name, s.image_digest, s.engine,
-    $2, $3::text[], $4, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, $5,
-    $6, $7, 'system', $8, $8, now()
-FROM sandboxes s WHERE s.id = $9
-ON CONFLICT (id) DO UPDATE SET status = 'ready', engine_version = excluded.engine_version, cpu_features = excluded.cpu_features,
-    memory = excluded.memory, size_bytes = excluded.size_bytes, digest = excluded.digest, error = '', ready_at = now(), deleted_at = NULL, drop_at = NULL
-WHERE snapshots.sandbox_id = excluded.sandbox_id AND snapshots.host_id = excluded.host_id AND snapshots.kind IN ('pause', 'checkpoint')
-RETURNING id
+WITH adopted AS (
+    INSERT INTO snapshots (id, team_id, kind, status, sandbox_id, incarnation, host_id, arch, template_id, template_name, image_digest, engine,
+        engine_version, cpu_features, memory, cpu_millis, memory_mb, disk_mb, internet, env_sealed, size_bytes, digest,
+        created_by_type, created_by_id, created_by_name, ready_at, upload_at)
+    SELECT $2, s.team_id, 'pause', 'ready', s.id, s.incarnation, s.host_id, h.arch, s.template_id, s.template_name, s.image_digest, s.engine,
+        $3, $4::text[], $5, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, $6,
+        $7, $8, 'system', $9, $9, now(), now()
+    FROM sandboxes s JOIN hosts h ON h.id = s.host_id WHERE s.id = $1
+    ON CONFLICT (id) DO UPDATE SET status = 'ready', engine_version = excluded.engine_version, cpu_features = excluded.cpu_features,
+        memory = excluded.memory, size_bytes = excluded.size_bytes, digest = excluded.digest, error = '', ready_at = now(), deleted_at = NULL, drop_at = NULL,
+        upload_at = now(), artifact_id = CASE WHEN snapshots.digest = excluded.digest THEN snapshots.artifact_id END
+    WHERE snapshots.sandbox_id = excluded.sandbox_id AND snapshots.kind IN ('pause', 'checkpoint')
+      AND (snapshots.host_id = excluded.host_id OR EXISTS (SELECT FROM state_copies k WHERE k.snapshot_id = snapshots.id AND k.host_id = excluded.host_id))
+    RETURNING id
+)
+INSERT INTO state_copies (snapshot_id, host_id, ready_at)
+SELECT adopted.id, s.host_id, now() FROM adopted JOIN sandboxes s ON s.id = $1
+ON CONFLICT (snapshot_id, host_id) DO UPDATE SET ready_at = coalesce(state_copies.ready_at, now()), drop_at = NULL
+RETURNING snapshot_id
 `
 
 type AdoptStateParams struct {
+	SandboxID     id.Sandbox
 	ID            id.Snapshot
 	EngineVersion string
 	CpuFeatures   []string
@@ -37,12 +63,13 @@ type AdoptStateParams struct {
 	SizeBytes     int64
 	Digest        string
 	CreatedBy     string
-	SandboxID     id.Sandbox
 }
 
-// A state that a host says it has of this sandbox, known before or not.
+// A state that a host says it has of this sandbox, known before or not. What is
+// in the store under another digest is another state.
 func (q *Queries) AdoptState(ctx context.Context, db DBTX, arg AdoptStateParams) (id.Snapshot, error) {
 	row := db.QueryRow(ctx, adoptState,
+		arg.SandboxID,
 		arg.ID,
 		arg.EngineVersion,
 		arg.CpuFeatures,
@@ -51,11 +78,10 @@ func (q *Queries) AdoptState(ctx context.Context, db DBTX, arg AdoptStateParams)
 		arg.SizeBytes,
 		arg.Digest,
 		arg.CreatedBy,
-		arg.SandboxID,
 	)
-	var id id.Snapshot
-	err := row.Scan(&id)
-	return id, err
+	var snapshot_id id.Snapshot
+	err := row.Scan(&snapshot_id)
+	return snapshot_id, err
 }
 
 const askStrayGone = `-- name: AskStrayGone :execrows
@@ -214,18 +240,26 @@ func (q *Queries) BeginDelete(ctx context.Context, db DBTX, arg BeginDeleteParam
 
 const beginOperation = `-- name: BeginOperation :one
 WITH moved AS (
-    UPDATE sandboxes SET status = $1, incarnation = incarnation + $2::bigint, updated_at = now()
-    WHERE sandboxes.id = $3 AND sandboxes.status = $4
+    UPDATE sandboxes SET status = $1, incarnation = incarnation + $2::bigint,
+        host_id = coalesce($3::uuid, host_id), updated_at = now()
+    WHERE sandboxes.id = $4 AND sandboxes.status = $5
     RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id
+), left_behind AS (
+    INSERT INTO departures (sandbox_id, host_id, incarnation, state_id)
+    SELECT moved.id, $6, moved.incarnation - $2::bigint, moved.state_id FROM moved
+    WHERE moved.host_id <> $6 AND moved.state_id IS NOT NULL
+    ON CONFLICT (sandbox_id, host_id) DO UPDATE SET incarnation = excluded.incarnation, state_id = excluded.state_id, at = now()
+), placed AS (
+    UPDATE hosts SET last_placed_at = clock_timestamp() FROM moved WHERE hosts.id = moved.host_id AND moved.host_id <> $6
 ), op AS (
     INSERT INTO operations (id, sandbox_id, team_id, kind, incarnation, params, status, lease_owner, lease_until, deadline_at, attempts)
-    SELECT $5, moved.id, moved.team_id, $6, moved.incarnation, $7, 'open', $8::uuid,
-        now() + make_interval(secs => $9::float8), now() + make_interval(secs => $10::float8),
-        CASE WHEN $8::uuid IS NULL THEN 0 ELSE 1 END
+    SELECT $7, moved.id, moved.team_id, $8, moved.incarnation, $9, 'open', $10::uuid,
+        now() + make_interval(secs => $11::float8), now() + make_interval(secs => $12::float8),
+        CASE WHEN $10::uuid IS NULL THEN 0 ELSE 1 END
     FROM moved
 ), noted AS (
     INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
-    SELECT moved.id, moved.team_id, $11::text, $12::jsonb FROM moved WHERE $11::text <> ''
+    SELECT moved.id, moved.team_id, $13::text, $14::jsonb FROM moved WHERE $13::text <> ''
 )
 SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id FROM moved
 `
@@ -233,8 +267,10 @@ SELECT id, team_id, host_id, template_id, template_name, image_digest, status, i
 type BeginOperationParams struct {
 	ToStatus    string
 	Step        int64
+	ToHost      *uuid.UUID
 	ID          id.Sandbox
 	FromStatus  string
+	FromHost    id.Host
 	OperationID id.Operation
 	Kind        string
 	Params      json.RawMessage
@@ -289,13 +325,16 @@ type BeginOperationRow struct {
 	BuildID               *uuid.UUID
 }
 
-// The row was locked by LockSandbox in this transaction.
+// The row was locked by LockSandbox in this transaction. What goes on elsewhere
+// leaves its state of before behind.
 func (q *Queries) BeginOperation(ctx context.Context, db DBTX, arg BeginOperationParams) (BeginOperationRow, error) {
 	row := db.QueryRow(ctx, beginOperation,
 		arg.ToStatus,
 		arg.Step,
+		arg.ToHost,
 		arg.ID,
 		arg.FromStatus,
+		arg.FromHost,
 		arg.OperationID,
 		arg.Kind,
 		arg.Params,
@@ -350,6 +389,157 @@ func (q *Queries) BeginOperation(ctx context.Context, db DBTX, arg BeginOperatio
 		&i.BuildID,
 	)
 	return i, err
+}
+
+const bringBack = `-- name: BringBack :one
+WITH before AS (SELECT b.id, b.host_id, b.incarnation, b.state_id FROM sandboxes b WHERE b.id = $1
+), moved AS (
+    UPDATE sandboxes SET status = 'paused', incarnation = incarnation + 1, host_id = $2, ended_at = NULL, end_reason = '', error = '',
+        deadline_at = NULL, idle_check_at = NULL, checkpoint_due_at = NULL, retry_at = NULL, paused_at = now(), paused_reason = $3,
+        ttl_warned_at = NULL, updated_at = now()
+    WHERE sandboxes.id = $1
+    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id
+), closed AS (
+    UPDATE operations o SET status = 'superseded', reason = $3, finished_at = now(), lease_owner = NULL, lease_until = NULL
+    FROM moved WHERE o.sandbox_id = moved.id AND o.status = 'open'
+), left_behind AS (
+    INSERT INTO departures (sandbox_id, host_id, incarnation, state_id)
+    SELECT before.id, before.host_id, before.incarnation, before.state_id FROM before JOIN hosts h ON h.id = before.host_id AND h.deleted_at IS NULL
+    ON CONFLICT (sandbox_id, host_id) DO UPDATE SET incarnation = excluded.incarnation, state_id = excluded.state_id, at = now()
+), noted AS (
+    INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
+    SELECT moved.id, moved.team_id, 'recovered', $4::jsonb FROM moved
+)
+SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id FROM moved
+`
+
+type BringBackParams struct {
+	ID        id.Sandbox
+	HostID    id.Host
+	Reason    string
+	EventData json.RawMessage
+}
+
+type BringBackRow struct {
+	ID                    uuid.UUID
+	TeamID                id.Team
+	HostID                uuid.UUID
+	TemplateID            id.Template
+	TemplateName          string
+	ImageDigest           string
+	Status                string
+	Incarnation           int64
+	Engine                string
+	EngineVersion         string
+	CpuMillis             int32
+	MemoryMb              int32
+	DiskMb                int32
+	Internet              bool
+	EnvSealed             []byte
+	Metadata              json.RawMessage
+	TimeoutSec            int32
+	OnTimeout             string
+	IdleTimeoutSec        *int32
+	DeadlineAt            *time.Time
+	IdleCheckAt           *time.Time
+	CheckpointIntervalSec *int32
+	CheckpointDueAt       *time.Time
+	RetryAt               *time.Time
+	FromSnapshotID        *uuid.UUID
+	StateID               *uuid.UUID
+	StateAt               *time.Time
+	PausedAt              *time.Time
+	PausedReason          string
+	EndReason             string
+	Error                 string
+	CreatedByType         string
+	CreatedByID           string
+	CreatedByName         string
+	CreatedAt             time.Time
+	StartedAt             *time.Time
+	EndedAt               *time.Time
+	UpdatedAt             time.Time
+	PausedTtlSec          *int32
+	TtlWarnedAt           *time.Time
+	BuildID               *uuid.UUID
+}
+
+// The row was locked by LockSandbox in this transaction. What its host may still
+// hold of it is another life.
+func (q *Queries) BringBack(ctx context.Context, db DBTX, arg BringBackParams) (BringBackRow, error) {
+	row := db.QueryRow(ctx, bringBack,
+		arg.ID,
+		arg.HostID,
+		arg.Reason,
+		arg.EventData,
+	)
+	var i BringBackRow
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.HostID,
+		&i.TemplateID,
+		&i.TemplateName,
+		&i.ImageDigest,
+		&i.Status,
+		&i.Incarnation,
+		&i.Engine,
+		&i.EngineVersion,
+		&i.CpuMillis,
+		&i.MemoryMb,
+		&i.DiskMb,
+		&i.Internet,
+		&i.EnvSealed,
+		&i.Metadata,
+		&i.TimeoutSec,
+		&i.OnTimeout,
+		&i.IdleTimeoutSec,
+		&i.DeadlineAt,
+		&i.IdleCheckAt,
+		&i.CheckpointIntervalSec,
+		&i.CheckpointDueAt,
+		&i.RetryAt,
+		&i.FromSnapshotID,
+		&i.StateID,
+		&i.StateAt,
+		&i.PausedAt,
+		&i.PausedReason,
+		&i.EndReason,
+		&i.Error,
+		&i.CreatedByType,
+		&i.CreatedByID,
+		&i.CreatedByName,
+		&i.CreatedAt,
+		&i.StartedAt,
+		&i.EndedAt,
+		&i.UpdatedAt,
+		&i.PausedTtlSec,
+		&i.TtlWarnedAt,
+		&i.BuildID,
+	)
+	return i, err
+}
+
+const bringCopy = `-- name: BringCopy :execrows
+INSERT INTO state_copies (snapshot_id, host_id)
+SELECT p.id, h.id FROM snapshots p JOIN hosts h ON h.id = $1 AND h.deleted_at IS NULL
+WHERE p.id = $2 AND p.status IN ('ready', 'deleting')
+ON CONFLICT (snapshot_id, host_id) DO UPDATE SET ready_at = NULL, drop_at = NULL, made_at = now(), used_at = now()
+`
+
+type BringCopyParams struct {
+	HostID     id.Host
+	SnapshotID id.Snapshot
+}
+
+// A copy that is about to be fetched: from here on it is removed where it is not
+// wanted.
+func (q *Queries) BringCopy(ctx context.Context, db DBTX, arg BringCopyParams) (int64, error) {
+	result, err := db.Exec(ctx, bringCopy, arg.HostID, arg.SnapshotID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const bringForward = `-- name: BringForward :one
@@ -508,10 +698,16 @@ func (q *Queries) CheckpointsDue(ctx context.Context, db DBTX, maxRows int32) ([
 }
 
 const completeState = `-- name: CompleteState :one
-UPDATE snapshots SET status = 'ready', engine_version = $1, cpu_features = $2::text[], memory = $3,
-    size_bytes = $4, digest = $5, error = '', ready_at = now()
-WHERE id = $6 AND status = 'creating'
-RETURNING id
+WITH complete AS (
+    UPDATE snapshots SET status = 'ready', engine_version = $1, cpu_features = $2::text[], memory = $3,
+        size_bytes = $4, digest = $5, error = '', ready_at = now(),
+        upload_at = CASE WHEN kind NOT IN ('fork', 'layer') THEN now() END
+    WHERE snapshots.id = $6 AND snapshots.status = 'creating'
+    RETURNING snapshots.id, snapshots.host_id
+)
+INSERT INTO state_copies (snapshot_id, host_id, ready_at) SELECT complete.id, complete.host_id, now() FROM complete
+ON CONFLICT (snapshot_id, host_id) DO UPDATE SET ready_at = now(), drop_at = NULL
+RETURNING snapshot_id
 `
 
 type CompleteStateParams struct {
@@ -523,6 +719,7 @@ type CompleteStateParams struct {
 	ID            id.Snapshot
 }
 
+// From now on it is on its way to the store, unless it is for a moment only.
 func (q *Queries) CompleteState(ctx context.Context, db DBTX, arg CompleteStateParams) (id.Snapshot, error) {
 	row := db.QueryRow(ctx, completeState,
 		arg.EngineVersion,
@@ -532,16 +729,76 @@ func (q *Queries) CompleteState(ctx context.Context, db DBTX, arg CompleteStateP
 		arg.Digest,
 		arg.ID,
 	)
-	var id id.Snapshot
-	err := row.Scan(&id)
-	return id, err
+	var snapshot_id id.Snapshot
+	err := row.Scan(&snapshot_id)
+	return snapshot_id, err
+}
+
+const copiesOnHost = `-- name: CopiesOnHost :many
+SELECT snapshot_id FROM state_copies WHERE host_id = $1 AND ready_at < now() - make_interval(secs => $2::float8) AND drop_at IS NULL
+`
+
+type CopiesOnHostParams struct {
+	HostID    id.Host
+	OlderSecs float64
+}
+
+// The copies that a host is said to have.
+func (q *Queries) CopiesOnHost(ctx context.Context, db DBTX, arg CopiesOnHostParams) ([]id.Snapshot, error) {
+	rows, err := db.Query(ctx, copiesOnHost, arg.HostID, arg.OlderSecs)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []id.Snapshot
+	for rows.Next() {
+		var snapshot_id id.Snapshot
+		if err := rows.Scan(&snapshot_id); err != nil {
+			return nil, err
+		}
+		items = append(items, snapshot_id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const copyLost = `-- name: CopyLost :exec
+UPDATE state_copies SET ready_at = NULL, made_at = now() WHERE snapshot_id = $1 AND host_id = $2
+`
+
+type CopyLostParams struct {
+	SnapshotID id.Snapshot
+	HostID     id.Host
+}
+
+func (q *Queries) CopyLost(ctx context.Context, db DBTX, arg CopyLostParams) error {
+	_, err := db.Exec(ctx, copyLost, arg.SnapshotID, arg.HostID)
+	return err
+}
+
+const copyMade = `-- name: CopyMade :exec
+UPDATE state_copies SET ready_at = now() WHERE snapshot_id = $1 AND host_id = $2 AND drop_at IS NULL
+`
+
+type CopyMadeParams struct {
+	SnapshotID id.Snapshot
+	HostID     id.Host
+}
+
+func (q *Queries) CopyMade(ctx context.Context, db DBTX, arg CopyMadeParams) error {
+	_, err := db.Exec(ctx, copyMade, arg.SnapshotID, arg.HostID)
+	return err
 }
 
 const countLostWithHost = `-- name: CountLostWithHost :one
 SELECT (SELECT count(*) FROM sandboxes s
-     WHERE s.host_id = $1 AND s.ended_at IS NULL AND s.status <> 'stopping')::bigint AS sandboxes,
-    (SELECT count(*) FROM snapshots p
-     WHERE p.host_id = $1 AND p.kind = 'snapshot' AND p.status = 'ready' AND p.deleted_at IS NULL)::bigint AS snapshots
+     WHERE s.host_id = $1 AND s.ended_at IS NULL AND s.status <> 'stopping'
+       AND NOT (s.status = 'paused' AND EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = s.state_id AND (k.host_id IS NULL OR k.host_id <> $1))))::bigint AS sandboxes,
+    (SELECT count(*) FROM state_copies c JOIN snapshots p ON p.id = c.snapshot_id
+     WHERE c.host_id = $1 AND p.kind = 'snapshot' AND p.status = 'ready' AND p.deleted_at IS NULL
+       AND NOT EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = p.id AND (k.host_id IS NULL OR k.host_id <> $1)))::bigint AS snapshots
 `
 
 type CountLostWithHostRow struct {
@@ -603,6 +860,63 @@ func (q *Queries) DeleteSandboxes(ctx context.Context, db DBTX, ids []uuid.UUID)
 	return err
 }
 
+const departed = `-- name: Departed :exec
+DELETE FROM departures WHERE sandbox_id = $1 AND host_id = $2 AND incarnation = $3
+`
+
+type DepartedParams struct {
+	SandboxID   id.Sandbox
+	HostID      id.Host
+	Incarnation int64
+}
+
+func (q *Queries) Departed(ctx context.Context, db DBTX, arg DepartedParams) error {
+	_, err := db.Exec(ctx, departed, arg.SandboxID, arg.HostID, arg.Incarnation)
+	return err
+}
+
+const departuresOf = `-- name: DeparturesOf :many
+SELECT d.sandbox_id, d.incarnation, d.state_id
+FROM departures d JOIN sandboxes s ON s.id = d.sandbox_id WHERE d.host_id = $1
+`
+
+type DeparturesOfRow struct {
+	SandboxID   id.Sandbox
+	Incarnation int64
+	StateID     id.Snapshot
+}
+
+func (q *Queries) DeparturesOf(ctx context.Context, db DBTX, hostID id.Host) ([]DeparturesOfRow, error) {
+	rows, err := db.Query(ctx, departuresOf, hostID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []DeparturesOfRow
+	for rows.Next() {
+		var i DeparturesOfRow
+		if err := rows.Scan(&i.SandboxID, &i.Incarnation, &i.StateID); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const dropCopiesOnHost = `-- name: DropCopiesOnHost :exec
+WITH gone AS (DELETE FROM departures d WHERE d.host_id = $1)
+DELETE FROM state_copies c WHERE c.host_id = $1
+`
+
+// Nothing that a deleted host kept is left there, and nothing waits for it.
+func (q *Queries) DropCopiesOnHost(ctx context.Context, db DBTX, hostID id.Host) error {
+	_, err := db.Exec(ctx, dropCopiesOnHost, hostID)
+	return err
+}
+
 const dropForks = `-- name: DropForks :exec
 UPDATE snapshots p SET status = 'deleting'
 WHERE p.kind = 'fork' AND p.status = 'ready'
@@ -626,15 +940,19 @@ func (q *Queries) DropStatesOf(ctx context.Context, db DBTX, ids []uuid.UUID) er
 }
 
 const dropStatesOnHost = `-- name: DropStatesOnHost :many
-UPDATE snapshots SET status = 'deleted', deleted_at = now(), drop_at = NULL,
+UPDATE snapshots SET status = 'deleted', deleted_at = now(), drop_at = NULL, upload_at = NULL, artifact_id = NULL,
     error = CASE WHEN status = 'creating' THEN $1::text ELSE error END
-WHERE host_id = $2 AND deleted_at IS NULL
+WHERE snapshots.id IN (
+    SELECT p.id FROM snapshots p
+    WHERE p.deleted_at IS NULL AND p.id = ANY($2::uuid[])
+      AND NOT EXISTS (SELECT FROM state_copies c WHERE c.snapshot_id = p.id)
+      AND (p.status <> 'ready' OR NOT EXISTS (SELECT FROM artifacts a WHERE a.id = p.artifact_id AND a.status = 'ready')))
 RETURNING id, team_id, kind, name
 `
 
 type DropStatesOnHostParams struct {
 	Message string
-	HostID  id.Host
+	Ids     []uuid.UUID
 }
 
 type DropStatesOnHostRow struct {
@@ -644,9 +962,10 @@ type DropStatesOnHostRow struct {
 	Name   *string
 }
 
-// Nothing that a deleted host kept is left.
+// Of what a deleted host kept that goes of which there is nothing elsewhere. Its
+// copies are gone already.
 func (q *Queries) DropStatesOnHost(ctx context.Context, db DBTX, arg DropStatesOnHostParams) ([]DropStatesOnHostRow, error) {
-	rows, err := db.Query(ctx, dropStatesOnHost, arg.Message, arg.HostID)
+	rows, err := db.Query(ctx, dropStatesOnHost, arg.Message, arg.Ids)
 	if err != nil {
 		return nil, err
 	}
@@ -688,11 +1007,17 @@ func (q *Queries) DropStray(ctx context.Context, db DBTX, arg DropStrayParams) (
 }
 
 const dropped = `-- name: Dropped :exec
-UPDATE snapshots SET status = 'deleted', deleted_at = now() WHERE id = $1 AND status IN ('failed', 'deleting')
+DELETE FROM state_copies WHERE snapshot_id = $1 AND host_id = $2 AND drop_at IS NOT NULL
 `
 
-func (q *Queries) Dropped(ctx context.Context, db DBTX, argID id.Snapshot) error {
-	_, err := db.Exec(ctx, dropped, argID)
+type DroppedParams struct {
+	SnapshotID id.Snapshot
+	HostID     id.Host
+}
+
+// A copy that was fetched again meanwhile is another one.
+func (q *Queries) Dropped(ctx context.Context, db DBTX, arg DroppedParams) error {
+	_, err := db.Exec(ctx, dropped, arg.SnapshotID, arg.HostID)
 	return err
 }
 
@@ -746,6 +1071,8 @@ WITH moved AS (
         end_reason = CASE WHEN end_reason = '' THEN $1::text ELSE end_reason END,
         deadline_at = NULL, idle_check_at = NULL, checkpoint_due_at = NULL, retry_at = NULL
     WHERE sandboxes.host_id = $2 AND sandboxes.ended_at IS NULL
+      AND NOT (sandboxes.status = 'paused' AND EXISTS (
+          SELECT FROM state_places k WHERE k.snapshot_id = sandboxes.state_id AND (k.host_id IS NULL OR k.host_id <> $2)))
     RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id
 ), closed AS (
     UPDATE operations o SET status = 'superseded', reason = $1, message = $3, finished_at = now(),
@@ -771,7 +1098,7 @@ type EndOnHostRow struct {
 	EndReason   string
 }
 
-// The rows were locked by LockOnHost in this transaction. A new incarnation: no
+// What is paused with a state that is elsewhere too stays so. The rows were locked by LockOnHost in this transaction. A new incarnation: no
 // command that is under way counts any more.
 func (q *Queries) EndOnHost(ctx context.Context, db DBTX, arg EndOnHostParams) ([]EndOnHostRow, error) {
 	rows, err := db.Query(ctx, endOnHost, arg.Reason, arg.HostID, arg.Message)
@@ -796,6 +1123,71 @@ func (q *Queries) EndOnHost(ctx context.Context, db DBTX, arg EndOnHostParams) (
 		return nil, err
 	}
 	return items, nil
+}
+
+const engineArches = `-- name: EngineArches :many
+SELECT DISTINCT b.arch FROM engine_builds b JOIN artifacts a ON a.id = b.artifact_id AND a.status = 'ready' JOIN teams t ON t.id = $1
+WHERE b.engine = $2 AND b.version = $3
+  AND (b.team_id = '00000000-0000-0000-0000-000000000000' OR t.is_byoc AND b.team_id = t.id)
+`
+
+type EngineArchesParams struct {
+	TeamID  id.Team
+	Engine  string
+	Version string
+}
+
+// For which machines an engine's build can be fetched by hosts of a team's pool.
+func (q *Queries) EngineArches(ctx context.Context, db DBTX, arg EngineArchesParams) ([]string, error) {
+	rows, err := db.Query(ctx, engineArches, arg.TeamID, arg.Engine, arg.Version)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []string
+	for rows.Next() {
+		var arch string
+		if err := rows.Scan(&arch); err != nil {
+			return nil, err
+		}
+		items = append(items, arch)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const engineBuild = `-- name: EngineBuild :one
+SELECT b.digest, a.id AS artifact_id FROM engine_builds b JOIN artifacts a ON a.id = b.artifact_id AND a.status = 'ready'
+WHERE b.team_id IN ($1, '00000000-0000-0000-0000-000000000000') AND b.engine = $2 AND b.version = $3 AND b.arch = $4
+ORDER BY (b.team_id = $1) DESC
+LIMIT 1
+`
+
+type EngineBuildParams struct {
+	TeamID  id.Team
+	Engine  string
+	Version string
+	Arch    string
+}
+
+type EngineBuildRow struct {
+	Digest     string
+	ArtifactID id.Artifact
+}
+
+// Where a host finds a build of an engine.
+func (q *Queries) EngineBuild(ctx context.Context, db DBTX, arg EngineBuildParams) (EngineBuildRow, error) {
+	row := db.QueryRow(ctx, engineBuild,
+		arg.TeamID,
+		arg.Engine,
+		arg.Version,
+		arg.Arch,
+	)
+	var i EngineBuildRow
+	err := row.Scan(&i.Digest, &i.ArtifactID)
+	return i, err
 }
 
 const expiredSandboxes = `-- name: ExpiredSandboxes :many
@@ -869,6 +1261,47 @@ func (q *Queries) FailUnmade(ctx context.Context, db DBTX, arg FailUnmadeParams)
 	return err
 }
 
+const fullHosts = `-- name: FullHosts :many
+SELECT h.id, (h.disk_bytes * $1::float8 - (h.load->>'disk_free_bytes')::float8)::bigint AS lacking_bytes
+FROM hosts h
+WHERE h.status IN ('online', 'draining') AND h.disk_bytes > 0 AND h.load ? 'disk_free_bytes' AND h.last_heartbeat_at > now() - interval '2 minutes'
+  AND (h.load->>'disk_free_bytes')::float8 < h.disk_bytes * $1::float8
+  AND NOT EXISTS (SELECT FROM state_copies c WHERE c.host_id = h.id AND c.drop_at IS NOT NULL)
+ORDER BY h.id
+LIMIT $2
+`
+
+type FullHostsParams struct {
+	Share   float64
+	MaxRows int32
+}
+
+type FullHostsRow struct {
+	ID           id.Host
+	LackingBytes int64
+}
+
+// Hosts whose disk is fuller than it may be.
+func (q *Queries) FullHosts(ctx context.Context, db DBTX, arg FullHostsParams) ([]FullHostsRow, error) {
+	rows, err := db.Query(ctx, fullHosts, arg.Share, arg.MaxRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []FullHostsRow
+	for rows.Next() {
+		var i FullHostsRow
+		if err := rows.Scan(&i.ID, &i.LackingBytes); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const getOperation = `-- name: GetOperation :one
 SELECT id, kind, status, reason, message, params FROM operations WHERE id = $1
 `
@@ -897,17 +1330,23 @@ func (q *Queries) GetOperation(ctx context.Context, db DBTX, argID id.Operation)
 }
 
 const getSandbox = `-- name: GetSandbox :one
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
+    coalesce((SELECT a.status FROM artifacts a WHERE a.id = st.artifact_id), '')::text AS state_artifact,
+    ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = s.state_id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS state_copies,
+    (SELECT o.progress FROM operations o WHERE o.sandbox_id = s.id AND o.status = 'open') AS progress
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE s.id = $1
 `
 
 type GetSandboxRow struct {
-	Sandbox     Sandbox
-	Address     string
-	HostStatus  string
-	StateBytes  *int64
-	StateStatus *string
+	Sandbox       Sandbox
+	Address       string
+	HostStatus    string
+	StateBytes    *int64
+	StateStatus   *string
+	StateArtifact string
+	StateCopies   []uuid.UUID
+	Progress      json.RawMessage
 }
 
 func (q *Queries) GetSandbox(ctx context.Context, db DBTX, argID id.Sandbox) (GetSandboxRow, error) {
@@ -959,23 +1398,32 @@ func (q *Queries) GetSandbox(ctx context.Context, db DBTX, argID id.Sandbox) (Ge
 		&i.HostStatus,
 		&i.StateBytes,
 		&i.StateStatus,
+		&i.StateArtifact,
+		&i.StateCopies,
+		&i.Progress,
 	)
 	return i, err
 }
 
 const getSandboxWithUser = `-- name: GetSandboxWithUser :one
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status, t.default_user
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
+    coalesce((SELECT a.status FROM artifacts a WHERE a.id = st.artifact_id), '')::text AS state_artifact,
+    ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = s.state_id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS state_copies,
+    (SELECT o.progress FROM operations o WHERE o.sandbox_id = s.id AND o.status = 'open') AS progress, t.default_user
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id JOIN templates t ON t.id = s.template_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE s.id = $1
 `
 
 type GetSandboxWithUserRow struct {
-	Sandbox     Sandbox
-	Address     string
-	HostStatus  string
-	StateBytes  *int64
-	StateStatus *string
-	DefaultUser string
+	Sandbox       Sandbox
+	Address       string
+	HostStatus    string
+	StateBytes    *int64
+	StateStatus   *string
+	StateArtifact string
+	StateCopies   []uuid.UUID
+	Progress      json.RawMessage
+	DefaultUser   string
 }
 
 func (q *Queries) GetSandboxWithUser(ctx context.Context, db DBTX, argID id.Sandbox) (GetSandboxWithUserRow, error) {
@@ -1027,21 +1475,29 @@ func (q *Queries) GetSandboxWithUser(ctx context.Context, db DBTX, argID id.Sand
 		&i.HostStatus,
 		&i.StateBytes,
 		&i.StateStatus,
+		&i.StateArtifact,
+		&i.StateCopies,
+		&i.Progress,
 		&i.DefaultUser,
 	)
 	return i, err
 }
 
 const getState = `-- name: GetState :one
-SELECT p.id, p.team_id, p.kind, p.name, p.status, p.error, p.sandbox_id, p.incarnation, p.host_id, p.template_id, p.template_name, p.image_digest, p.engine, p.engine_version, p.cpu_features, p.memory, p.cpu_millis, p.memory_mb, p.disk_mb, p.internet, p.env_sealed, p.size_bytes, p.digest, p.created_by_type, p.created_by_id, p.created_by_name, p.created_at, p.ready_at, p.drop_at, p.deleted_at, p.artifact_id, p.upload_at, p.upload_error, p.arch, h.address, h.status AS host_status, h.name AS host_name
-FROM snapshots p JOIN hosts h ON h.id = p.host_id WHERE p.id = $1
+SELECT p.id, p.team_id, p.kind, p.name, p.status, p.error, p.sandbox_id, p.incarnation, p.host_id, p.template_id, p.template_name, p.image_digest, p.engine, p.engine_version, p.cpu_features, p.memory, p.cpu_millis, p.memory_mb, p.disk_mb, p.internet, p.env_sealed, p.size_bytes, p.digest, p.created_by_type, p.created_by_id, p.created_by_name, p.created_at, p.ready_at, p.drop_at, p.deleted_at, p.artifact_id, p.upload_at, p.upload_error, p.arch, h.address, h.status AS host_status, coalesce(a.status, '')::text AS artifact_status,
+    coalesce(a.stored_bytes, 0)::bigint AS stored_bytes, coalesce(a.sent_bytes, 0)::bigint AS sent_bytes,
+    ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = p.id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS copies
+FROM snapshots p JOIN hosts h ON h.id = p.host_id LEFT JOIN artifacts a ON a.id = p.artifact_id WHERE p.id = $1
 `
 
 type GetStateRow struct {
-	Snapshot   Snapshot
-	Address    string
-	HostStatus string
-	HostName   string
+	Snapshot       Snapshot
+	Address        string
+	HostStatus     string
+	ArtifactStatus string
+	StoredBytes    int64
+	SentBytes      int64
+	Copies         []uuid.UUID
 }
 
 func (q *Queries) GetState(ctx context.Context, db DBTX, argID id.Snapshot) (GetStateRow, error) {
@@ -1084,9 +1540,62 @@ func (q *Queries) GetState(ctx context.Context, db DBTX, argID id.Snapshot) (Get
 		&i.Snapshot.Arch,
 		&i.Address,
 		&i.HostStatus,
-		&i.HostName,
+		&i.ArtifactStatus,
+		&i.StoredBytes,
+		&i.SentBytes,
+		&i.Copies,
 	)
 	return i, err
+}
+
+const giveUpCopy = `-- name: GiveUpCopy :execrows
+UPDATE state_copies c SET drop_at = now()
+WHERE c.snapshot_id = $1 AND c.host_id = $2 AND c.ready_at IS NOT NULL AND c.drop_at IS NULL
+  AND EXISTS (SELECT FROM snapshots p JOIN artifacts a ON a.id = p.artifact_id AND a.status = 'ready' WHERE p.id = c.snapshot_id AND p.status = 'ready')
+  AND NOT EXISTS (SELECT FROM sandboxes x WHERE x.from_snapshot_id = c.snapshot_id AND x.host_id = c.host_id AND x.status IN ('pending', 'starting'))
+  AND NOT EXISTS (SELECT FROM sandboxes s WHERE s.state_id = c.snapshot_id AND s.host_id = c.host_id AND s.ended_at IS NULL AND s.status <> 'paused')
+`
+
+type GiveUpCopyParams struct {
+	SnapshotID id.Snapshot
+	HostID     id.Host
+}
+
+// Only while it is still spare; the sandbox that is paused with it is locked.
+func (q *Queries) GiveUpCopy(ctx context.Context, db DBTX, arg GiveUpCopyParams) (int64, error) {
+	result, err := db.Exec(ctx, giveUpCopy, arg.SnapshotID, arg.HostID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const heldBack = `-- name: HeldBack :many
+SELECT d.host_id::uuid AS host_id FROM departures d WHERE d.sandbox_id = $1
+UNION
+SELECT k.host_id::uuid FROM host_strays k WHERE k.sandbox_id = $1
+`
+
+// Hosts that may still hold another life of a sandbox, or did so when they were
+// last looked at.
+func (q *Queries) HeldBack(ctx context.Context, db DBTX, sandboxID id.Sandbox) ([]uuid.UUID, error) {
+	rows, err := db.Query(ctx, heldBack, sandboxID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []uuid.UUID
+	for rows.Next() {
+		var host_id uuid.UUID
+		if err := rows.Scan(&host_id); err != nil {
+			return nil, err
+		}
+		items = append(items, host_id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const holdBack = `-- name: HoldBack :exec
@@ -1181,20 +1690,20 @@ WITH placed AS (
     UPDATE hosts SET last_placed_at = clock_timestamp() WHERE hosts.id = $3
 ), op AS (
     INSERT INTO operations (id, sandbox_id, team_id, kind, incarnation, params, status, lease_owner, lease_until, deadline_at, attempts)
-    VALUES ($24, $1, $2, 'create', 1, $25, 'open', $26::uuid,
-        now() + make_interval(secs => $27::float8), now() + make_interval(secs => $28::float8),
-        CASE WHEN $26::uuid IS NULL THEN 0 ELSE 1 END)
+    VALUES ($25, $1, $2, 'create', 1, $26, 'open', $27::uuid,
+        now() + make_interval(secs => $28::float8), now() + make_interval(secs => $29::float8),
+        CASE WHEN $27::uuid IS NULL THEN 0 ELSE 1 END)
 ), ev AS (
     INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
-    VALUES ($1, $2, 'created', $29)
+    VALUES ($1, $2, 'created', $30)
 )
 INSERT INTO sandboxes (id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version,
     cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec,
-    checkpoint_interval_sec, from_snapshot_id, build_id, created_by_type, created_by_id, created_by_name)
+    checkpoint_interval_sec, paused_ttl_sec, from_snapshot_id, build_id, created_by_type, created_by_id, created_by_name)
 VALUES ($1, $2, $3, $4, $5, $6, 'pending', 1,
     $7, $8, $9, $10, $11, $12,
     $13, $14, $15, $16, $17,
-    $18, $19, $20, $21, $22, $23)
+    $18, $19, $20, $21, $22, $23, $24)
 RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id
 `
 
@@ -1217,6 +1726,7 @@ type InsertPendingParams struct {
 	OnTimeout             string
 	IdleTimeoutSec        *int32
 	CheckpointIntervalSec *int32
+	PausedTtlSec          *int32
 	FromSnapshotID        *id.Snapshot
 	BuildID               *id.Build
 	CreatedByType         string
@@ -1250,6 +1760,7 @@ func (q *Queries) InsertPending(ctx context.Context, db DBTX, arg InsertPendingP
 		arg.OnTimeout,
 		arg.IdleTimeoutSec,
 		arg.CheckpointIntervalSec,
+		arg.PausedTtlSec,
 		arg.FromSnapshotID,
 		arg.BuildID,
 		arg.CreatedByType,
@@ -1377,12 +1888,16 @@ func (q *Queries) InsertSamples(ctx context.Context, db DBTX, arg InsertSamplesP
 }
 
 const insertState = `-- name: InsertState :exec
-INSERT INTO snapshots (id, team_id, kind, name, status, sandbox_id, incarnation, host_id, template_id, template_name, image_digest, engine,
-    engine_version, memory, cpu_millis, memory_mb, disk_mb, internet, env_sealed, created_by_type, created_by_id, created_by_name)
-SELECT $1, s.team_id, $2, $3, 'creating', s.id, s.incarnation, s.host_id, s.template_id, s.template_name, s.image_digest,
-    s.engine, s.engine_version, $4, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, $5,
-    $6, $7, $8
-FROM sandboxes s WHERE s.id = $9
+WITH made AS (
+    INSERT INTO snapshots (id, team_id, kind, name, status, sandbox_id, incarnation, host_id, arch, template_id, template_name, image_digest, engine,
+        engine_version, memory, cpu_millis, memory_mb, disk_mb, internet, env_sealed, created_by_type, created_by_id, created_by_name)
+    SELECT $1, s.team_id, $2, $3, 'creating', s.id, s.incarnation, s.host_id, h.arch, s.template_id, s.template_name, s.image_digest,
+        s.engine, s.engine_version, $4, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, $5,
+        $6, $7, $8
+    FROM sandboxes s JOIN hosts h ON h.id = s.host_id WHERE s.id = $9
+    RETURNING id, host_id
+)
+INSERT INTO state_copies (snapshot_id, host_id) SELECT made.id, made.host_id FROM made
 `
 
 type InsertStateParams struct {
@@ -1504,8 +2019,10 @@ func (q *Queries) ListEvents(ctx context.Context, db DBTX, arg ListEventsParams)
 }
 
 const listNamedStates = `-- name: ListNamedStates :many
-SELECT p.id, p.team_id, p.kind, p.name, p.status, p.error, p.sandbox_id, p.incarnation, p.host_id, p.template_id, p.template_name, p.image_digest, p.engine, p.engine_version, p.cpu_features, p.memory, p.cpu_millis, p.memory_mb, p.disk_mb, p.internet, p.env_sealed, p.size_bytes, p.digest, p.created_by_type, p.created_by_id, p.created_by_name, p.created_at, p.ready_at, p.drop_at, p.deleted_at, p.artifact_id, p.upload_at, p.upload_error, p.arch, h.address, h.status AS host_status, h.name AS host_name
-FROM snapshots p JOIN hosts h ON h.id = p.host_id
+SELECT p.id, p.team_id, p.kind, p.name, p.status, p.error, p.sandbox_id, p.incarnation, p.host_id, p.template_id, p.template_name, p.image_digest, p.engine, p.engine_version, p.cpu_features, p.memory, p.cpu_millis, p.memory_mb, p.disk_mb, p.internet, p.env_sealed, p.size_bytes, p.digest, p.created_by_type, p.created_by_id, p.created_by_name, p.created_at, p.ready_at, p.drop_at, p.deleted_at, p.artifact_id, p.upload_at, p.upload_error, p.arch, h.address, h.status AS host_status, coalesce(a.status, '')::text AS artifact_status,
+    coalesce(a.stored_bytes, 0)::bigint AS stored_bytes, coalesce(a.sent_bytes, 0)::bigint AS sent_bytes,
+    ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = p.id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS copies
+FROM snapshots p JOIN hosts h ON h.id = p.host_id LEFT JOIN artifacts a ON a.id = p.artifact_id
 WHERE p.team_id = $1 AND p.kind = 'snapshot' AND p.deleted_at IS NULL
   AND ($2::timestamptz IS NULL OR (p.created_at, p.id) < ($2::timestamptz, $3::uuid))
 ORDER BY p.created_at DESC, p.id DESC
@@ -1520,10 +2037,13 @@ type ListNamedStatesParams struct {
 }
 
 type ListNamedStatesRow struct {
-	Snapshot   Snapshot
-	Address    string
-	HostStatus string
-	HostName   string
+	Snapshot       Snapshot
+	Address        string
+	HostStatus     string
+	ArtifactStatus string
+	StoredBytes    int64
+	SentBytes      int64
+	Copies         []uuid.UUID
 }
 
 func (q *Queries) ListNamedStates(ctx context.Context, db DBTX, arg ListNamedStatesParams) ([]ListNamedStatesRow, error) {
@@ -1577,7 +2097,10 @@ func (q *Queries) ListNamedStates(ctx context.Context, db DBTX, arg ListNamedSta
 			&i.Snapshot.Arch,
 			&i.Address,
 			&i.HostStatus,
-			&i.HostName,
+			&i.ArtifactStatus,
+			&i.StoredBytes,
+			&i.SentBytes,
+			&i.Copies,
 		); err != nil {
 			return nil, err
 		}
@@ -1638,7 +2161,10 @@ func (q *Queries) ListSamples(ctx context.Context, db DBTX, arg ListSamplesParam
 }
 
 const listSandboxes = `-- name: ListSandboxes :many
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
+    coalesce((SELECT a.status FROM artifacts a WHERE a.id = st.artifact_id), '')::text AS state_artifact,
+    ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = s.state_id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS state_copies,
+    (SELECT o.progress FROM operations o WHERE o.sandbox_id = s.id AND o.status = 'open') AS progress
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE s.team_id = $1 AND s.build_id IS NULL
   AND ($2::bool = false OR s.ended_at IS NULL)
@@ -1664,11 +2190,14 @@ type ListSandboxesParams struct {
 }
 
 type ListSandboxesRow struct {
-	Sandbox     Sandbox
-	Address     string
-	HostStatus  string
-	StateBytes  *int64
-	StateStatus *string
+	Sandbox       Sandbox
+	Address       string
+	HostStatus    string
+	StateBytes    *int64
+	StateStatus   *string
+	StateArtifact string
+	StateCopies   []uuid.UUID
+	Progress      json.RawMessage
 }
 
 func (q *Queries) ListSandboxes(ctx context.Context, db DBTX, arg ListSandboxesParams) ([]ListSandboxesRow, error) {
@@ -1736,6 +2265,9 @@ func (q *Queries) ListSandboxes(ctx context.Context, db DBTX, arg ListSandboxesP
 			&i.HostStatus,
 			&i.StateBytes,
 			&i.StateStatus,
+			&i.StateArtifact,
+			&i.StateCopies,
+			&i.Progress,
 		); err != nil {
 			return nil, err
 		}
@@ -1748,8 +2280,10 @@ func (q *Queries) ListSandboxes(ctx context.Context, db DBTX, arg ListSandboxesP
 }
 
 const listStates = `-- name: ListStates :many
-SELECT p.id, p.team_id, p.kind, p.name, p.status, p.error, p.sandbox_id, p.incarnation, p.host_id, p.template_id, p.template_name, p.image_digest, p.engine, p.engine_version, p.cpu_features, p.memory, p.cpu_millis, p.memory_mb, p.disk_mb, p.internet, p.env_sealed, p.size_bytes, p.digest, p.created_by_type, p.created_by_id, p.created_by_name, p.created_at, p.ready_at, p.drop_at, p.deleted_at, p.artifact_id, p.upload_at, p.upload_error, p.arch, h.address, h.status AS host_status, h.name AS host_name
-FROM snapshots p JOIN hosts h ON h.id = p.host_id
+SELECT p.id, p.team_id, p.kind, p.name, p.status, p.error, p.sandbox_id, p.incarnation, p.host_id, p.template_id, p.template_name, p.image_digest, p.engine, p.engine_version, p.cpu_features, p.memory, p.cpu_millis, p.memory_mb, p.disk_mb, p.internet, p.env_sealed, p.size_bytes, p.digest, p.created_by_type, p.created_by_id, p.created_by_name, p.created_at, p.ready_at, p.drop_at, p.deleted_at, p.artifact_id, p.upload_at, p.upload_error, p.arch, h.address, h.status AS host_status, coalesce(a.status, '')::text AS artifact_status,
+    coalesce(a.stored_bytes, 0)::bigint AS stored_bytes, coalesce(a.sent_bytes, 0)::bigint AS sent_bytes,
+    ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = p.id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS copies
+FROM snapshots p JOIN hosts h ON h.id = p.host_id LEFT JOIN artifacts a ON a.id = p.artifact_id
 WHERE p.team_id = $1 AND p.deleted_at IS NULL
   AND ($2::text = '' OR p.kind = $2::text)
   AND ($3::timestamptz IS NULL OR (p.created_at, p.id) < ($3::timestamptz, $4::uuid))
@@ -1766,10 +2300,13 @@ type ListStatesParams struct {
 }
 
 type ListStatesRow struct {
-	Snapshot   Snapshot
-	Address    string
-	HostStatus string
-	HostName   string
+	Snapshot       Snapshot
+	Address        string
+	HostStatus     string
+	ArtifactStatus string
+	StoredBytes    int64
+	SentBytes      int64
+	Copies         []uuid.UUID
 }
 
 func (q *Queries) ListStates(ctx context.Context, db DBTX, arg ListStatesParams) ([]ListStatesRow, error) {
@@ -1824,7 +2361,10 @@ func (q *Queries) ListStates(ctx context.Context, db DBTX, arg ListStatesParams)
 			&i.Snapshot.Arch,
 			&i.Address,
 			&i.HostStatus,
-			&i.HostName,
+			&i.ArtifactStatus,
+			&i.StoredBytes,
+			&i.SentBytes,
+			&i.Copies,
 		); err != nil {
 			return nil, err
 		}
@@ -2040,6 +2580,9 @@ func (q *Queries) LockOnHost(ctx context.Context, db DBTX, hostID id.Host) ([]id
 
 const lockSandbox = `-- name: LockSandbox :one
 SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
+    coalesce((SELECT a.status FROM artifacts a WHERE a.id = st.artifact_id), '')::text AS state_artifact,
+    ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = s.state_id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS state_copies,
+    (SELECT o.progress FROM operations o WHERE o.sandbox_id = s.id AND o.status = 'open') AS progress,
     (coalesce(s.deadline_at < now(), false) AND coalesce(s.retry_at < now(), true))::bool AS expired,
     (h.status = 'draining' AND coalesce(h.drain_deadline_at > now(), true))::bool AS draining,
     coalesce(s.checkpoint_due_at < now(), false)::bool AS checkpoint_due
@@ -2054,6 +2597,9 @@ type LockSandboxRow struct {
 	HostStatus    string
 	StateBytes    *int64
 	StateStatus   *string
+	StateArtifact string
+	StateCopies   []uuid.UUID
+	Progress      json.RawMessage
 	Expired       bool
 	Draining      bool
 	CheckpointDue bool
@@ -2108,6 +2654,9 @@ func (q *Queries) LockSandbox(ctx context.Context, db DBTX, argID id.Sandbox) (L
 		&i.HostStatus,
 		&i.StateBytes,
 		&i.StateStatus,
+		&i.StateArtifact,
+		&i.StateCopies,
+		&i.Progress,
 		&i.Expired,
 		&i.Draining,
 		&i.CheckpointDue,
@@ -2161,14 +2710,37 @@ func (q *Queries) LockState(ctx context.Context, db DBTX, argID id.Snapshot) (Sn
 	return i, err
 }
 
+const lostCopies = `-- name: LostCopies :exec
+DELETE FROM state_copies c
+WHERE c.host_id = $1 AND c.snapshot_id = ANY($2::uuid[]) AND c.drop_at IS NULL
+  AND (EXISTS (SELECT FROM snapshots p JOIN artifacts a ON a.id = p.artifact_id WHERE p.id = c.snapshot_id AND a.status = 'ready')
+    OR EXISTS (SELECT FROM state_copies o WHERE o.snapshot_id = c.snapshot_id AND o.host_id <> c.host_id AND o.ready_at IS NOT NULL AND o.drop_at IS NULL))
+`
+
+type LostCopiesParams struct {
+	HostID id.Host
+	Ids    []uuid.UUID
+}
+
+// Of copies that are not there those are forgotten of which the state is
+// elsewhere too.
+func (q *Queries) LostCopies(ctx context.Context, db DBTX, arg LostCopiesParams) error {
+	_, err := db.Exec(ctx, lostCopies, arg.HostID, arg.Ids)
+	return err
+}
+
 const lostWithHost = `-- name: LostWithHost :many
 SELECT l.kind, l.id, l.team_id, t.name AS team_name, l.name, l.status, l.created_at
 FROM (
     SELECT 'sandbox'::text AS kind, s.id::uuid AS id, s.team_id, s.template_name AS name, s.status, s.created_at
-    FROM sandboxes s WHERE s.host_id = $1 AND s.ended_at IS NULL AND s.status <> 'stopping'
+    FROM sandboxes s
+    WHERE s.host_id = $1 AND s.ended_at IS NULL AND s.status <> 'stopping'
+      AND NOT (s.status = 'paused' AND EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = s.state_id AND (k.host_id IS NULL OR k.host_id <> $1)))
     UNION ALL
     SELECT 'snapshot'::text, p.id::uuid, p.team_id, coalesce(p.name, ''), p.status, p.created_at
-    FROM snapshots p WHERE p.host_id = $1 AND p.kind = 'snapshot' AND p.status = 'ready' AND p.deleted_at IS NULL
+    FROM state_copies c JOIN snapshots p ON p.id = c.snapshot_id
+    WHERE c.host_id = $1 AND p.kind = 'snapshot' AND p.status = 'ready' AND p.deleted_at IS NULL
+      AND NOT EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = p.id AND (k.host_id IS NULL OR k.host_id <> $1))
 ) l JOIN teams t ON t.id = l.team_id
 WHERE $2::uuid IS NULL OR l.id > $2::uuid
 ORDER BY l.id
@@ -2191,7 +2763,8 @@ type LostWithHostRow struct {
 	CreatedAt time.Time
 }
 
-// What is being ended anyway is no loss.
+// What is being ended anyway is no loss, nor is what is paused or saved and is in
+// the store or on another host too.
 func (q *Queries) LostWithHost(ctx context.Context, db DBTX, arg LostWithHostParams) ([]LostWithHostRow, error) {
 	rows, err := db.Query(ctx, lostWithHost, arg.HostID, arg.After, arg.MaxRows)
 	if err != nil {
@@ -2452,8 +3025,10 @@ func (q *Queries) NameTaken(ctx context.Context, db DBTX, arg NameTakenParams) (
 }
 
 const namedState = `-- name: NamedState :one
-SELECT p.id, p.team_id, p.kind, p.name, p.status, p.error, p.sandbox_id, p.incarnation, p.host_id, p.template_id, p.template_name, p.image_digest, p.engine, p.engine_version, p.cpu_features, p.memory, p.cpu_millis, p.memory_mb, p.disk_mb, p.internet, p.env_sealed, p.size_bytes, p.digest, p.created_by_type, p.created_by_id, p.created_by_name, p.created_at, p.ready_at, p.drop_at, p.deleted_at, p.artifact_id, p.upload_at, p.upload_error, p.arch, h.address, h.status AS host_status, h.name AS host_name
-FROM snapshots p JOIN hosts h ON h.id = p.host_id
+SELECT p.id, p.team_id, p.kind, p.name, p.status, p.error, p.sandbox_id, p.incarnation, p.host_id, p.template_id, p.template_name, p.image_digest, p.engine, p.engine_version, p.cpu_features, p.memory, p.cpu_millis, p.memory_mb, p.disk_mb, p.internet, p.env_sealed, p.size_bytes, p.digest, p.created_by_type, p.created_by_id, p.created_by_name, p.created_at, p.ready_at, p.drop_at, p.deleted_at, p.artifact_id, p.upload_at, p.upload_error, p.arch, h.address, h.status AS host_status, coalesce(a.status, '')::text AS artifact_status,
+    coalesce(a.stored_bytes, 0)::bigint AS stored_bytes, coalesce(a.sent_bytes, 0)::bigint AS sent_bytes,
+    ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = p.id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS copies
+FROM snapshots p JOIN hosts h ON h.id = p.host_id LEFT JOIN artifacts a ON a.id = p.artifact_id
 WHERE p.team_id = $1 AND p.name = $2::text AND p.deleted_at IS NULL AND p.status IN ('creating', 'ready')
 ORDER BY p.status DESC
 LIMIT 1
@@ -2465,10 +3040,13 @@ type NamedStateParams struct {
 }
 
 type NamedStateRow struct {
-	Snapshot   Snapshot
-	Address    string
-	HostStatus string
-	HostName   string
+	Snapshot       Snapshot
+	Address        string
+	HostStatus     string
+	ArtifactStatus string
+	StoredBytes    int64
+	SentBytes      int64
+	Copies         []uuid.UUID
 }
 
 func (q *Queries) NamedState(ctx context.Context, db DBTX, arg NamedStateParams) (NamedStateRow, error) {
@@ -2511,7 +3089,63 @@ func (q *Queries) NamedState(ctx context.Context, db DBTX, arg NamedStateParams)
 		&i.Snapshot.Arch,
 		&i.Address,
 		&i.HostStatus,
-		&i.HostName,
+		&i.ArtifactStatus,
+		&i.StoredBytes,
+		&i.SentBytes,
+		&i.Copies,
+	)
+	return i, err
+}
+
+const needsOf = `-- name: NeedsOf :one
+WITH used AS (
+    UPDATE state_copies SET used_at = now() WHERE snapshot_id = $2 AND host_id = $1
+    RETURNING (ready_at IS NOT NULL AND drop_at IS NULL) AS here
+)
+SELECT p.status, p.engine, p.engine_version, p.digest, p.size_bytes, p.memory, h.engines, h.arch, h.team_id,
+    coalesce((SELECT used.here FROM used), false)::bool AS here,
+    p.artifact_id, EXISTS (SELECT FROM artifacts a WHERE a.id = p.artifact_id AND a.status = 'ready') AS stored
+FROM snapshots p JOIN hosts h ON h.id = $1
+WHERE p.id = $2
+`
+
+type NeedsOfParams struct {
+	HostID     id.Host
+	SnapshotID id.Snapshot
+}
+
+type NeedsOfRow struct {
+	Status        string
+	Engine        string
+	EngineVersion string
+	Digest        string
+	SizeBytes     int64
+	Memory        bool
+	Engines       json.RawMessage
+	Arch          string
+	TeamID        id.Team
+	Here          bool
+	ArtifactID    *id.Artifact
+	Stored        bool
+}
+
+// What a host lacks to start from a state.
+func (q *Queries) NeedsOf(ctx context.Context, db DBTX, arg NeedsOfParams) (NeedsOfRow, error) {
+	row := db.QueryRow(ctx, needsOf, arg.HostID, arg.SnapshotID)
+	var i NeedsOfRow
+	err := row.Scan(
+		&i.Status,
+		&i.Engine,
+		&i.EngineVersion,
+		&i.Digest,
+		&i.SizeBytes,
+		&i.Memory,
+		&i.Engines,
+		&i.Arch,
+		&i.TeamID,
+		&i.Here,
+		&i.ArtifactID,
+		&i.Stored,
 	)
 	return i, err
 }
@@ -2656,7 +3290,10 @@ func (q *Queries) NoteStrays(ctx context.Context, db DBTX, arg NoteStraysParams)
 }
 
 const onHost = `-- name: OnHost :many
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
+    coalesce((SELECT a.status FROM artifacts a WHERE a.id = st.artifact_id), '')::text AS state_artifact,
+    ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = s.state_id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS state_copies,
+    (SELECT o.progress FROM operations o WHERE o.sandbox_id = s.id AND o.status = 'open') AS progress
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE (s.host_id = $1 AND s.ended_at IS NULL) OR s.id = ANY($2::uuid[])
 `
@@ -2667,11 +3304,14 @@ type OnHostParams struct {
 }
 
 type OnHostRow struct {
-	Sandbox     Sandbox
-	Address     string
-	HostStatus  string
-	StateBytes  *int64
-	StateStatus *string
+	Sandbox       Sandbox
+	Address       string
+	HostStatus    string
+	StateBytes    *int64
+	StateStatus   *string
+	StateArtifact string
+	StateCopies   []uuid.UUID
+	Progress      json.RawMessage
 }
 
 func (q *Queries) OnHost(ctx context.Context, db DBTX, arg OnHostParams) ([]OnHostRow, error) {
@@ -2729,6 +3369,9 @@ func (q *Queries) OnHost(ctx context.Context, db DBTX, arg OnHostParams) ([]OnHo
 			&i.HostStatus,
 			&i.StateBytes,
 			&i.StateStatus,
+			&i.StateArtifact,
+			&i.StateCopies,
+			&i.Progress,
 		); err != nil {
 			return nil, err
 		}
@@ -2753,14 +3396,15 @@ func (q *Queries) OpenOperation(ctx context.Context, db DBTX, sandboxID id.Sandb
 
 const pausedTooLong = `-- name: PausedTooLong :many
 SELECT s.id FROM sandboxes s JOIN hosts h ON h.id = s.host_id
-WHERE s.status = 'paused' AND s.paused_at < now() - make_interval(secs => $1::float8)
+WHERE s.status = 'paused' AND s.paused_at < now() - interval '1 hour'
+  AND s.paused_at < now() - make_interval(secs => coalesce(s.paused_ttl_sec, $1::integer))
   AND (h.status NOT IN ('online', 'draining') OR coalesce(h.reconciled_at > now() - make_interval(secs => $2::float8), true))
 ORDER BY s.paused_at
 LIMIT $3
 `
 
 type PausedTooLongParams struct {
-	LimitSecs  float64
+	LimitSecs  int32
 	LookedSecs float64
 	MaxRows    int32
 }
@@ -2833,6 +3477,25 @@ type PostponeIdleParams struct {
 func (q *Queries) PostponeIdle(ctx context.Context, db DBTX, arg PostponeIdleParams) error {
 	_, err := db.Exec(ctx, postponeIdle, arg.Secs, arg.ID, arg.Leased)
 	return err
+}
+
+const progress = `-- name: Progress :execrows
+UPDATE operations SET progress = $1, deadline_at = greatest(deadline_at, now() + make_interval(secs => $2::float8))
+WHERE id = $3 AND status = 'open'
+`
+
+type ProgressParams struct {
+	Progress  json.RawMessage
+	LimitSecs float64
+	ID        id.Operation
+}
+
+func (q *Queries) Progress(ctx context.Context, db DBTX, arg ProgressParams) (int64, error) {
+	result, err := db.Exec(ctx, progress, arg.Progress, arg.LimitSecs, arg.ID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const pruneEnded = `-- name: PruneEnded :many
@@ -2968,6 +3631,51 @@ func (q *Queries) PruneTokens(ctx context.Context, db DBTX, maxRows int32) (int6
 	return result.RowsAffected(), nil
 }
 
+const putBackOnHost = `-- name: PutBackOnHost :many
+WITH moved AS (
+    UPDATE sandboxes SET status = 'paused', incarnation = incarnation + 1, updated_at = now(), paused_at = coalesce(paused_at, now())
+    WHERE sandboxes.host_id = $1 AND sandboxes.status = 'resuming' AND EXISTS (
+        SELECT FROM state_places k WHERE k.snapshot_id = sandboxes.state_id AND (k.host_id IS NULL OR k.host_id <> $1))
+    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id
+), closed AS (
+    UPDATE operations o SET status = 'failed', reason = $2, message = $3, finished_at = now(),
+        lease_owner = NULL, lease_until = NULL
+    FROM moved WHERE o.sandbox_id = moved.id AND o.status = 'open'
+), noted AS (
+    INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
+    SELECT moved.id, moved.team_id, 'resume_failed', jsonb_build_object('reason', $2::text, 'message', $3::text) FROM moved
+)
+SELECT moved.id FROM moved
+`
+
+type PutBackOnHostParams struct {
+	HostID  id.Host
+	Reason  string
+	Message string
+}
+
+// What was about to go on there from a state that is elsewhere too is paused as
+// before. The rows were locked by LockOnHost in this transaction.
+func (q *Queries) PutBackOnHost(ctx context.Context, db DBTX, arg PutBackOnHostParams) ([]uuid.UUID, error) {
+	rows, err := db.Query(ctx, putBackOnHost, arg.HostID, arg.Reason, arg.Message)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []uuid.UUID
+	for rows.Next() {
+		var id uuid.UUID
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const reconciled = `-- name: Reconciled :exec
 WITH gone AS (
     DELETE FROM host_strays s
@@ -3013,20 +3721,56 @@ func (q *Queries) RecoverFrom(ctx context.Context, db DBTX, arg RecoverFromParam
 	return id, err
 }
 
+const recoverable = `-- name: Recoverable :many
+SELECT h.id FROM sandboxes s JOIN state_copies c ON c.snapshot_id = s.state_id JOIN hosts h ON h.id = c.host_id
+WHERE s.id = $1 AND c.ready_at IS NOT NULL AND c.drop_at IS NULL AND h.status IN ('online', 'draining')
+ORDER BY (h.id = s.host_id) DESC, h.id
+`
+
+// Hosts in reach that have a sandbox's newest state, its own first.
+func (q *Queries) Recoverable(ctx context.Context, db DBTX, argID id.Sandbox) ([]id.Host, error) {
+	rows, err := db.Query(ctx, recoverable, argID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []id.Host
+	for rows.Next() {
+		var id id.Host
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const redrop = `-- name: Redrop :exec
-UPDATE snapshots SET status = 'deleting', deleted_at = NULL, drop_at = NULL
-WHERE id = ANY($1::uuid[]) AND host_id = $2 AND status = 'deleted'
-  AND EXISTS (SELECT FROM hosts h WHERE h.id = $2 AND h.deleted_at IS NULL)
+INSERT INTO state_copies (snapshot_id, host_id, ready_at, drop_at)
+SELECT p.id, h.id, now(), CASE WHEN p.status <> 'ready' THEN now() END
+FROM (SELECT unnest($1::uuid[]) AS id, unnest($2::text[]) AS digest) u
+JOIN snapshots p ON p.id = u.id
+JOIN hosts h ON h.id = $3 AND h.deleted_at IS NULL
+JOIN teams t ON t.id = p.team_id
+WHERE (h.id = p.host_id OR h.team_id = CASE WHEN t.is_byoc THEN t.id ELSE '00000000-0000-0000-0000-000000000000'::uuid END)
+  AND (p.status IN ('failed', 'deleting', 'deleted') OR p.status = 'ready' AND p.digest = u.digest)
+ON CONFLICT (snapshot_id, host_id) DO UPDATE SET ready_at = now()
+WHERE state_copies.ready_at IS NULL AND state_copies.drop_at IS NULL AND state_copies.made_at < now() - interval '1 hour'
 `
 
 type RedropParams struct {
-	Ids    []uuid.UUID
-	HostID id.Host
+	Ids     []uuid.UUID
+	Digests []string
+	HostID  id.Host
 }
 
-// A host still has what was removed.
+// A host in whose pool the team is has what was removed, or has a copy that
+// nobody wrote down. One of a living state counts only when it is the same.
 func (q *Queries) Redrop(ctx context.Context, db DBTX, arg RedropParams) error {
-	_, err := db.Exec(ctx, redrop, arg.Ids, arg.HostID)
+	_, err := db.Exec(ctx, redrop, arg.Ids, arg.Digests, arg.HostID)
 	return err
 }
 
@@ -3060,6 +3804,26 @@ func (q *Queries) RenewLeases(ctx context.Context, db DBTX, arg RenewLeasesParam
 		return nil, err
 	}
 	return items, nil
+}
+
+const renewUpload = `-- name: RenewUpload :execrows
+UPDATE snapshots SET upload_at = now() + make_interval(secs => $1::float8)
+WHERE id = $2 AND artifact_id = $3 AND status = 'ready' AND upload_at IS NOT NULL
+`
+
+type RenewUploadParams struct {
+	LeaseSecs  float64
+	ID         id.Snapshot
+	ArtifactID *id.Artifact
+}
+
+// Nobody brings to the store what something newer has taken the place of.
+func (q *Queries) RenewUpload(ctx context.Context, db DBTX, arg RenewUploadParams) (int64, error) {
+	result, err := db.Exec(ctx, renewUpload, arg.LeaseSecs, arg.ID, arg.ArtifactID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const reservedByHost = `-- name: ReservedByHost :many
@@ -3112,7 +3876,10 @@ func (q *Queries) ReservedByHost(ctx context.Context, db DBTX, arg ReservedByHos
 }
 
 const seenSandboxes = `-- name: SeenSandboxes :many
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
+    coalesce((SELECT a.status FROM artifacts a WHERE a.id = st.artifact_id), '')::text AS state_artifact,
+    ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = s.state_id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS state_copies,
+    (SELECT o.progress FROM operations o WHERE o.sandbox_id = s.id AND o.status = 'open') AS progress
 FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
 WHERE s.id IN (
     SELECT x.id FROM (SELECT unnest($1::uuid[]) AS id, unnest($2::timestamptz[]) AS seen) AS w JOIN sandboxes x ON x.id = w.id
@@ -3125,11 +3892,14 @@ type SeenSandboxesParams struct {
 }
 
 type SeenSandboxesRow struct {
-	Sandbox     Sandbox
-	Address     string
-	HostStatus  string
-	StateBytes  *int64
-	StateStatus *string
+	Sandbox       Sandbox
+	Address       string
+	HostStatus    string
+	StateBytes    *int64
+	StateStatus   *string
+	StateArtifact string
+	StateCopies   []uuid.UUID
+	Progress      json.RawMessage
 }
 
 // Those that are not as they were seen.
@@ -3188,6 +3958,9 @@ func (q *Queries) SeenSandboxes(ctx context.Context, db DBTX, arg SeenSandboxesP
 			&i.HostStatus,
 			&i.StateBytes,
 			&i.StateStatus,
+			&i.StateArtifact,
+			&i.StateCopies,
+			&i.Progress,
 		); err != nil {
 			return nil, err
 		}
@@ -3216,6 +3989,43 @@ func (q *Queries) SetDeadline(ctx context.Context, db DBTX, arg SetDeadlineParam
 	var id id.Sandbox
 	err := row.Scan(&id)
 	return id, err
+}
+
+const setUpload = `-- name: SetUpload :exec
+UPDATE snapshots SET artifact_id = $1, upload_at = now() + make_interval(secs => $2::float8) WHERE id = $3
+`
+
+type SetUploadParams struct {
+	ArtifactID *id.Artifact
+	LeaseSecs  float64
+	ID         id.Snapshot
+}
+
+func (q *Queries) SetUpload(ctx context.Context, db DBTX, arg SetUploadParams) error {
+	_, err := db.Exec(ctx, setUpload, arg.ArtifactID, arg.LeaseSecs, arg.ID)
+	return err
+}
+
+const settleDropped = `-- name: SettleDropped :exec
+UPDATE snapshots SET artifact_id = NULL, upload_at = NULL,
+    status = CASE WHEN copies.there THEN snapshots.status ELSE 'deleted' END, deleted_at = CASE WHEN copies.there THEN NULL ELSE now() END
+FROM (
+    SELECT p.id, EXISTS (SELECT FROM state_copies c WHERE c.snapshot_id = p.id) AS there
+    FROM snapshots p
+    WHERE p.status IN ('failed', 'deleting')
+      AND NOT EXISTS (SELECT FROM sandboxes x WHERE x.from_snapshot_id = p.id AND x.status IN ('pending', 'starting'))
+      AND (p.artifact_id IS NOT NULL OR p.upload_at IS NOT NULL OR NOT EXISTS (SELECT FROM state_copies c WHERE c.snapshot_id = p.id))
+    LIMIT $1
+    FOR NO KEY UPDATE OF p SKIP LOCKED
+) copies
+WHERE snapshots.id = copies.id
+`
+
+// What is not wanted leaves the store once nobody starts from it any more, and is
+// gone with its last copy.
+func (q *Queries) SettleDropped(ctx context.Context, db DBTX, maxRows int32) error {
+	_, err := db.Exec(ctx, settleDropped, maxRows)
+	return err
 }
 
 const shareState = `-- name: ShareState :one
@@ -3264,6 +4074,83 @@ func (q *Queries) ShareState(ctx context.Context, db DBTX, argID id.Snapshot) (S
 		&i.Arch,
 	)
 	return i, err
+}
+
+const spare = `-- name: Spare :many
+SELECT c.snapshot_id, p.size_bytes, s.id AS sandbox_id, s.incarnation
+FROM state_copies c JOIN snapshots p ON p.id = c.snapshot_id JOIN artifacts a ON a.id = p.artifact_id AND a.status = 'ready'
+LEFT JOIN sandboxes s ON s.state_id = p.id AND s.host_id = c.host_id AND s.ended_at IS NULL
+WHERE c.host_id = $1 AND c.ready_at IS NOT NULL AND c.drop_at IS NULL AND p.status = 'ready' AND p.upload_at IS NULL
+  AND (s.id IS NULL OR s.status = 'paused')
+  AND NOT EXISTS (SELECT FROM sandboxes x WHERE x.from_snapshot_id = p.id AND x.host_id = c.host_id AND x.status IN ('pending', 'starting'))
+ORDER BY c.used_at
+LIMIT $2
+`
+
+type SpareParams struct {
+	HostID  id.Host
+	MaxRows int32
+}
+
+type SpareRow struct {
+	SnapshotID  id.Snapshot
+	SizeBytes   int64
+	SandboxID   id.Sandbox
+	Incarnation *int64
+}
+
+// The longest unused copies on a host of what is in the store, and that nothing
+// there is running from or about to.
+func (q *Queries) Spare(ctx context.Context, db DBTX, arg SpareParams) ([]SpareRow, error) {
+	rows, err := db.Query(ctx, spare, arg.HostID, arg.MaxRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []SpareRow
+	for rows.Next() {
+		var i SpareRow
+		if err := rows.Scan(
+			&i.SnapshotID,
+			&i.SizeBytes,
+			&i.SandboxID,
+			&i.Incarnation,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const statesOnHost = `-- name: StatesOnHost :many
+SELECT c.snapshot_id::uuid AS id FROM state_copies c WHERE c.host_id = $1
+UNION
+SELECT p.id::uuid FROM snapshots p WHERE p.host_id = $1 AND p.deleted_at IS NULL
+`
+
+// What has a copy on a host, or was made there and has none.
+func (q *Queries) StatesOnHost(ctx context.Context, db DBTX, hostID id.Host) ([]uuid.UUID, error) {
+	rows, err := db.Query(ctx, statesOnHost, hostID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []uuid.UUID
+	for rows.Next() {
+		var id uuid.UUID
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const strayPaused = `-- name: StrayPaused :execrows
@@ -3395,15 +4282,23 @@ func (q *Queries) TakeDraining(ctx context.Context, db DBTX, arg TakeDrainingPar
 }
 
 const takeDropping = `-- name: TakeDropping :many
-UPDATE snapshots SET drop_at = now() + make_interval(secs => $1::float8)
-WHERE snapshots.id IN (
-    SELECT p.id FROM snapshots p JOIN hosts h ON h.id = p.host_id
-    WHERE p.status IN ('failed', 'deleting') AND (p.drop_at IS NULL OR p.drop_at < now()) AND h.status IN ('online', 'draining')
-      AND NOT EXISTS (SELECT FROM sandboxes c WHERE c.from_snapshot_id = p.id AND c.status IN ('pending', 'starting'))
-    ORDER BY p.drop_at NULLS FIRST
+UPDATE state_copies SET drop_at = now() + make_interval(secs => $1::float8)
+WHERE (state_copies.snapshot_id, state_copies.host_id) IN (
+    SELECT c.snapshot_id, c.host_id FROM state_copies c
+    WHERE (c.snapshot_id, c.host_id) IN (
+        (SELECT k.snapshot_id, k.host_id FROM snapshots p JOIN state_copies k ON k.snapshot_id = p.id JOIN hosts h ON h.id = k.host_id
+         WHERE p.status IN ('failed', 'deleting') AND (k.drop_at IS NULL OR k.drop_at < now()) AND h.status IN ('online', 'draining')
+           AND NOT EXISTS (SELECT FROM sandboxes x WHERE x.from_snapshot_id = p.id AND x.status IN ('pending', 'starting'))
+         ORDER BY k.drop_at NULLS FIRST LIMIT $2)
+        UNION ALL
+        (SELECT k.snapshot_id, k.host_id FROM state_copies k JOIN hosts h ON h.id = k.host_id
+         WHERE k.drop_at < now() AND h.status IN ('online', 'draining')
+           AND NOT EXISTS (SELECT FROM sandboxes x WHERE x.from_snapshot_id = k.snapshot_id AND x.host_id = k.host_id AND x.status IN ('pending', 'starting'))
+         ORDER BY k.drop_at LIMIT $2))
     LIMIT $2
-    FOR NO KEY UPDATE OF p SKIP LOCKED)
-RETURNING snapshots.id, snapshots.host_id, (SELECT h.address FROM hosts h WHERE h.id = snapshots.host_id) AS address
+    FOR NO KEY UPDATE OF c SKIP LOCKED)
+  AND (state_copies.drop_at IS NULL OR state_copies.drop_at < now())
+RETURNING state_copies.snapshot_id, state_copies.host_id, (SELECT h.address FROM hosts h WHERE h.id = state_copies.host_id) AS address
 `
 
 type TakeDroppingParams struct {
@@ -3412,13 +4307,14 @@ type TakeDroppingParams struct {
 }
 
 type TakeDroppingRow struct {
-	ID      id.Snapshot
-	HostID  id.Host
-	Address string
+	SnapshotID id.Snapshot
+	HostID     id.Host
+	Address    string
 }
 
-// Leased by the time of the next try. One that somebody is about to start from
-// waits for them.
+// Copies that hosts in reach are to remove: of states that are not wanted any
+// more, and single ones. Leased by the time of the next try. What somebody is
+// about to start from waits for them.
 func (q *Queries) TakeDropping(ctx context.Context, db DBTX, arg TakeDroppingParams) ([]TakeDroppingRow, error) {
 	rows, err := db.Query(ctx, takeDropping, arg.LeaseSecs, arg.MaxRows)
 	if err != nil {
@@ -3428,7 +4324,7 @@ func (q *Queries) TakeDropping(ctx context.Context, db DBTX, arg TakeDroppingPar
 	var items []TakeDroppingRow
 	for rows.Next() {
 		var i TakeDroppingRow
-		if err := rows.Scan(&i.ID, &i.HostID, &i.Address); err != nil {
+		if err := rows.Scan(&i.SnapshotID, &i.HostID, &i.Address); err != nil {
 			return nil, err
 		}
 		items = append(items, i)
@@ -3619,6 +4515,55 @@ func (q *Queries) TakeIdle(ctx context.Context, db DBTX, arg TakeIdleParams) ([]
 	return items, nil
 }
 
+const takeUpload = `-- name: TakeUpload :one
+SELECT p.id, p.team_id, p.digest, p.size_bytes, p.artifact_id, coalesce(a.status, '')::text AS artifact_status, a.host_id AS artifact_host,
+    h.id AS host_id, h.address
+FROM snapshots p JOIN state_copies c ON c.snapshot_id = p.id JOIN hosts h ON h.id = c.host_id LEFT JOIN artifacts a ON a.id = p.artifact_id
+WHERE p.upload_at <= now() AND p.status = 'ready' AND c.ready_at IS NOT NULL AND c.drop_at IS NULL
+  AND h.status IN ('online', 'draining') AND NOT h.id = ANY($1::uuid[])
+  AND (p.kind IN ('snapshot', 'template') OR h.status = 'draining'
+    OR p.kind IN ('pause', 'checkpoint') AND p.ready_at <= now() - make_interval(secs => $2::float8))
+ORDER BY (h.status = 'draining') DESC, p.upload_at, (a.host_id IS NOT DISTINCT FROM h.id) DESC, (h.id = p.host_id) DESC
+LIMIT 1
+FOR NO KEY UPDATE OF p SKIP LOCKED
+`
+
+type TakeUploadParams struct {
+	Busy      []uuid.UUID
+	AfterSecs *float64
+}
+
+type TakeUploadRow struct {
+	ID             id.Snapshot
+	TeamID         id.Team
+	Digest         string
+	SizeBytes      int64
+	ArtifactID     *id.Artifact
+	ArtifactStatus string
+	ArtifactHost   *id.Host
+	HostID         id.Host
+	Address        string
+}
+
+// A state that is due to be brought to the store by a host that has it and is in
+// reach: of hosts to be emptied first.
+func (q *Queries) TakeUpload(ctx context.Context, db DBTX, arg TakeUploadParams) (TakeUploadRow, error) {
+	row := db.QueryRow(ctx, takeUpload, arg.Busy, arg.AfterSecs)
+	var i TakeUploadRow
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.Digest,
+		&i.SizeBytes,
+		&i.ArtifactID,
+		&i.ArtifactStatus,
+		&i.ArtifactHost,
+		&i.HostID,
+		&i.Address,
+	)
+	return i, err
+}
+
 const teamDeleted = `-- name: TeamDeleted :one
 SELECT (deleted_at IS NOT NULL)::bool FROM teams WHERE id = $1
 `
@@ -3671,6 +4616,7 @@ WITH moved AS (
             ELSE paused_reason END,
         state_id = coalesce($12::uuid, state_id),
         state_at = CASE WHEN $12::uuid IS NULL THEN state_at ELSE coalesce($13::timestamptz, now()) END,
+        ttl_warned_at = CASE WHEN $1 = 'running' THEN NULL ELSE ttl_warned_at END,
         ended_at = CASE WHEN $5::bool THEN now() END
     WHERE sandboxes.id = $14 AND sandboxes.status = ANY($15::text[]) AND sandboxes.incarnation = $16
     RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id
@@ -3899,7 +4845,8 @@ func (q *Queries) TryHost(ctx context.Context, db DBTX, arg TryHostParams) ([]Tr
 
 const unnamedStates = `-- name: UnnamedStates :many
 SELECT u.state::uuid AS state FROM (SELECT unnest($1::uuid[]) AS state) u
-WHERE NOT EXISTS (SELECT FROM snapshots p WHERE p.id = u.state AND p.host_id = $2)
+WHERE NOT EXISTS (SELECT FROM state_copies c WHERE c.snapshot_id = u.state AND c.host_id = $2)
+  AND NOT EXISTS (SELECT FROM snapshots p WHERE p.id = u.state AND p.host_id = $2)
 `
 
 type UnnamedStatesParams struct {
@@ -3926,6 +4873,69 @@ func (q *Queries) UnnamedStates(ctx context.Context, db DBTX, arg UnnamedStatesP
 		return nil, err
 	}
 	return items, nil
+}
+
+const unstoredOnHost = `-- name: UnstoredOnHost :one
+SELECT count(*) FROM state_copies c JOIN snapshots p ON p.id = c.snapshot_id
+WHERE c.host_id = $1 AND p.status = 'ready' AND p.kind NOT IN ('fork', 'layer')
+  AND NOT EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = p.id AND (k.host_id IS NULL OR k.host_id <> c.host_id))
+`
+
+// How many states on a host are in no other place.
+func (q *Queries) UnstoredOnHost(ctx context.Context, db DBTX, hostID id.Host) (int64, error) {
+	row := db.QueryRow(ctx, unstoredOnHost, hostID)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
+const uploadFailed = `-- name: UploadFailed :exec
+UPDATE snapshots SET upload_at = now() + make_interval(secs => $1::float8), upload_error = $2
+WHERE id = $3 AND artifact_id = $4 AND upload_at IS NOT NULL
+`
+
+type UploadFailedParams struct {
+	PauseSecs  float64
+	Error      string
+	ID         id.Snapshot
+	ArtifactID *id.Artifact
+}
+
+func (q *Queries) UploadFailed(ctx context.Context, db DBTX, arg UploadFailedParams) error {
+	_, err := db.Exec(ctx, uploadFailed,
+		arg.PauseSecs,
+		arg.Error,
+		arg.ID,
+		arg.ArtifactID,
+	)
+	return err
+}
+
+const uploaded = `-- name: Uploaded :execrows
+WITH stored AS (
+    UPDATE snapshots p SET upload_at = NULL, upload_error = ''
+    FROM artifacts a WHERE p.id = $1 AND p.artifact_id = $2 AND a.id = p.artifact_id AND a.status = 'ready'
+      AND p.upload_at IS NOT NULL
+    RETURNING p.id, p.sandbox_id, a.stored_bytes
+), noted AS (
+    INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
+    SELECT s.id, s.team_id, 'stored', jsonb_build_object('snapshot_id', 'snap-' || stored.id, 'stored_bytes', stored.stored_bytes)
+    FROM stored JOIN sandboxes s ON s.id = stored.sandbox_id
+)
+SELECT stored.id FROM stored
+`
+
+type UploadedParams struct {
+	ID         id.Snapshot
+	ArtifactID *id.Artifact
+}
+
+func (q *Queries) Uploaded(ctx context.Context, db DBTX, arg UploadedParams) (int64, error) {
+	result, err := db.Exec(ctx, uploaded, arg.ID, arg.ArtifactID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const viewPool = `-- name: ViewPool :many
@@ -3976,6 +4986,52 @@ func (q *Queries) ViewPool(ctx context.Context, db DBTX, pool id.Team) ([]ViewPo
 			return nil, err
 		}
 		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const warnExpiring = `-- name: WarnExpiring :many
+WITH soon AS (
+    UPDATE sandboxes SET ttl_warned_at = now()
+    WHERE sandboxes.id IN (
+        SELECT s.id FROM sandboxes s
+        WHERE s.status = 'paused' AND s.ttl_warned_at IS NULL AND s.paused_at < now() - interval '30 minutes'
+          AND s.paused_at < now() - make_interval(secs => coalesce(s.paused_ttl_sec, $1::integer)
+              - least(86400, coalesce(s.paused_ttl_sec, $1::integer) / 2))
+        ORDER BY s.paused_at
+        LIMIT $2
+        FOR NO KEY UPDATE SKIP LOCKED)
+    RETURNING sandboxes.id, sandboxes.team_id,
+        sandboxes.paused_at + make_interval(secs => coalesce(sandboxes.paused_ttl_sec, $1::integer)) AS expires_at
+), noted AS (
+    INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
+    SELECT soon.id, soon.team_id, 'expiring', jsonb_build_object('expires_at', soon.expires_at) FROM soon
+)
+SELECT soon.id FROM soon
+`
+
+type WarnExpiringParams struct {
+	LimitSecs int32
+	MaxRows   int32
+}
+
+// Those that go within a day, or within half of their time where that is shorter.
+func (q *Queries) WarnExpiring(ctx context.Context, db DBTX, arg WarnExpiringParams) ([]uuid.UUID, error) {
+	rows, err := db.Query(ctx, warnExpiring, arg.LimitSecs, arg.MaxRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []uuid.UUID
+	for rows.Next() {
+		var id uuid.UUID
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, err

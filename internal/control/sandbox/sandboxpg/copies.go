@@ -1,0 +1,73 @@
+package sandboxpg
+
+import (
+	"context"
+	"time"
+
+	"skerry.dev/skerry/internal/control/host"
+	"skerry.dev/skerry/internal/control/sandbox"
+	"skerry.dev/skerry/internal/control/sandbox/sandboxpg/sqlcgen"
+	"skerry.dev/skerry/internal/kernel/id"
+	"skerry.dev/skerry/internal/pg"
+)
+
+// TakeDropping implements sandbox.Store.
+func (s *Store) TakeDropping(ctx context.Context, lease time.Duration, limit int) ([]sandbox.Dropping, error) {
+	rows, err := s.q.TakeDropping(ctx, s.pool, sqlcgen.TakeDroppingParams{LeaseSecs: lease.Seconds(), MaxRows: int32(limit)})
+	if err != nil {
+		return nil, pg.Map(err)
+	}
+	out := make([]sandbox.Dropping, len(rows))
+	for i, r := range rows {
+		out[i] = sandbox.Dropping{ID: r.SnapshotID, Host: host.Ref{ID: r.HostID, Address: r.Address, Online: true}}
+	}
+	return out, nil
+}
+
+// Dropped implements sandbox.Store.
+func (s *Store) Dropped(ctx context.Context, state id.Snapshot, h id.Host) error {
+	return pg.Map(s.q.Dropped(ctx, s.pool, sqlcgen.DroppedParams{SnapshotID: state, HostID: h}))
+}
+
+// SettleDropped implements sandbox.Store.
+func (s *Store) SettleDropped(ctx context.Context, limit int) error {
+	if err := s.q.SettleDropped(ctx, s.pool, int32(limit)); err != nil {
+		return pg.Map(err)
+	}
+	return pg.Map(s.q.AbandonedCopies(ctx, s.pool, int32(limit)))
+}
+
+// Redrop implements sandbox.Store.
+func (s *Store) Redrop(ctx context.Context, h id.Host, held []sandbox.Held) error {
+	p := sqlcgen.RedropParams{HostID: h}
+	for _, st := range held {
+		p.Ids, p.Digests = append(p.Ids, st.ID.UUID()), append(p.Digests, st.Digest)
+	}
+	return pg.Map(s.q.Redrop(ctx, s.pool, p))
+}
+
+// CopiesOnHost implements sandbox.Store.
+func (s *Store) CopiesOnHost(ctx context.Context, h id.Host, older time.Duration) ([]id.Snapshot, error) {
+	out, err := s.q.CopiesOnHost(ctx, s.pool, sqlcgen.CopiesOnHostParams{HostID: h, OlderSecs: older.Seconds()})
+	return out, pg.Map(err)
+}
+
+// LostCopies implements sandbox.Store.
+func (s *Store) LostCopies(ctx context.Context, h id.Host, states []id.Snapshot) error {
+	return pg.Map(s.q.LostCopies(ctx, s.pool, sqlcgen.LostCopiesParams{HostID: h, Ids: bare(states)}))
+}
+
+// Reach implements sandbox.Store.
+func (s *Store) Reach(ctx context.Context, state sandbox.Snapshot, team id.Team, x id.Sandbox) (sandbox.Reach, error) {
+	var out sandbox.Reach
+	var err error
+	if state.EngineVersion != "" {
+		out.EngineArches, err = s.q.EngineArches(ctx, s.pool, sqlcgen.EngineArchesParams{TeamID: team, Engine: state.Engine, Version: state.EngineVersion})
+	}
+	if err != nil || x.IsZero() {
+		return out, pg.Map(err)
+	}
+	held, err := s.q.HeldBack(ctx, s.pool, x)
+	out.Avoid = hosts(held)
+	return out, pg.Map(err)
+}
