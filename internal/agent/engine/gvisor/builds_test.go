@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -19,35 +18,10 @@ import (
 	"skerry.dev/skerry/internal/testkit"
 )
 
-// another is the same runsc under another version: what building it with another
-// stamp gives, without the two minutes.
-func another(t *testing.T, runsc string) (path, version string) {
-	t.Helper()
-	said, err := exec.CommandContext(t.Context(), runsc, "--version").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	first, _, _ := strings.Cut(string(said), "\n")
-	have := strings.TrimPrefix(first, "runsc version ")
-	version = "another" + have[len("another"):]
-	program, err := os.ReadFile(runsc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Contains(program, []byte(have)) {
-		t.Fatalf("%s does not hold its version %q", runsc, have)
-	}
-	path = filepath.Join(t.TempDir(), "runsc")
-	if err := os.WriteFile(path, bytes.ReplaceAll(program, []byte(have), []byte(version)), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	return path, version
-}
-
 // upgraded is an engine as after an upgrade of the agent to another runsc.
 func (w *world) upgraded(t *testing.T) (*gvisor.Engine, string) {
 	t.Helper()
-	path, version := another(t, w.cfg.Runsc)
+	path, version := testkit.AnotherRunsc(t, w.cfg.Runsc)
 	w.cfg.Runsc = path
 	e := w.engine(t)
 	if c := e.Probe(t.Context()); !c.Healthy || c.Version != version {
@@ -268,7 +242,7 @@ func TestP7_BuildsAreWhatTheirNamesSay(t *testing.T) {
 	}
 
 	// Fetched ones are looked at before they get a name.
-	other, version := another(t, builds[0].Path)
+	other, version := testkit.AnotherRunsc(t, builds[0].Path)
 	for what, want := range map[string]engine.Build{
 		"digest":  {Version: version, Digest: builds[0].Digest},
 		"version": {Version: "elder"},

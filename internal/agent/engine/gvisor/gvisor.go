@@ -262,6 +262,7 @@ func (e *Engine) runsc(ctx context.Context, r *record, s shim.Spawn, args ...str
 		"--network=sandbox", "--allow-suid", "--allow-connected-on-save",
 		fmt.Sprintf("--overlay2=root:dir=%s,size=%d", r.path("disk"), r.Resources.DiskBytes),
 		"--directfs=false", "--platform=systrap", "--host-uds=none",
+		"--allow-rootfs-tar-annotation", // see StartWithDisk; specs are ours alone
 		"--panic-log=" + r.path("panic.log"),
 	}, args...)
 	s.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "TMPDIR=" + r.WorkDir}

@@ -1,0 +1,66 @@
+package gvisor_test
+
+import (
+	"bytes"
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"skerry.dev/skerry/internal/agent/engine"
+	"skerry.dev/skerry/internal/agent/engine/enginetest"
+)
+
+// A disk that one build wrote is booted from by another, once what boots from it
+// was saved there.
+func TestP7_ADiskOutlivesItsBuild(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.BuildsDir = filepath.Join(w.dir, "b")
+	old := w.engine(t)
+	_, h := running(t, w, old)
+	if err := post(t, old, h, "/file?path=/note", []byte("of old")); err != nil {
+		t.Fatal(err)
+	}
+	if err := old.Checkpoint(t.Context(), h, engine.CheckpointOptions{Dir: t.TempDir()}); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "disk.tar")
+	f, err := os.Create(path)
+	if err == nil {
+		err = old.RootTar(t.Context(), h, f) // of one that is held
+	}
+	if err != nil || f.Close() != nil {
+		t.Fatal(err)
+	}
+	e, version := w.upgraded(t)
+	spec := w.spec(t)
+	boot, err := e.Prepare(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { destroyInstance(t, e, spec.ID) })
+	if boot, err = e.StartWithDisk(t.Context(), boot, path); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := e.Checkpoint(t.Context(), boot, engine.CheckpointOptions{Dir: dir, DiskOnly: true}); err != nil {
+		t.Fatal(err)
+	}
+	fresh, back := w.restored(t, e, dir)
+	w.runs(t, fresh.ID, version)
+	var got bytes.Buffer
+	res, err := enginetest.Client(e, back).Get("http://guest/file?path=/note")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if _, err := got.ReadFrom(res.Body); err != nil || res.StatusCode != http.StatusOK || !bytes.Contains(got.Bytes(), []byte("of old")) {
+		t.Errorf("the file: %d %q, %v", res.StatusCode, got.String(), err)
+	}
+	// It is saved with its memory like any other.
+	dir = t.TempDir()
+	if err := e.Checkpoint(t.Context(), back, engine.CheckpointOptions{Dir: dir, LeaveRunning: true}); err != nil {
+		t.Fatal(err)
+	}
+	w.restored(t, e, dir)
+}
