@@ -90,7 +90,7 @@ func Import(ctx context.Context, log func(line string), o ImportOptions, outDir 
 func (o ImportOptions) open(ctx context.Context, log func(string), work string) (oci.Image, func(), error) {
 	if o.Reference == "" {
 		log("reading the tarball for linux/" + o.Arch)
-		return oci.Tarball(ctx, o.Tarball, work, o.Limits.MaxBytes, o.Arch)
+		return oci.Tarball(ctx, o.Tarball, work, o.Limits.MaxBytes, o.Limits.BytesSetting, o.Arch)
 	}
 	log(fmt.Sprintf("pulling %s for linux/%s", o.Reference, o.Arch))
 	return o.Registries.Pull(ctx, o.Reference, o.Login, o.Arch)
@@ -282,7 +282,7 @@ func pack(ctx context.Context, log func(string), root, work, outDir string, epoc
 		if ctx.Err() != nil {
 			err = ctx.Err()
 		}
-		return Built{}, err
+		return Built{}, fullDisk(err)
 	}
 	built, err := keepImage(file, outDir)
 	if err == nil {

@@ -88,8 +88,15 @@ func (c *client) RoundTrip(r *http.Request) (*http.Response, error) {
 	b := &watchedBody{body: resp.Body, cancel: cancel, within: c.stall}
 	b.timer = time.AfterFunc(c.stall, b.expire)
 	resp.Body = b
+	if r.Context().Value(content{}) == nil {
+		resp.Body = reader{io.LimitReader(b, maxDocument), b.Close}
+	}
 	return resp, nil
 }
+
+// content marks the requests whose answers are bounded by who reads them; all
+// others are documents.
+type content struct{}
 
 // watchedBody is cut off when nothing comes.
 type watchedBody struct {

@@ -29,6 +29,9 @@ const (
 	maxLayers = 500
 	// maxWindow bounds the memory of one decompression.
 	maxWindow = 128 << 20
+	// maxSettings bounds environment, command and the rest of what an image says of
+	// itself: a sandbox takes no more.
+	maxSettings = 128 << 10
 )
 
 // Image is one image for one platform.
@@ -180,6 +183,14 @@ func assemble(raw []byte, arch string, descs []v1.Descriptor, open func(i int) f
 	img := Image{
 		Env: cfg.Config.Env, User: cfg.Config.User, Workdir: cfg.Config.WorkingDir,
 		Entrypoint: cfg.Config.Entrypoint, Command: cfg.Config.Cmd, Created: cfg.Created.Time, Arch: arch,
+	}
+	said := len(img.User) + len(img.Workdir)
+	for _, s := range slices.Concat(img.Env, img.Entrypoint, img.Command) {
+		said += len(s)
+	}
+	if said > maxSettings {
+		return Image{}, errs.Invalid("image_settings_too_large", fmt.Sprintf(
+			"The image's environment and command have %d KiB, a sandbox takes %d. Take out what it does not need.", said>>10, maxSettings>>10))
 	}
 	for i, d := range descs {
 		if d.MediaType != "" && !slices.Contains(layerTypes, d.MediaType) {

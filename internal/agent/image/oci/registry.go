@@ -82,7 +82,7 @@ func (r Registries) Pull(ctx context.Context, reference string, login Login, arc
 	}
 	open := func(d v1.Descriptor) func(context.Context) (io.ReadCloser, error) {
 		return func(ctx context.Context) (io.ReadCloser, error) {
-			layer, err := puller.Layer(ctx, ref.Context().Digest(d.Digest.String()))
+			layer, err := puller.Layer(context.WithValue(ctx, content{}, true), ref.Context().Digest(d.Digest.String()))
 			if err != nil {
 				return nil, explain(ctx, ref, login, err)
 			}

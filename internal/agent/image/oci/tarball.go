@@ -27,10 +27,10 @@ const (
 )
 
 // Tarball opens the image in a tarball of docker save or of an OCI layout, which
-// may be compressed: dir takes it plain then, of at most limit bytes. The image
-// reads file until done is called.
-func Tarball(ctx context.Context, file, dir string, limit int64, arch string) (img Image, done func(), err error) {
-	plain, err := inflate(ctx, file, dir, limit)
+// may be compressed: dir takes it plain then, of at most limit bytes, which an
+// operator changes by setting. The image reads file until done is called.
+func Tarball(ctx context.Context, file, dir string, limit int64, setting, arch string) (img Image, done func(), err error) {
+	plain, err := inflate(ctx, file, dir, limit, setting)
 	if err != nil {
 		return Image{}, nil, err
 	}
@@ -50,7 +50,7 @@ func Tarball(ctx context.Context, file, dir string, limit int64, arch string) (i
 }
 
 // inflate returns the plain form of file.
-func inflate(ctx context.Context, file, dir string, limit int64) (string, error) {
+func inflate(ctx context.Context, file, dir string, limit int64, setting string) (string, error) {
 	in, err := os.Open(file)
 	if err != nil {
 		return "", err
@@ -81,7 +81,9 @@ func inflate(ctx context.Context, file, dir string, limit int64) (string, error)
 		return "", err
 	}
 	if size > limit {
-		return "", errs.New(errs.CodeTooLarge, "image_too_large", fmt.Sprintf("The tarball unpacks to more than %d MB.", limit>>20)).With("limit", limit)
+		return "", errs.New(errs.CodeTooLarge, "image_too_large", fmt.Sprintf(
+			"The tarball unpacks to more than %d MB. Make it smaller, or raise %s on this host.", limit>>20, setting)).
+			With("limit", limit).With("setting", setting)
 	}
 	return out.Name(), nil
 }
