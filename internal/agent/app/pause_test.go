@@ -67,6 +67,15 @@ func newBox(t *testing.T, p *platform, r *running) *box {
 	if _, err := r.CreateSandbox(t.Context(), b.req); err != nil {
 		t.Fatal(err)
 	}
+	b.starts()
+	b.pid = b.look().pid
+	return b
+}
+
+// starts runs the worker.
+func (b *box) starts() {
+	t := b.t
+	t.Helper()
 	client, hangUp := b.client(guestapi.DefaultPort)
 	defer hangUp()
 	proc := processconnect.NewProcessClient(client, "http://guest", connect.WithProtoJSON())
@@ -84,8 +93,6 @@ func newBox(t *testing.T, p *platform, r *running) *box {
 		_, err := b.get("/look")
 		return err == nil
 	})
-	b.pid = b.look().pid
-	return b
 }
 
 // client speaks to a port of the sandbox, as the control plane does.
