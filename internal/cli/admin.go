@@ -8,53 +8,6 @@ import (
 	"skerry.dev/skerry/sdk"
 )
 
-type templateCmd struct {
-	List  templateListCmd  `cmd:"" aliases:"ls" help:"List templates."`
-	Build templateBuildCmd `cmd:"" help:"Build the platform's base template from Debian packages."`
-}
-
-type templateListCmd struct{}
-
-func (cmd *templateListCmd) Run(e *Env, g *Globals) error {
-	c, err := e.client(g)
-	if err != nil {
-		return err
-	}
-	list, err := collect(c.Templates(e.Context), 0)
-	if err != nil {
-		return err
-	}
-	return printList(e, g, list, "No templates. `skerry template build base` makes the first.",
-		[]string{"NAME", "STATUS", "SIZE", "VCPUS", "MEMORY", "DISK", "AGE", "ID"}, func(t sdk.Template) []string {
-			bytes := ""
-			if t.ImageSizeBytes.Set {
-				bytes = size(t.ImageSizeBytes.Value)
-			}
-			return []string{t.Name, string(t.Status), bytes, number(t.Vcpus), fmt.Sprintf("%d MB", t.MemoryMB), fmt.Sprintf("%d MB", t.DiskMB), age(t.CreatedAt), t.ID}
-		})
-}
-
-type templateBuildCmd struct {
-	Name string `arg:"" enum:"base" help:"Which: base."`
-}
-
-func (cmd *templateBuildCmd) Run(e *Env, g *Globals) error {
-	c, end, err := e.session(g)
-	if err != nil {
-		return err
-	}
-	defer end()
-	t, err := c.BuildBase(e.Context, func(line string) { fmt.Fprintln(e.Stderr, clean(line)) })
-	if err != nil {
-		return err
-	}
-	if g.Output == "json" {
-		return printJSON(e.Stdout, t)
-	}
-	fmt.Fprintf(e.Stdout, "%s is %s (%s, %s)\n", clean(t.Name), t.Status, size(t.ImageSizeBytes.Value), clean(t.ID))
-	return nil
-}
-
 type keyCmd struct {
 	Create keyCreateCmd `cmd:"" help:"Make a key and print it, this once."`
 	List   keyListCmd   `cmd:"" aliases:"ls" help:"List keys, without their secrets."`

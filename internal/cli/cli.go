@@ -22,6 +22,7 @@ type Commands struct {
 	Sandbox  sandboxCmd  `cmd:"" aliases:"sb" help:"Create sandboxes, run commands in them, copy files."`
 	Snapshot snapshotCmd `cmd:"" help:"Saved states of sandboxes, to start others from."`
 	Template templateCmd `cmd:"" help:"What sandboxes are made from."`
+	Build    buildCmd    `cmd:"" help:"Jobs that make templates."`
 	Key      keyCmd      `cmd:"" help:"The team's API keys."`
 	Team     teamCmd     `cmd:"" help:"Teams, their members, invitations and limits."`
 	Host     hostCmd     `cmd:"" help:"The machines that run sandboxes."`
