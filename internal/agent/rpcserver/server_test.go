@@ -159,6 +159,7 @@ type fixture struct {
 	host   id.Host
 	addr   string
 	world  *world
+	porter *porter
 	build  BuildBase
 	imager Imager
 }
@@ -183,7 +184,9 @@ func start(t *testing.T, f *fixture) *fixture {
 	if f.world == nil {
 		f.world = &world{sandbox: id.NewSandbox(), serve: echo}
 	}
+	f.porter = &porter{left: make(chan error, 1)}
 	srv, err := New(Config{
+		Carrier:   f.porter,
 		Facts:     Facts{HostID: f.host, Version: "v1", Generation: 7},
 		Sandboxes: f.world, BuildBase: f.build, Imager: f.imager, TLS: tlsConfig, MaxTunnels: 2,
 	})
