@@ -15,6 +15,7 @@ import (
 	"skerry.dev/skerry/internal/backup"
 	"skerry.dev/skerry/internal/cli"
 	controlapp "skerry.dev/skerry/internal/control/app"
+	"skerry.dev/skerry/internal/control/artifact"
 	"skerry.dev/skerry/internal/pg"
 	"skerry.dev/skerry/internal/up"
 )
@@ -54,10 +55,8 @@ func (cmd *backupCmd) Run(e *cli.Env, p *program) error {
 	if err != nil {
 		return err
 	}
-	if cmd.DatabaseURL == "" {
-		if _, err := os.Stat(up.PrivateDatabase(data)); err != nil {
-			return fmt.Errorf("there is nothing of `skerry up` in %s: set DATABASE_URL, or --data", data)
-		}
+	if err := cmd.there(data); err != nil {
+		return err
 	}
 	if cmd.Secret == "" && cmd.DatabaseURL == "" {
 		raw, err := os.ReadFile(up.SecretFile(data))
@@ -126,6 +125,54 @@ func (cmd *restoreCmd) Run(e *cli.Env, p *program) error {
 	}
 	if got.StillMissing > 0 {
 		return fmt.Errorf("the database is restored, but %d objects that it names are not in the store: what consists of them is refused by name", got.StillMissing)
+	}
+	return nil
+}
+
+type storeCmd struct {
+	Check storeCheckCmd `cmd:"" help:"Compare the store with the database, while everything runs: what is missing, and what nobody knows."`
+}
+
+type storeCheckCmd struct{ place }
+
+func (cmd *storeCheckCmd) Run(e *cli.Env, p *program) error {
+	data, err := p.dataDir()
+	if err != nil {
+		return err
+	}
+	if err := cmd.there(data); err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(e.Context, os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	at, err := cmd.open(ctx, data)
+	if err != nil {
+		return err
+	}
+	got, err := controlapp.CheckStore(ctx, at.DatabaseURL, at.Store, func(f artifact.Fault) {
+		what := "unknown"
+		if f.Missing {
+			what = "missing"
+		}
+		fmt.Fprintf(e.Stdout, "%s %s\n", what, f.Key)
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(e.Stdout, "%d objects of %d bytes; %d are missing, %d nobody knows.\n", got.Objects, got.Bytes, got.Missing, got.Unknown)
+	if got.Missing > 0 {
+		return errors.New("what consists of the missing objects is lost")
+	}
+	return nil
+}
+
+// there says whether this machine has what the settings leave out.
+func (x place) there(data string) error {
+	if x.DatabaseURL != "" {
+		return nil
+	}
+	if _, err := os.Stat(up.PrivateDatabase(data)); err != nil {
+		return fmt.Errorf("there is nothing of `skerry up` in %s: set DATABASE_URL, or --data", data)
 	}
 	return nil
 }

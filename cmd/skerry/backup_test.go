@@ -66,6 +66,7 @@ func TestO7_FromServersToOneMachine(t *testing.T) {
 	if err := pool.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM teams WHERE id = $1)`, team).Scan(&there); err != nil || !there {
 		t.Errorf("the team is there: %v (%v)", there, err)
 	}
+	call(true, "store", "check", "--data", data)
 	call(false, "restore", dir, "--data", data) // a second time
 	if err := os.WriteFile(up.SecretFile(data), []byte("another\n"), 0o600); err != nil {
 		t.Fatal(err)

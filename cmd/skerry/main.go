@@ -33,6 +33,7 @@ type program struct {
 	Agent   agentCmd   `cmd:"" help:"Run the agent of a host."`
 	Join    joinCmd    `cmd:"" help:"Make this machine a host of a server: what the install command runs."`
 	Backup  backupCmd  `cmd:"" help:"Write down an installation: database, secret, and what the store has."`
+	Store   storeCmd   `cmd:"" help:"Look after the artifact store."`
 	Restore restoreCmd `cmd:"" help:"Fill an empty database, and what the store lacks, with a backup."`
 	Doctor  doctorCmd  `cmd:"" help:"Say what this machine lacks for Skerry, and how to mend it."`
 	Admin   adminCmd   `cmd:"" help:"Users, teams and limits, for platform admins."`
@@ -97,7 +98,7 @@ func dotenv(args []string) error {
 	switch args[0] {
 	case "server", "agent", "up":
 		files = []string{".env"}
-	case "doctor", "backup", "restore":
+	case "doctor", "backup", "restore", "store":
 		files = []string{".env", agentSettings, serverSettings}
 	}
 	for _, file := range files {

@@ -20,6 +20,7 @@ import (
 	"skerry.dev/skerry/internal/control/keyring"
 	"skerry.dev/skerry/internal/kernel/clock"
 	"skerry.dev/skerry/internal/kernel/id"
+	"skerry.dev/skerry/internal/pg"
 )
 
 // storeAt is where the store is: a directory, or a bucket.
@@ -72,6 +73,16 @@ func OpenStore(c Config) (content.Store, error) {
 	}
 	store, _, err := at.open()
 	return store, err
+}
+
+// CheckStore compares the store with the rows of the database, both ways.
+func CheckStore(ctx context.Context, databaseURL string, store content.Store, told func(artifact.Fault)) (artifact.Checked, error) {
+	pool, err := pg.Open(ctx, databaseURL)
+	if err != nil {
+		return artifact.Checked{}, err
+	}
+	defer pool.Close()
+	return artifact.Check(ctx, artifactpg.New(pool), store, told)
 }
 
 func (c *control) openStore(context.Context) (err error) {

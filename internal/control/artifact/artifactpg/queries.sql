@@ -228,3 +228,24 @@ DELETE FROM engine_builds WHERE (team_id, engine, version, arch) IN (
       AND NOT EXISTS (SELECT FROM snapshots s WHERE s.deleted_at IS NULL AND s.memory AND s.engine = b.engine AND s.engine_version = b.version
           AND (s.team_id = b.team_id OR b.team_id = '00000000-0000-0000-0000-000000000000'))
     ORDER BY b.seen_at LIMIT sqlc.arg(max_rows) FOR UPDATE SKIP LOCKED);
+
+-- name: StoredChunks :many
+SELECT team_id, digest, object, size_bytes FROM chunks
+WHERE stored AND (team_id, digest) > (sqlc.arg(after_team)::uuid, sqlc.arg(after_digest)::bytea)
+ORDER BY team_id, digest LIMIT sqlc.arg(max_rows);
+
+-- name: ReadyManifests :many
+SELECT id, team_id, manifest_digest, manifest_object FROM artifacts
+WHERE status = 'ready' AND id > sqlc.arg(after_id)::uuid ORDER BY id LIMIT sqlc.arg(max_rows);
+
+-- name: TeamsAfter :many
+SELECT id FROM teams WHERE id > sqlc.arg(after_id)::uuid OR sqlc.arg(first)::bool ORDER BY id LIMIT sqlc.arg(max_rows);
+
+-- name: KnownObjects :many
+-- Those of these blobs of one team that a row stands for, or that are about to
+-- be removed.
+SELECT w.key::text AS key
+FROM (SELECT unnest(sqlc.arg(keys)::text[]) AS key, unnest(sqlc.arg(digests)::bytea[]) AS digest, unnest(sqlc.arg(objects)::bigint[]) AS object) AS w
+WHERE EXISTS (SELECT FROM chunks c WHERE c.team_id = sqlc.arg(team_id) AND c.digest = w.digest AND c.object = w.object)
+   OR EXISTS (SELECT FROM artifacts a WHERE a.team_id = sqlc.arg(team_id) AND a.manifest_digest = encode(w.digest, 'hex') AND a.manifest_object = w.object)
+   OR EXISTS (SELECT FROM doomed_objects d WHERE d.key = w.key);

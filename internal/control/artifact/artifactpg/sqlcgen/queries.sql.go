@@ -330,6 +330,48 @@ func (q *Queries) Insert(ctx context.Context, db DBTX, arg InsertParams) error {
 	return err
 }
 
+const knownObjects = `-- name: KnownObjects :many
+SELECT w.key::text AS key
+FROM (SELECT unnest($1::text[]) AS key, unnest($2::bytea[]) AS digest, unnest($3::bigint[]) AS object) AS w
+WHERE EXISTS (SELECT FROM chunks c WHERE c.team_id = $4 AND c.digest = w.digest AND c.object = w.object)
+   OR EXISTS (SELECT FROM artifacts a WHERE a.team_id = $4 AND a.manifest_digest = encode(w.digest, 'hex') AND a.manifest_object = w.object)
+   OR EXISTS (SELECT FROM doomed_objects d WHERE d.key = w.key)
+`
+
+type KnownObjectsParams struct {
+	Keys    []string
+	Digests [][]byte
+	Objects []int64
+	TeamID  id.Team
+}
+
+// Those of these blobs of one team that a row stands for, or that are about to
+// be removed.
+func (q *Queries) KnownObjects(ctx context.Context, db DBTX, arg KnownObjectsParams) ([]string, error) {
+	rows, err := db.Query(ctx, knownObjects,
+		arg.Keys,
+		arg.Digests,
+		arg.Objects,
+		arg.TeamID,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []string
+	for rows.Next() {
+		var key string
+		if err := rows.Scan(&key); err != nil {
+			return nil, err
+		}
+		items = append(items, key)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const lockArtifact = `-- name: LockArtifact :one
 SELECT id FROM artifacts WHERE id = $1 FOR NO KEY UPDATE
 `
@@ -527,6 +569,48 @@ func (q *Queries) PruneEngines(ctx context.Context, db DBTX, arg PruneEnginesPar
 	return result.RowsAffected(), nil
 }
 
+const readyManifests = `-- name: ReadyManifests :many
+SELECT id, team_id, manifest_digest, manifest_object FROM artifacts
+WHERE status = 'ready' AND id > $1::uuid ORDER BY id LIMIT $2
+`
+
+type ReadyManifestsParams struct {
+	AfterID uuid.UUID
+	MaxRows int32
+}
+
+type ReadyManifestsRow struct {
+	ID             id.Artifact
+	TeamID         id.Team
+	ManifestDigest string
+	ManifestObject int64
+}
+
+func (q *Queries) ReadyManifests(ctx context.Context, db DBTX, arg ReadyManifestsParams) ([]ReadyManifestsRow, error) {
+	rows, err := db.Query(ctx, readyManifests, arg.AfterID, arg.MaxRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ReadyManifestsRow
+	for rows.Next() {
+		var i ReadyManifestsRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.TeamID,
+			&i.ManifestDigest,
+			&i.ManifestObject,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const recordEngines = `-- name: RecordEngines :exec
 INSERT INTO engine_builds (team_id, engine, version, arch, digest)
 SELECT DISTINCT ON (h.team_id, e.engine, b.version, h.arch) h.team_id, e.engine, b.version, h.arch, b.digest
@@ -663,6 +747,50 @@ func (q *Queries) SomeClaims(ctx context.Context, db DBTX, arg SomeClaimsParams)
 			return nil, err
 		}
 		items = append(items, digest)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const storedChunks = `-- name: StoredChunks :many
+SELECT team_id, digest, object, size_bytes FROM chunks
+WHERE stored AND (team_id, digest) > ($1::uuid, $2::bytea)
+ORDER BY team_id, digest LIMIT $3
+`
+
+type StoredChunksParams struct {
+	AfterTeam   uuid.UUID
+	AfterDigest []byte
+	MaxRows     int32
+}
+
+type StoredChunksRow struct {
+	TeamID    id.Team
+	Digest    []byte
+	Object    int64
+	SizeBytes int32
+}
+
+func (q *Queries) StoredChunks(ctx context.Context, db DBTX, arg StoredChunksParams) ([]StoredChunksRow, error) {
+	rows, err := db.Query(ctx, storedChunks, arg.AfterTeam, arg.AfterDigest, arg.MaxRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []StoredChunksRow
+	for rows.Next() {
+		var i StoredChunksRow
+		if err := rows.Scan(
+			&i.TeamID,
+			&i.Digest,
+			&i.Object,
+			&i.SizeBytes,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, err
@@ -813,6 +941,36 @@ func (q *Queries) TeamKey(ctx context.Context, db DBTX, teamID id.Team) ([]byte,
 	var sealed []byte
 	err := row.Scan(&sealed)
 	return sealed, err
+}
+
+const teamsAfter = `-- name: TeamsAfter :many
+SELECT id FROM teams WHERE id > $1::uuid OR $2::bool ORDER BY id LIMIT $3
+`
+
+type TeamsAfterParams struct {
+	AfterID uuid.UUID
+	First   bool
+	MaxRows int32
+}
+
+func (q *Queries) TeamsAfter(ctx context.Context, db DBTX, arg TeamsAfterParams) ([]id.Team, error) {
+	rows, err := db.Query(ctx, teamsAfter, arg.AfterID, arg.First, arg.MaxRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []id.Team
+	for rows.Next() {
+		var id id.Team
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const unclaim = `-- name: Unclaim :exec
