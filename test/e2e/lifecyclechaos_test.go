@@ -314,7 +314,7 @@ func TestLL01_ManyLivesLeaveNothing(t *testing.T) {
 	lives(2 * width) // pools are full from here on
 	before, open := in.keeps(t), in.descriptors(t)
 	start := time.Now()
-	count := scaled(1000, 300)
+	count := scaled(1000, 50)
 	lives(count)
 	t.Logf("%d lives in %s", count, time.Since(start).Round(time.Second))
 	in.sameMachine(t, before, width)
