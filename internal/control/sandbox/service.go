@@ -213,7 +213,12 @@ func (s *Service) plan(by principal.Principal, team id.Team, req CreateRequest, 
 		return NewSandbox{}, errs.Field("engine", fmt.Sprintf("The template demands engine %s.", tpl.Engine))
 	}
 	var err error
-	if x.EnvSealed, err = sealedEnv(s.secret, x.ID.UUID(), req.Env); err != nil {
+	env := maps.Clone(tpl.Env)
+	if env == nil {
+		env = map[string]string{}
+	}
+	maps.Copy(env, req.Env)
+	if x.EnvSealed, err = sealedEnv(s.secret, x.ID.UUID(), env); err != nil {
 		return NewSandbox{}, err
 	}
 	return NewSandbox{
