@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -261,7 +262,11 @@ func finish(parts []*part) error {
 		if err := os.Rename(p.f.Name(), p.path); err != nil {
 			return err
 		}
-		dirs[filepath.Dir(p.path)] = true
+		dir := filepath.Dir(p.path)
+		dirs[dir] = true
+		if strings.Contains(p.file.Name, "/") { // it may have been made for the file
+			dirs[filepath.Dir(dir)] = true
+		}
 	}
 	var failed []error
 	for dir := range dirs {
