@@ -9,7 +9,6 @@ import (
 	"io"
 	"log/slog"
 	"testing"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -261,5 +260,3 @@ func expired(ctx context.Context, pool *pgxpool.Pool, a id.Artifact) error {
 	_, err := pool.Exec(ctx, `UPDATE artifacts SET lease_until = now() - interval '1 s' WHERE id = $1 AND status = 'uploading'`, a)
 	return err
 }
-
-const soon = time.Minute
