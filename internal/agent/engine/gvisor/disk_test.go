@@ -2,10 +2,12 @@ package gvisor_test
 
 import (
 	"bytes"
+	"crypto/rand"
 	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"skerry.dev/skerry/internal/agent/engine"
 	"skerry.dev/skerry/internal/agent/engine/enginetest"
@@ -63,4 +65,56 @@ func TestP7_ADiskOutlivesItsBuild(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.restored(t, e, dir)
+}
+
+// BenchmarkDiskBesideCheckpoint is what it would cost a pause to write the disk
+// once more, in the portable form: 256 MB of it that do not compress.
+func BenchmarkDiskBesideCheckpoint(b *testing.B) {
+	w := newWorld(b)
+	e := w.engine(b)
+	spec := w.spec(b)
+	h, err := e.Prepare(b.Context(), spec)
+	if err == nil {
+		h, err = e.Start(b.Context(), h)
+	}
+	b.Cleanup(func() { destroyInstance(b, e, spec.ID) })
+	if err != nil {
+		b.Fatal(err)
+	}
+	body := make([]byte, 256<<20)
+	_, _ = rand.Read(body)
+	var res *http.Response
+	for range 1000 {
+		if res, err = enginetest.Client(e, h).Post("http://guest/file?path=/big", "", bytes.NewReader(body)); err == nil {
+			break
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+	if err != nil || res.StatusCode != http.StatusOK {
+		b.Fatal(res, err)
+	}
+	_ = res.Body.Close()
+	var image, archive time.Duration
+	for b.Loop() {
+		began := time.Now()
+		if err := e.Checkpoint(b.Context(), h, engine.CheckpointOptions{Dir: b.TempDir()}); err != nil {
+			b.Fatal(err)
+		}
+		image += time.Since(began)
+		f, err := os.Create(filepath.Join(b.TempDir(), "disk.tar"))
+		if err != nil {
+			b.Fatal(err)
+		}
+		began = time.Now()
+		if err := e.RootTar(b.Context(), h, f); err != nil {
+			b.Fatal(err)
+		}
+		archive += time.Since(began)
+		_ = f.Close()
+		if err := e.Thaw(b.Context(), h); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(image.Milliseconds())/float64(b.N), "ms/checkpoint")
+	b.ReportMetric(float64(archive.Milliseconds())/float64(b.N), "ms/archive")
 }
