@@ -456,6 +456,21 @@ func TestP2_AnImportIsGivenUpAtOnce(t *testing.T) {
 	nothingLeft(t, out)
 }
 
+// What a process that was killed left is removed, what another one works in is
+// not.
+func TestP2_RemainsOfAKilledImportGo(t *testing.T) {
+	parent := t.TempDir()
+	must(t, os.MkdirAll(filepath.Join(parent, buildPrefix+"dead", "root"), 0o755))
+	living, done, err := WorkDir(parent)
+	must(t, err)
+	other, otherDone, err := WorkDir(parent)
+	must(t, err)
+	nothingLeft(t, parent, slices.Sorted(slices.Values([]string{filepath.Base(living), filepath.Base(other)}))...)
+	done()
+	otherDone()
+	nothingLeft(t, parent)
+}
+
 func TestP2_TheAccountAnImageRunsAs(t *testing.T) {
 	const passwd = "root:x:0:0::/root:/bin/sh\napp:x:7:8::/srv:/bin/bash\n"
 	const groups = "root:x:0:\napps:x:8:\nother:x:9:\n"

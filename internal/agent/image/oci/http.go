@@ -33,6 +33,7 @@ type client struct {
 	loopback  bool // the reference itself names a registry on this machine
 	denied    []netip.Prefix
 	stall     time.Duration
+	through   func(r *http.Request) (*url.URL, error)
 
 	mu      sync.Mutex
 	proxies map[string]bool // addresses of proxies in use
@@ -43,7 +44,10 @@ func (r Registries) client(registry name.Registry) *client {
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		host = h
 	}
-	c := &client{loopback: isLoopback(host), denied: r.Denied, stall: cmp.Or(r.stall, stallTimeout), proxies: make(map[string]bool)}
+	c := &client{loopback: isLoopback(host), denied: r.Denied, stall: cmp.Or(r.stall, stallTimeout), through: r.proxy, proxies: make(map[string]bool)}
+	if c.through == nil {
+		c.through = http.ProxyFromEnvironment
+	}
 	c.transport = &http.Transport{
 		Proxy: c.proxy, DialContext: c.dial, ForceAttemptHTTP2: true,
 		TLSHandshakeTimeout: dialTimeout, ResponseHeaderTimeout: answerTimeout,
@@ -135,7 +139,7 @@ func (b *watchedBody) Close() error {
 }
 
 func (c *client) proxy(r *http.Request) (*url.URL, error) {
-	u, err := http.ProxyFromEnvironment(r)
+	u, err := c.through(r)
 	if err != nil || u == nil {
 		return u, err
 	}

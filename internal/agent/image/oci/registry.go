@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strings"
 	"time"
 
@@ -26,7 +27,8 @@ type Registries struct {
 	// Denied are networks no registry may be in.
 	Denied []netip.Prefix
 
-	stall time.Duration // 0 is stallTimeout
+	stall time.Duration                           // 0 is stallTimeout
+	proxy func(r *http.Request) (*url.URL, error) // nil is the environment's
 }
 
 // Login is who pulls; empty is anybody.

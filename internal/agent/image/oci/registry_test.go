@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -132,6 +133,25 @@ func TestP2_CredentialsGoToTheirRegistryAlone(t *testing.T) {
 	}
 	if strings.Contains(err.Error(), `"p"`) {
 		t.Errorf("the error tells the password: %v", err)
+	}
+}
+
+// A proxy may be on this machine, where a registry that others name may not.
+func TestP2_AProxyIsUsed(t *testing.T) {
+	var asked atomic.Value
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Store(r.Method + " " + r.Host)
+		w.WriteHeader(http.StatusBadGateway)
+	}))
+	defer proxy.Close()
+	at, err := url.Parse(proxy.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := Registries{proxy: func(*http.Request) (*url.URL, error) { return at, nil }}
+	_, _, err = r.Pull(t.Context(), "registry.example/a:1", Login{}, "amd64")
+	if !errs.Is(err, "registry_unreachable") || asked.Load() != "CONNECT registry.example:443" {
+		t.Errorf("%v; the proxy was asked for %v", err, asked.Load())
 	}
 }
 
