@@ -3,6 +3,7 @@ package manager_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -151,6 +152,13 @@ func (e mortal) Restore(ctx context.Context, h engine.Handle, dir string) (engin
 		return nil, err
 	}
 	return e.Engine.Restore(ctx, h, dir)
+}
+
+func (e mortal) RootTar(ctx context.Context, h engine.Handle, w io.Writer) error {
+	if err := e.view.call(ctx, "root tar"); err != nil {
+		return err
+	}
+	return e.Engine.RootTar(ctx, h, w)
 }
 
 func (e mortal) Thaw(ctx context.Context, h engine.Handle) error {

@@ -80,6 +80,7 @@ func (h *Held) KeepDisk(ctx context.Context, write func(w io.Writer) error) (con
 	for _, step := range []func() error{
 		func() error { return h.fs.Sync(draft) },
 		func() error { return h.fs.Rename(draft, final) },
+		func() error { return h.fs.Sync(filepath.Dir(h.Dir)) },
 		func() error { return h.fs.WriteFile(h.diskPath(diskAbout+drafted), about) },
 		func() error { return h.fs.Sync(h.diskPath(diskAbout + drafted)) },
 		func() error { return h.fs.Rename(h.diskPath(diskAbout+drafted), h.diskPath(diskAbout)) },
