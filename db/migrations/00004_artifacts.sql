@@ -140,6 +140,7 @@ ALTER TABLE sandboxes ADD COLUMN ttl_warned_at timestamptz;
 ALTER TABLE operations ADD COLUMN progress jsonb NOT NULL DEFAULT '{}';
 
 GRANT SELECT, INSERT, UPDATE, DELETE ON artifacts, chunks, artifact_chunks, doomed_objects, team_keys, engine_builds, state_copies, departures TO skerry_app;
+GRANT SELECT ON state_places TO skerry_app;
 GRANT USAGE ON SEQUENCE store_objects TO skerry_app;
 
 -- +goose Down

@@ -109,6 +109,8 @@ type control struct {
 	scratch    *os.File // this run's directory, locked
 	io         *sandboxio.Service
 	runner     *sandbox.Runner
+	uploader   *sandbox.Uploader
+	evictor    *sandbox.Evictor
 	watch      *sandbox.Watch
 	sandboxes  *sandbox.Service
 	streams    *sandboxiohttp.Handlers
@@ -230,7 +232,11 @@ func (c *control) openRooms(ctx context.Context) (err error) {
 
 	sandboxes := watchedStore{sandboxpg.New(c.pool), c.tel.Observer()}
 	c.watch = sandbox.NewWatch(sandboxes, c.log)
-	c.runner = sandbox.NewRunner(sandboxes, agents, c.templates, c.cfg.secret, c.watch, sandbox.Config{OnStep: steps(c.tel.Observer())}, c.log)
+	c.runner = sandbox.NewRunner(sandboxes, agents, c.templates, c.cfg.secret, c.watch, sandbox.Config{
+		Artifacts: vault{c.artifacts, artifactpg.New(c.pool)}, OnStep: steps(c.tel.Observer()),
+	}, c.log)
+	c.uploader = sandbox.NewUploader(sandboxes, agents, vault{c.artifacts, artifactpg.New(c.pool)}, sandbox.UploadConfig{After: c.cfg.uploadAfter}, c.log)
+	c.evictor = sandbox.NewEvictor(sandboxes, c.cfg.watermark, c.log)
 	c.sandboxes = sandbox.NewService(sandboxes, c.cfg.scheduler, c.templates, agents, c.runner, c.watch, c.cfg.secret, c.log)
 	c.quotas = quota.NewService(quotapg.New(c.pool))
 	c.teams = team.NewService(teampg.New(c.pool), c.sandboxes, account.NormalizeEmail, c.cfg.URL, clock.System{}, c.log)
@@ -259,7 +265,12 @@ type handler struct {
 	traffic
 	events
 	logins
-	unbuilt
+}
+
+// vault is what the sandbox room needs of the store.
+type vault struct {
+	*artifact.Service
+	*artifactpg.Store
 }
 
 // Named, because all are called Handlers in their rooms.
@@ -345,7 +356,7 @@ func (c *control) serve(ctx context.Context, public, agents net.Listener) error 
 	for _, loop := range []func(context.Context) error{
 		c.builder.Run, c.buildFeed.Run, c.buildSweep.Run,
 		c.runner.Run, c.watch.Run, c.monitor.Run, sandbox.NewSweep(c.sandboxes, c.log).Run, c.accounts.Run, c.apiKeys.Run, c.teams.Run, c.web.Recheck, c.forget, c.pruner.Run, c.refusals.Run,
-		c.collector.Run, c.engines.Run, c.feed.Run, c.tickets.Run, c.logins.Run, sandbox.NewDrainer(c.sandboxes, c.log).Run, c.links.Follow(hostpg.New(c.pool), c.log),
+		c.uploader.Run, c.evictor.Run, c.collector.Run, c.engines.Run, c.feed.Run, c.tickets.Run, c.logins.Run, sandbox.NewDrainer(c.sandboxes, c.log).Run, c.links.Follow(hostpg.New(c.pool), c.log),
 	} {
 		loops.Go(loop)
 	}

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 	"skerry.dev/skerry/internal/control/oauth"
 	"skerry.dev/skerry/internal/control/oauth/oauthprovider"
 	"skerry.dev/skerry/internal/control/ratelimit"
+	"skerry.dev/skerry/internal/control/sandbox"
 	"skerry.dev/skerry/internal/control/scheduler"
 	"skerry.dev/skerry/internal/control/web"
 	"skerry.dev/skerry/internal/kernel/clock"
@@ -70,6 +72,9 @@ type Config struct {
 	CPUOvercommit float64 `name:"cpu-overcommit" help:"How many times a host's CPUs are promised." env:"SKERRY_CPU_OVERCOMMIT" default:"32" placeholder:"N"`
 	MemOvercommit float64 `name:"memory-overcommit" help:"How many times a host's memory is promised." env:"SKERRY_MEMORY_OVERCOMMIT" default:"4" placeholder:"N"`
 
+	UploadAfter   string `name:"upload-after" help:"How long after a pause what was saved is brought to the store; off for never. Snapshots are at once." env:"SKERRY_UPLOAD_AFTER" default:"10s" placeholder:"DURATION"`
+	DiskWatermark string `name:"disk-watermark" help:"How much of a host's disk is to be free; below it, copies of what is in the store go. 0 for no limit." env:"SKERRY_DISK_WATERMARK" default:"15%" placeholder:"PERCENT"`
+
 	HostSilence time.Duration `name:"host-silence" help:"After how long without a heartbeat a host counts as unreachable." env:"SKERRY_HOST_SILENCE" default:"90s" placeholder:"DURATION"`
 	HostLook    time.Duration `name:"host-look" help:"How often what a host holds is compared with the database. What does not belong there is left alone for twice as long." env:"SKERRY_HOST_LOOK" default:"30s" placeholder:"DURATION"`
 }
@@ -96,6 +101,8 @@ func (c Config) Defaults(data string) Config {
 	if c.MemOvercommit == 0 {
 		c.MemOvercommit = over.Memory
 	}
+	set(&c.UploadAfter, sandbox.DefaultUploadAfter.String())
+	set(&c.DiskWatermark, fmt.Sprintf("%g%%", sandbox.DefaultDiskWatermark*100))
 	if c.HostSilence == 0 {
 		c.HostSilence = host.StaleAfter
 	}
@@ -151,6 +158,9 @@ type settings struct {
 	proxies   web.Proxies
 	keep      audit.Retention
 	scheduler scheduler.Scheduler
+
+	uploadAfter *time.Duration // nil for never
+	watermark   float64        // of a disk
 }
 
 // Validate lists every fault at once. Secrets are never part of it.
@@ -229,6 +239,10 @@ func (c Config) parse() (settings, error) {
 	if !(c.MemOvercommit >= 1 && c.MemOvercommit <= 1000) {
 		fault("SKERRY_MEMORY_OVERCOMMIT", errors.New("must be between 1 and 1000"))
 	}
+	s.uploadAfter, err = parseUploadAfter(c.UploadAfter)
+	fault("SKERRY_UPLOAD_AFTER", err)
+	s.watermark, err = parsePercent(c.DiskWatermark)
+	fault("SKERRY_DISK_WATERMARK", err)
 	// One late heartbeat is no silence.
 	if c.HostSilence < 3*time.Second || c.HostSilence > time.Hour {
 		fault("SKERRY_HOST_SILENCE", errors.New("must be between 3s and 1h, and several heartbeats of the agents"))
@@ -238,6 +252,28 @@ func (c Config) parse() (settings, error) {
 		fault("SKERRY_HOST_LOOK", fmt.Errorf("must be between 1s and %s", host.ReconcileEvery))
 	}
 	return s, errors.Join(faults...)
+}
+
+// parseUploadAfter reads how old saved states are before they are stored; nil is
+// never.
+func parseUploadAfter(s string) (*time.Duration, error) {
+	if s == "off" {
+		return nil, nil
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil || d < 0 || d > 24*time.Hour {
+		return nil, fmt.Errorf("must be off or between 0s and 24h, not %q", s)
+	}
+	return &d, nil
+}
+
+// parsePercent reads a share of at most nine tenths.
+func parsePercent(s string) (float64, error) {
+	n, err := strconv.ParseFloat(strings.TrimSuffix(s, "%"), 64)
+	if err != nil || !(n >= 0 && n <= 90) {
+		return 0, fmt.Errorf("must be between 0%% and 90%%, not %q", s)
+	}
+	return n / 100, nil
 }
 
 // providers are the ways to log in elsewhere that are configured.

@@ -141,6 +141,14 @@ var matrix = map[string]line{
 	"getTemplate":       {"1+++++++3++1", "GET /v1/templates/base", ""},
 	"buildBaseTemplate": {admins, "POST /v1/templates/base/build", ""},
 
+	"createTemplate":     {"1++++++33+31", "POST /v1/templates", `{"name":"t{fresh}"}`}, // R has a team of its own
+	"deleteTemplate":     {"14+++4+33+31", "DELETE /v1/templates/{template}", ""},
+	"uploadBuildContext": {"1++++++33+31", "POST /v1/build-contexts", "bytes"},
+	"listBuilds":         {"1+++++++3++1", "GET /v1/builds", ""},
+	"getBuild":           {"14+++4++3++1", "GET /v1/builds/{build}", ""},
+	"getBuildLogs":       {"14+++4++3++1", "GET /v1/builds/{build}/logs", ""},
+	"cancelBuild":        {"14+++4+33+31", "POST /v1/builds/{build}/cancel", ""},
+
 	"listSandboxes":     {listing, "GET /v1/sandboxes", ""},
 	"createSandbox":     {"1+++++++3331", "POST /v1/sandboxes?wait=0", `{"template":"base"}`},
 	"getSandbox":        {sandboxGet, "GET /v1/sandboxes/{sandbox}", ""},
@@ -149,6 +157,7 @@ var matrix = map[string]line{
 	"execSandbox":       {sandboxDo, "POST /v1/sandboxes/{sandbox}/exec", `{"cmd":"true"}`},
 	"pauseSandbox":      {sandboxDo, "POST /v1/sandboxes/{sandbox}/pause?wait=0", `{}`},
 	"resumeSandbox":     {sandboxDo, "POST /v1/sandboxes/{sandbox}/resume?wait=0", `{}`},
+	"recoverSandbox":    {sandboxDo, "POST /v1/sandboxes/{sandbox}/recover", ""},
 	"forkSandbox":       {sandboxDo, "POST /v1/sandboxes/{sandbox}/fork?wait=0", `{}`},
 	"setSandboxTimeout": {sandboxDo, "POST /v1/sandboxes/{sandbox}/timeout", `{"timeout_sec":300}`},
 	"pingSandbox":       {sandboxDo, "POST /v1/sandboxes/{sandbox}/ping", ""},
@@ -179,7 +188,7 @@ var matrix = map[string]line{
 
 // consumed are the operations after which what they were called on is gone.
 var consumed = map[string]bool{
-	"acceptInvitation": true, "decideDeviceLogin": true, "deleteAPIKey": true, "deleteHost": true, "deleteSnapshot": true, "deleteTeam": true, "leaveTeam": true,
+	"acceptInvitation": true, "decideDeviceLogin": true, "deleteAPIKey": true, "deleteHost": true, "deleteSnapshot": true, "deleteTeam": true, "deleteTemplate": true, "leaveTeam": true,
 	"removeMember": true, "revokeInvitation": true, "transferTeam": true,
 }
 
@@ -287,6 +296,21 @@ func (c *cast) stage(t *testing.T, l line) (words map[string]string, credentials
 			SELECT gen_random_uuid(), team_id, 'snapshot', 'saved', 'ready', id, incarnation, host_id, template_id, template_name,
 				image_digest, engine, true, cpu_millis, memory_mb, disk_mb, internet, 'd', 'user', '', '', now()
 			FROM sandboxes WHERE id = $1`, strings.TrimPrefix(words["sandbox"], "sb-")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if wants("template") {
+		words["template"] = "mine"
+		if _, err := c.pool.Exec(t.Context(), `INSERT INTO templates (id, team_id, name, status, image_digest, manifest_digest) VALUES (gen_random_uuid(), $1, 'mine', 'ready', 'x', 'x')`,
+			strings.TrimPrefix(team, "team-")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if wants("build") {
+		made := id.NewBuild()
+		words["build"] = made.String()
+		if _, err := c.pool.Exec(t.Context(), `INSERT INTO builds (id, team_id, name, status, recipe, reason, created_by_type, created_by_id, created_by_name, finished_at)
+			VALUES ($1, $2, 'old', 'failed', '{}', 'x', 'user', '', '', now())`, made, strings.TrimPrefix(team, "team-")); err != nil {
 			t.Fatal(err)
 		}
 	}

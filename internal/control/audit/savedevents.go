@@ -22,6 +22,12 @@ func (l AuditLogger) SandboxResumed(team id.Team, sandbox id.Sandbox) Entry {
 	return entry(l.by, team, "sandbox", sandbox.String(), "resume")
 }
 
+// SandboxRecovered records that what a host still had of a sandbox was given up
+// for what was saved of it.
+func (l AuditLogger) SandboxRecovered(team id.Team, sandbox id.Sandbox) Entry {
+	return entry(l.by, team, "sandbox", sandbox.String(), "recover")
+}
+
 // SandboxForked records an accepted fork and its copies.
 func (l AuditLogger) SandboxForked(team id.Team, sandbox id.Sandbox, children []id.Sandbox) Entry {
 	e := entry(l.by, team, "sandbox", sandbox.String(), "fork")

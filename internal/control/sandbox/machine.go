@@ -35,6 +35,7 @@ const (
 	ActionSnapshot Action = "snapshot"
 	ActionFork     Action = "fork"
 	ActionDelete   Action = "delete"
+	ActionRecover  Action = "recover"
 )
 
 // The limits of each status' automatic exit.
@@ -69,7 +70,7 @@ type State struct {
 	HoldsDisk bool
 	// Live: it has not ended.
 	Live bool
-	// Final: it never leaves this status.
+	// Final: it never leaves this status by itself.
 	Final bool
 	// Exit is absent (zero) for none; final statuses only lose their row.
 	Exit Exit
@@ -131,7 +132,7 @@ func Machine() []State {
 		{
 			Status: StatusMissing, Live: true, HoldsCompute: true, HoldsDisk: true,
 			To:      []Status{StatusRunning, StatusPaused, StatusStopping, StatusStopped},
-			Actions: []Action{ActionDelete},
+			Actions: []Action{ActionRecover, ActionDelete},
 			Exit:    Exit{To: StatusStopped, After: MissingLimit, How: "its host stays away, or does not know it"},
 		},
 		{
@@ -139,7 +140,8 @@ func Machine() []State {
 			Exit: Exit{After: Retention, How: "the row is removed"},
 		},
 		{
-			Status: StatusStopped, Final: true,
+			// paused: it ended by itself and was saved before.
+			Status: StatusStopped, Final: true, To: []Status{StatusPaused}, Actions: []Action{ActionRecover},
 			Exit: Exit{After: Retention, How: "the row is removed"},
 		},
 	}

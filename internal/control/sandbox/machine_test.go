@@ -83,8 +83,8 @@ func TestRC04_EveryStateHasAWayOut(t *testing.T) {
 		if s.Exit.To != "" && !s.Status.May(s.Exit.To) {
 			t.Errorf("%s exits to %s, which the table forbids", s.Status, s.Exit.To)
 		}
-		if s.Final && len(s.To) != 0 {
-			t.Errorf("%s is final and goes on to %v", s.Status, s.To)
+		if s.Final && s.Exit.To != "" {
+			t.Errorf("%s is final and goes on to %s", s.Status, s.Exit.To)
 		}
 		if s.Live && s.Status != StatusStopping && !s.Status.May(StatusStopping) {
 			t.Errorf("%s cannot be deleted", s.Status)

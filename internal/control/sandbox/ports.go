@@ -327,6 +327,17 @@ type Store interface {
 	BringCopy(ctx context.Context, state id.Snapshot, h id.Host) error
 	CopyMade(ctx context.Context, state id.Snapshot, h id.Host) error
 	CopyLost(ctx context.Context, state id.Snapshot, h id.Host) error
+	// BringBack makes a missing sandbox, or one that ended by itself, paused with its
+	// newest state, where that is in the store or on a host in reach; NoState else.
+	BringBack(ctx context.Context, b BringBack) (Sandbox, error)
+	// FullHosts are those with less than a share of their disk free that are not
+	// making room already, SpareCopies what can go there, the longest unused first,
+	// and GiveUpCopy has one go if it still can.
+	FullHosts(ctx context.Context, share float64, limit int) ([]FullHost, error)
+	SpareCopies(ctx context.Context, h id.Host, limit int) ([]SpareCopy, error)
+	GiveUpCopy(ctx context.Context, h id.Host, state id.Snapshot) (bool, error)
+	// WarnExpiring tells of paused sandboxes that go within a day, each once.
+	WarnExpiring(ctx context.Context, limit int) (int, error)
 	// Progress notes how far an open operation is, and gives it so much time more.
 	Progress(ctx context.Context, op id.Operation, p Progress, more time.Duration) error
 	// Departures are what may be left on a host of sandboxes that went on elsewhere;

@@ -224,6 +224,7 @@ func (w *Sweep) old(ctx context.Context) error {
 	)
 	left := false
 	for _, prune := range []func() (int, error){
+		func() (int, error) { return s.store.WarnExpiring(ctx, pruneBatch) },
 		func() (int, error) { return s.store.Prune(ctx, Retention, pruneBatch) },
 		func() (int, error) { return s.store.PruneStates(ctx, Retention, pruneBatch) },
 		func() (int, error) { return s.store.PruneSamples(ctx, 20*pruneBatch) },

@@ -27,7 +27,8 @@ func TestID07_OneKeyPerScopeByEveryOperation(t *testing.T) {
 		"read sandboxes", "read sandboxes snapshots", "read sandboxes templates"
 	expected := map[string]string{
 		"getLimits": all, "streamEvents": all, "createEventTicket": all,
-		"listTemplates": templates, "getTemplate": templates,
+		"listTemplates": templates, "getTemplate": templates, "listBuilds": templates, "getBuild": templates, "getBuildLogs": templates,
+		"createTemplate": "templates", "deleteTemplate": "templates", "uploadBuildContext": "templates", "cancelBuild": "templates",
 		"listSnapshots": saved, "getSnapshot": saved, "createSnapshot": snapshots, "deleteSnapshot": snapshots,
 	}
 	for _, op := range []string{
@@ -36,7 +37,7 @@ func TestID07_OneKeyPerScopeByEveryOperation(t *testing.T) {
 		expected[op] = reading
 	}
 	for _, op := range []string{
-		"createSandbox", "deleteSandbox", "execSandbox", "pauseSandbox", "resumeSandbox", "forkSandbox", "setSandboxTimeout", "pingSandbox",
+		"createSandbox", "deleteSandbox", "execSandbox", "pauseSandbox", "resumeSandbox", "recoverSandbox", "forkSandbox", "setSandboxTimeout", "pingSandbox",
 		"streamExec", "openPTY", "uploadFile", "removeFile", "makeDirectory", "moveFile",
 	} {
 		expected[op] = sandboxes

@@ -4,6 +4,7 @@ package sandboxhttp
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"time"
 
 	"github.com/go-faster/jx"
@@ -186,6 +187,9 @@ func toSandbox(x sandbox.Sandbox) restapi.Sandbox {
 		out.SnapshotID.SetTo(x.FromState.String())
 	}
 	withState(&out, x)
+	if !out.RecoverableFrom.Set && !x.Status.Live() {
+		out.Actions = slices.DeleteFunc(out.Actions, func(a string) bool { return a == string(sandbox.ActionRecover) })
+	}
 	return out
 }
 

@@ -50,6 +50,20 @@ func (h *Handlers) ResumeSandbox(ctx context.Context, req restapi.OptResumeSandb
 	return &out, nil
 }
 
+// RecoverSandbox implements recoverSandbox.
+func (h *Handlers) RecoverSandbox(ctx context.Context, params restapi.RecoverSandboxParams) (*restapi.Sandbox, error) {
+	sandboxID, err := id.ParseSandbox(params.ID)
+	if err != nil {
+		return nil, err
+	}
+	x, err := h.sandboxes.Recover(ctx, principal.From(ctx), sandboxID)
+	if err != nil {
+		return nil, err
+	}
+	out := toSandbox(x)
+	return &out, nil
+}
+
 // ForkSandbox implements forkSandbox. A repeated fork waits for the copies of the
 // first one.
 func (h *Handlers) ForkSandbox(ctx context.Context, req *restapi.ForkSandboxRequest, params restapi.ForkSandboxParams) (restapi.ForkSandboxRes, error) {

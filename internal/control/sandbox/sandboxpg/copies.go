@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"skerry.dev/skerry/internal/control/host"
 	"skerry.dev/skerry/internal/control/sandbox"
 	"skerry.dev/skerry/internal/control/sandbox/sandboxpg/sqlcgen"
@@ -70,4 +72,58 @@ func (s *Store) Reach(ctx context.Context, state sandbox.Snapshot, team id.Team,
 	held, err := s.q.HeldBack(ctx, s.pool, x)
 	out.Avoid = hosts(held)
 	return out, pg.Map(err)
+}
+
+// FullHosts implements sandbox.Store.
+func (s *Store) FullHosts(ctx context.Context, share float64, limit int) ([]sandbox.FullHost, error) {
+	rows, err := s.q.FullHosts(ctx, s.pool, sqlcgen.FullHostsParams{Share: share, MaxRows: int32(limit)})
+	if err != nil {
+		return nil, pg.Map(err)
+	}
+	out := make([]sandbox.FullHost, len(rows))
+	for i, r := range rows {
+		out[i] = sandbox.FullHost{ID: r.ID, Lacking: r.LackingBytes}
+	}
+	return out, nil
+}
+
+// SpareCopies implements sandbox.Store.
+func (s *Store) SpareCopies(ctx context.Context, h id.Host, limit int) ([]sandbox.SpareCopy, error) {
+	rows, err := s.q.Spare(ctx, s.pool, sqlcgen.SpareParams{HostID: h, MaxRows: int32(limit)})
+	if err != nil {
+		return nil, pg.Map(err)
+	}
+	out := make([]sandbox.SpareCopy, len(rows))
+	for i, r := range rows {
+		out[i] = sandbox.SpareCopy{State: r.SnapshotID, SizeBytes: r.SizeBytes}
+	}
+	return out, nil
+}
+
+// GiveUpCopy implements sandbox.Store. The sandbox is locked first: it is paused
+// there until this is written, and what is left of it on the host departs.
+func (s *Store) GiveUpCopy(ctx context.Context, h id.Host, state id.Snapshot) (bool, error) {
+	given := false
+	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
+		given = false
+		if _, err := s.q.LockLivingFrom(ctx, tx, sqlcgen.LockLivingFromParams{SnapshotID: state.UUID(), HostID: h}); err != nil {
+			return err
+		}
+		if _, err := s.q.LockState(ctx, tx, state); err != nil {
+			return err
+		}
+		n, err := s.q.GiveUpCopy(ctx, tx, sqlcgen.GiveUpCopyParams{SnapshotID: state, HostID: h})
+		if err != nil || n == 0 {
+			return err
+		}
+		given = true
+		return s.q.DepartFrom(ctx, tx, sqlcgen.DepartFromParams{SnapshotID: state.UUID(), HostID: h})
+	})
+	return given, err
+}
+
+// WarnExpiring implements sandbox.Store.
+func (s *Store) WarnExpiring(ctx context.Context, limit int) (int, error) {
+	rows, err := s.q.WarnExpiring(ctx, s.pool, sqlcgen.WarnExpiringParams{LimitSecs: int32(sandbox.PausedLimit.Seconds()), MaxRows: int32(limit)})
+	return len(rows), pg.Map(err)
 }

@@ -1064,7 +1064,7 @@ LIMIT sqlc.arg(max_rows);
 -- name: Spare :many
 -- The longest unused copies on a host of what is in the store, and that nothing
 -- there is running from or about to.
-SELECT c.snapshot_id, p.size_bytes, s.id AS sandbox_id, s.incarnation
+SELECT c.snapshot_id, p.size_bytes
 FROM state_copies c JOIN snapshots p ON p.id = c.snapshot_id JOIN artifacts a ON a.id = p.artifact_id AND a.status = 'ready'
 LEFT JOIN sandboxes s ON s.state_id = p.id AND s.host_id = c.host_id AND s.ended_at IS NULL
 WHERE c.host_id = sqlc.arg(host_id) AND c.ready_at IS NOT NULL AND c.drop_at IS NULL AND p.status = 'ready' AND p.upload_at IS NULL
@@ -1086,3 +1086,13 @@ WHERE c.snapshot_id = sqlc.arg(snapshot_id) AND c.host_id = sqlc.arg(host_id) AN
 SELECT count(*) FROM state_copies c JOIN snapshots p ON p.id = c.snapshot_id
 WHERE c.host_id = sqlc.arg(host_id) AND p.status = 'ready' AND p.kind NOT IN ('fork', 'layer')
   AND NOT EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = p.id AND (k.host_id IS NULL OR k.host_id <> c.host_id));
+
+-- name: LockLivingFrom :many
+SELECT id FROM sandboxes WHERE state_id = sqlc.arg(snapshot_id)::uuid AND host_id = sqlc.arg(host_id) AND ended_at IS NULL ORDER BY id FOR NO KEY UPDATE;
+
+-- name: DepartFrom :exec
+-- What is paused on a host with a copy that is given up is nothing there any more.
+INSERT INTO departures (sandbox_id, host_id, incarnation, state_id)
+SELECT s.id, s.host_id, s.incarnation, s.state_id FROM sandboxes s
+WHERE s.state_id = sqlc.arg(snapshot_id)::uuid AND s.host_id = sqlc.arg(host_id) AND s.status = 'paused'
+ON CONFLICT (sandbox_id, host_id) DO UPDATE SET incarnation = excluded.incarnation, state_id = excluded.state_id, at = now();

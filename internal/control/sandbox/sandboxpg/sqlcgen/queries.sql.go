@@ -860,6 +860,24 @@ func (q *Queries) DeleteSandboxes(ctx context.Context, db DBTX, ids []uuid.UUID)
 	return err
 }
 
+const departFrom = `-- name: DepartFrom :exec
+INSERT INTO departures (sandbox_id, host_id, incarnation, state_id)
+SELECT s.id, s.host_id, s.incarnation, s.state_id FROM sandboxes s
+WHERE s.state_id = $1::uuid AND s.host_id = $2 AND s.status = 'paused'
+ON CONFLICT (sandbox_id, host_id) DO UPDATE SET incarnation = excluded.incarnation, state_id = excluded.state_id, at = now()
+`
+
+type DepartFromParams struct {
+	SnapshotID uuid.UUID
+	HostID     id.Host
+}
+
+// What is paused on a host with a copy that is given up is nothing there any more.
+func (q *Queries) DepartFrom(ctx context.Context, db DBTX, arg DepartFromParams) error {
+	_, err := db.Exec(ctx, departFrom, arg.SnapshotID, arg.HostID)
+	return err
+}
+
 const departed = `-- name: Departed :exec
 DELETE FROM departures WHERE sandbox_id = $1 AND host_id = $2 AND incarnation = $3
 `
@@ -2553,6 +2571,35 @@ func (q *Queries) LockHost(ctx context.Context, db DBTX, arg LockHostParams) ([]
 	return items, nil
 }
 
+const lockLivingFrom = `-- name: LockLivingFrom :many
+SELECT id FROM sandboxes WHERE state_id = $1::uuid AND host_id = $2 AND ended_at IS NULL ORDER BY id FOR NO KEY UPDATE
+`
+
+type LockLivingFromParams struct {
+	SnapshotID uuid.UUID
+	HostID     id.Host
+}
+
+func (q *Queries) LockLivingFrom(ctx context.Context, db DBTX, arg LockLivingFromParams) ([]id.Sandbox, error) {
+	rows, err := db.Query(ctx, lockLivingFrom, arg.SnapshotID, arg.HostID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []id.Sandbox
+	for rows.Next() {
+		var id id.Sandbox
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const lockOnHost = `-- name: LockOnHost :many
 SELECT id FROM sandboxes WHERE host_id = $1 AND ended_at IS NULL ORDER BY id FOR NO KEY UPDATE
 `
@@ -4077,7 +4124,7 @@ func (q *Queries) ShareState(ctx context.Context, db DBTX, argID id.Snapshot) (S
 }
 
 const spare = `-- name: Spare :many
-SELECT c.snapshot_id, p.size_bytes, s.id AS sandbox_id, s.incarnation
+SELECT c.snapshot_id, p.size_bytes
 FROM state_copies c JOIN snapshots p ON p.id = c.snapshot_id JOIN artifacts a ON a.id = p.artifact_id AND a.status = 'ready'
 LEFT JOIN sandboxes s ON s.state_id = p.id AND s.host_id = c.host_id AND s.ended_at IS NULL
 WHERE c.host_id = $1 AND c.ready_at IS NOT NULL AND c.drop_at IS NULL AND p.status = 'ready' AND p.upload_at IS NULL
@@ -4093,10 +4140,8 @@ type SpareParams struct {
 }
 
 type SpareRow struct {
-	SnapshotID  id.Snapshot
-	SizeBytes   int64
-	SandboxID   id.Sandbox
-	Incarnation *int64
+	SnapshotID id.Snapshot
+	SizeBytes  int64
 }
 
 // The longest unused copies on a host of what is in the store, and that nothing
@@ -4110,12 +4155,7 @@ func (q *Queries) Spare(ctx context.Context, db DBTX, arg SpareParams) ([]SpareR
 	var items []SpareRow
 	for rows.Next() {
 		var i SpareRow
-		if err := rows.Scan(
-			&i.SnapshotID,
-			&i.SizeBytes,
-			&i.SandboxID,
-			&i.Incarnation,
-		); err != nil {
+		if err := rows.Scan(&i.SnapshotID, &i.SizeBytes); err != nil {
 			return nil, err
 		}
 		items = append(items, i)

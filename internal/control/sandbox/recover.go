@@ -1,0 +1,61 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"skerry.dev/skerry/internal/control/audit"
+	"skerry.dev/skerry/internal/control/principal"
+	"skerry.dev/skerry/internal/kernel/errs"
+	"skerry.dev/skerry/internal/kernel/id"
+)
+
+// PausedRecovered is why a sandbox is paused that was given up where it was.
+const PausedRecovered = "recovered"
+
+// BringBack is the request to go on from what was saved of a sandbox, whatever
+// its host may still have of it.
+type BringBack struct {
+	ID    id.Sandbox
+	Team  id.Team
+	Audit audit.Entry
+}
+
+// NoState is what a caller gets who wants to recover what nothing in reach is
+// left of.
+func NoState(x Sandbox) *errs.Error {
+	switch {
+	case x.StateID == nil || x.StateStatus != StateReady:
+		return errs.FailedPrecondition("no_state", "No saved state of the sandbox is left to go on from.")
+	case len(x.StateCopies) == 0:
+		return errs.FailedPrecondition("no_state", "The saved state of the sandbox is in no place any more.")
+	}
+	where := make([]string, len(x.StateCopies))
+	for i, h := range x.StateCopies {
+		where[i] = h.String()
+	}
+	return errs.FailedPrecondition("no_state", fmt.Sprintf("The newest saved state is only on %s, which is out of reach, and not in the store. Wait for it to come back.",
+		strings.Join(where, ", "))).With("hosts", where)
+}
+
+// Recover gives up what the host of a missing sandbox still has of it, or brings
+// back one that ended by itself: it is paused with its newest saved state then.
+// Should the host come back with anything else, that is set aside.
+func (s *Service) Recover(ctx context.Context, by principal.Principal, sandbox id.Sandbox) (Sandbox, error) {
+	team, err := writer(by)
+	if err != nil {
+		return Sandbox{}, err
+	}
+	x, err := s.owned(ctx, team, sandbox)
+	if err != nil {
+		return x, err
+	}
+	back, err := s.store.BringBack(ctx, BringBack{ID: sandbox, Team: team, Audit: audit.By(by).SandboxRecovered(team, sandbox)})
+	if err != nil {
+		return x, err
+	}
+	s.watch.Publish(back)
+	s.agents.Forget(x.Host, x.ID, x.Incarnation)
+	return s.owned(ctx, team, sandbox)
+}
