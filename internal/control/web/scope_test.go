@@ -18,7 +18,7 @@ func TestID07_OneKeyPerScopeByEveryOperation(t *testing.T) {
 	s := newStack(t, options{})
 	var operations []operation
 	for _, op := range documentOperations(t) {
-		if op.raw && !strings.HasPrefix(op.id, "get") {
+		if op.raw && strings.HasPrefix(op.path, "/v1/") { // the others are there
 			s.web.Mount(web.Route{Method: op.method, Path: op.path, Operation: op.id, Handler: func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(299) }})
 		}
 		operations = append(operations, op)
