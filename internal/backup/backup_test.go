@@ -231,6 +231,14 @@ func TestO7_ABackupIsCheckedBeforeAnythingIsDone(t *testing.T) {
 	if err != nil || got.StillMissing != 1 || got.Brought != 0 {
 		t.Errorf("beside the store: %+v, %v", got, err)
 	}
+	// Whoever has the lost chunk is to bring it again.
+	var believed, lost bool
+	if err := open(t, from.DatabaseURL).QueryRow(ctx, `SELECT stored FROM chunks WHERE object = 11`).Scan(&believed); err != nil {
+		t.Fatal(err)
+	}
+	if err := open(t, to.DatabaseURL).QueryRow(ctx, `SELECT NOT stored FROM chunks WHERE object = 11`).Scan(&lost); err != nil || !believed || !lost {
+		t.Errorf("the restored database still believes in a chunk that is lost: %v, %v (%v)", believed, !lost, err)
+	}
 }
 
 // TestO7_ABrokenLoadLeavesNothing: all of the database or none of it.

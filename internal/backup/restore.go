@@ -11,6 +11,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -37,6 +39,30 @@ type Restored struct {
 	// those that neither has.
 	Brought      int64
 	StillMissing int64
+
+	lost []int64 // the numbers of chunks among the latter
+}
+
+// unseen takes the word back that the store has these chunks: whoever brings one
+// again is not told that it is there.
+func (r *Restored) unseen() []string {
+	var out []string
+	for some := range slices.Chunk(r.lost, someObjects) {
+		numbers := make([]string, len(some))
+		for i, n := range some {
+			numbers[i] = strconv.FormatInt(n, 10)
+		}
+		out = append(out, "UPDATE public.chunks SET stored = false WHERE object IN ("+strings.Join(numbers, ", ")+")")
+	}
+	return out
+}
+
+// miss counts one that neither the store nor the backup has.
+func (r *Restored) miss(k artifact.Key) {
+	r.StillMissing++
+	if k.Kind == artifact.KindChunk {
+		r.lost = append(r.lost, k.Object)
+	}
 }
 
 // Secret reads the secret of a backup, and checks it.
@@ -77,7 +103,7 @@ func Restore(ctx context.Context, dir string, to Installation, opts Options) (Re
 	if err := out.objects(ctx, dir, to.Store, opts); err != nil {
 		return out, err
 	}
-	if err := pg.Load(ctx, to.DatabaseURL, filepath.Join(dir, databaseFile), newObjects); err != nil {
+	if err := pg.Load(ctx, to.DatabaseURL, filepath.Join(dir, databaseFile), append(out.unseen(), newObjects)...); err != nil {
 		return out, err
 	}
 	return out, compare(ctx, to.DatabaseURL, about)
@@ -191,18 +217,23 @@ func (r *Restored) bring(ctx context.Context, store, copies artifact.Store, keys
 		}
 	}
 	if copies == nil {
-		r.StillMissing += int64(len(missing))
+		for _, k := range missing {
+			r.miss(k)
+		}
 		return nil
 	}
 	brought, err := look(ctx, copies, store, missing)
-	for _, o := range brought {
+	if err != nil {
+		return err
+	}
+	for i, o := range brought {
 		if o.Size < 0 {
-			r.StillMissing++
+			r.miss(missing[i])
 		} else {
 			r.Brought++
 		}
 	}
-	return err
+	return nil
 }
 
 // compare counts the rows again.
