@@ -47,7 +47,7 @@ type Options struct {
 	// MaxBytes bounds the files together; 0 is 64 GiB.
 	MaxBytes int64
 	// Parallel is how many chunks move at once; 0 is 4. Each takes 9 MB of memory,
-	// in an upload twice.
+	// 13 MB in an upload.
 	Parallel int
 }
 

@@ -83,7 +83,7 @@ func Fetch(ctx context.Context, clients Clients, from artifact.Source, want Want
 // others: content that is wrong as a whole, and what filled the disk.
 func (f *fetch) giveUp(err error, parts []*part) error {
 	err = diskFull(err, f.manifest.Size)
-	if errs.Is(err, "wrong_content") || errs.Is(err, "disk_full") {
+	if errors.Is(err, errWhole) || errs.Is(err, "disk_full") {
 		for _, p := range parts {
 			err = errors.Join(err, p.remove())
 		}

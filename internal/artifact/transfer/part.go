@@ -207,16 +207,19 @@ func hashGap(ctx context.Context, h io.Writer, zeros []byte, n int64) error {
 	return nil
 }
 
+// errWhole says that all chunks are right, and the file is not.
+var errWhole = errors.New("transfer: the whole file is wrong")
+
 // verdict compares a whole file's SHA-256 with the manifest's and, where it is
 // known, with the one wanted.
 func (p *part) verdict(sum [sha256.Size]byte, plain artifact.Digest) error {
 	if got := artifact.ContentKey(nil).Digest(labelFile, sum); plain != "" && got != plain {
-		return errs.Invalid("wrong_content", "A file of the artifact is another one than was asked for.").
-			With("file", p.file.Name).With("digest", string(got)).With("wanted", string(plain))
+		return mismatch("A file of the artifact is another one than was asked for.").
+			With("file", p.file.Name).With("digest", string(got)).With("wanted", string(plain)).Because(errWhole)
 	}
 	if p.opener.key.Digest(labelFile, sum) != p.file.Digest {
-		return errs.Invalid("wrong_content", "A file of the artifact does not match its digest.").
-			With("file", p.file.Name).With("wanted", string(p.file.Digest))
+		return mismatch("A file of the artifact does not match its digest.").
+			With("file", p.file.Name).With("wanted", string(p.file.Digest)).Because(errWhole)
 	}
 	return nil
 }

@@ -68,12 +68,12 @@ type upload struct {
 	sent     int64
 }
 
-// piece is a chunk on its way, with its buffers.
+// piece is a chunk on its way, with its buffer.
 type piece struct {
-	file        int
-	offset      int64
-	raw, stored []byte
-	chunk       artifact.Chunk
+	file   int
+	offset int64
+	stored []byte
+	chunk  artifact.Chunk
 }
 
 func (u *upload) run(ctx context.Context, files []File, mediaType string) (Uploaded, error) {
@@ -173,6 +173,10 @@ func (u *upload) read(ctx context.Context, files []*os.File, free <-chan *piece,
 	}
 	defer func() { _ = sealing.Wait() }() // none outlives its buffers
 	zeros := make([]byte, 1<<20)
+	raws := make(chan []byte, u.opts.Parallel) // free again once they are sealed
+	for range cap(raws) {
+		raws <- make([]byte, artifact.ChunkSize)
+	}
 	for i, file := range files {
 		size, whole := u.manifest.Files[i].Size, sha256.New()
 		for offset := int64(0); offset < size; offset += artifact.ChunkSize {
@@ -192,12 +196,16 @@ func (u *upload) read(ctx context.Context, files []*os.File, free <-chan *piece,
 			case p = <-free:
 			}
 			p.file, p.offset = i, offset
-			if err := p.read(file, length); err != nil {
+			raw := (<-raws)[:length]
+			if _, err := io.ReadFull(io.NewSectionReader(file, offset, length), raw); err != nil {
 				return fmt.Errorf("reading %s at %d: %w", u.manifest.Files[i].Name, offset, err)
 			}
+			whole.Write(raw)
 			batch = append(batch, p)
-			sealing.Go(func() error { return p.seal(u.sealer) })
-			whole.Write(p.raw)
+			sealing.Go(func() error {
+				defer func() { raws <- raw[:artifact.ChunkSize] }()
+				return p.seal(u.sealer, raw)
+			})
 			u.advance(length)
 			if len(batch) == u.opts.Parallel {
 				if err := flush(); err != nil {
@@ -225,22 +233,16 @@ func (u *upload) name(i int, whole hash.Hash) {
 	f.Digest = u.to.Key.Digest(labelFile, sum)
 }
 
-func (p *piece) read(file io.ReaderAt, length int64) error {
-	if p.raw == nil {
-		p.raw, p.stored = make([]byte, artifact.ChunkSize), make([]byte, 0, artifact.MaxChunkBytes)
-	}
-	p.raw = p.raw[:length]
-	_, err := io.ReadFull(io.NewSectionReader(file, p.offset, length), p.raw)
-	return err
-}
-
 // seal makes the stored form; none of zeros.
-func (p *piece) seal(s *sealer) (err error) {
+func (p *piece) seal(s *sealer, raw []byte) (err error) {
 	p.chunk = artifact.Chunk{}
-	if isZero(p.raw) {
+	if isZero(raw) {
 		return nil
 	}
-	p.stored, p.chunk, err = s.seal(p.raw, p.stored)
+	if p.stored == nil {
+		p.stored = make([]byte, 0, artifact.MaxChunkBytes)
+	}
+	p.stored, p.chunk, err = s.seal(raw, p.stored)
 	p.chunk.Offset = p.offset
 	return err
 }
