@@ -38,8 +38,8 @@ type Carried struct {
 // equip brings to a sandbox's host what it lacks to start from a state. Done
 // twice it finds everything there. Its copy is written down before its bytes
 // are, so that it is removed with the state.
-func (r *Runner) equip(ctx context.Context, op *Operation, x Sandbox, state id.Snapshot, memory bool) error {
-	needs, err := r.store.Needs(ctx, x.Host.ID, state, memory)
+func (r *Runner) equip(ctx context.Context, op *Operation, x Sandbox, state id.Snapshot) error {
+	needs, err := r.store.Needs(ctx, x.Host.ID, state)
 	if err != nil {
 		return err
 	}

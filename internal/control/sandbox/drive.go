@@ -50,7 +50,7 @@ func (r *Runner) driveCreate(ctx context.Context, op Operation) error {
 		return err
 	}
 	if x.FromState != nil {
-		if err := r.equip(ctx, &op, x, *x.FromState, true); err != nil {
+		if err := r.equip(ctx, &op, x, *x.FromState); err != nil {
 			if r.unsure(ctx, err) || errors.Is(err, errAbandoned) || errs.Is(err, "deadline_exceeded") && time.Now().Before(op.DeadlineAt) {
 				return err
 			}

@@ -221,7 +221,7 @@ func (r *Runner) driveResume(ctx context.Context, op Operation) error {
 		return r.lose(ctx, op, x, StatusResuming)
 	}
 	timeout := time.Duration(op.Params.TimeoutSec) * time.Second
-	if err := r.equip(ctx, &op, x, op.Params.State, op.Params.Memory); err != nil {
+	if err := r.equip(ctx, &op, x, op.Params.State); err != nil {
 		if r.unsure(ctx, err) || errors.Is(err, errAbandoned) {
 			return err
 		}

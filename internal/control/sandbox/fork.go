@@ -134,7 +134,7 @@ func (s *Service) forking(ctx context.Context, by principal.Principal, x Sandbox
 			Operation: Operation{ID: id.NewOperation(), SandboxID: c.ID, TeamID: c.TeamID, Kind: KindCreate, Incarnation: 1, Params: Params{Together: together}},
 		})
 	}
-	f.Place = s.placer(by, want)
+	f.Place = s.placer(by, started(want, x.Status == StatusRunning || state.Memory)...)
 	f.Begin.Event, f.Begin.EventData = "forking", map[string]any{"copies": together, "by": by.ActorName()}
 	f.Audit = func(h id.Host) []audit.Entry {
 		entries := []audit.Entry{audit.By(by).SandboxForked(x.TeamID, x.ID, together)}
@@ -147,9 +147,7 @@ func (s *Service) forking(ctx context.Context, by principal.Principal, x Sandbox
 }
 
 // wanted is what a sandbox like x needs to start from a state: a host that has
-// it, or any that fits once it is in the store. An engine takes no state of
-// another version, be it a disk alone; to boot from the disk of a state with
-// memory it has to wake that first.
+// it, or any that fits once it is in the store.
 func wanted(x Sandbox, state Snapshot, reach Reach) scheduler.Request {
 	want := scheduler.Request{
 		CPUMillis: x.CPUMillis, MemoryMB: x.MemoryMB, DiskMB: x.DiskMB, Engine: x.Engine, Arch: state.Arch,
@@ -159,6 +157,18 @@ func wanted(x Sandbox, state Snapshot, reach Reach) scheduler.Request {
 		want.Hosts = append([]id.Host{}, state.Copies...) // never nil, which would be any
 	}
 	return want
+}
+
+// started are the hosts on which a state is started, best first. Memory needs the
+// engine that saved it; a disk is best read by that too, and else in the form in
+// which any can, which the host looks for.
+func started(want scheduler.Request, memory bool) []scheduler.Request {
+	if memory {
+		return []scheduler.Request{want}
+	}
+	loose := want
+	loose.EngineVersion, loose.CPUFeatures = "", nil
+	return []scheduler.Request{want, loose}
 }
 
 // AwaitFork returns all copies once each runs, or why none is left.

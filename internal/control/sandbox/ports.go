@@ -321,7 +321,7 @@ type Store interface {
 	UploadFailed(ctx context.Context, u Upload, why string, pause time.Duration) error
 	// Needs says what a host lacks to start from a state; refused with
 	// state_not_here when it cannot be fetched either.
-	Needs(ctx context.Context, h id.Host, state id.Snapshot, memory bool) (Needs, error)
+	Needs(ctx context.Context, h id.Host, state id.Snapshot) (Needs, error)
 	// BringCopy writes down a copy before its bytes are there, CopyMade that they
 	// are, and CopyLost that they are not.
 	BringCopy(ctx context.Context, state id.Snapshot, h id.Host) error

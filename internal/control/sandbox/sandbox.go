@@ -320,7 +320,12 @@ type NewSandbox struct {
 	Sandbox   Sandbox // without Host, EngineVersion and times
 	Operation Operation
 	Want      scheduler.Request
+	// DiskOnly: what it starts from has no memory.
+	DiskOnly bool
 }
+
+// wants are what it needs, best first.
+func (n NewSandbox) wants() []scheduler.Request { return started(n.Want, !n.DiskOnly) }
 
 // Filter of a list; empty Statuses are all that have not ended.
 type Filter struct {

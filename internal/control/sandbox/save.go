@@ -118,7 +118,7 @@ func (s *Service) resuming(ctx context.Context, x Sandbox, by principal.Principa
 	return Begin{
 		ID: x.ID, From: StatusPaused, To: StatusResuming, NewIncarnation: true, Operation: id.NewOperation(), Kind: KindResume,
 		Params: Params{State: state.ID, Memory: memory, TimeoutSec: x.TimeoutSec, Reason: PausedRequested},
-		Place:  s.placer(by, want), Want: want, Row: x,
+		Place:  s.placer(by, started(want, memory)...), Want: want, Row: x,
 		Event: "resuming", EventData: map[string]any{"memory": memory, "by": by.ActorName()}, Audit: &entry,
 	}, nil
 }

@@ -113,7 +113,7 @@ func (s *Service) Create(ctx context.Context, by principal.Principal, req Create
 // placed accepts what was planned.
 func (s *Service) placed(ctx context.Context, by principal.Principal, n NewSandbox) (Receipt, error) {
 	lease, reserved := s.runner.reserve()
-	x, err := s.store.CreatePending(ctx, n, lease, s.placer(by, n.Want), func(h id.Host) audit.Entry {
+	x, err := s.store.CreatePending(ctx, n, lease, s.placer(by, n.wants()...), func(h id.Host) audit.Entry {
 		return audit.By(by).SandboxCreated(n.Sandbox.TeamID, n.Sandbox.ID, n.Sandbox.TemplateName, h)
 	})
 	if err != nil {
@@ -145,7 +145,24 @@ func (s *Service) planned(ctx context.Context, by principal.Principal, team id.T
 	if err != nil {
 		return NewSandbox{}, err
 	}
+	if tpl.StateID != nil {
+		return s.planOn(ctx, by, team, req, tpl)
+	}
 	return s.plan(by, team, req, tpl)
+}
+
+// planOn plans a sandbox that goes on from what its template was saved as.
+func (s *Service) planOn(ctx context.Context, by principal.Principal, team id.Team, req CreateRequest, tpl template.Template) (NewSandbox, error) {
+	state, err := s.store.State(ctx, *tpl.StateID)
+	if err != nil {
+		return NewSandbox{}, err
+	}
+	if state.Status != StateReady {
+		return NewSandbox{}, StateGone(state)
+	}
+	n, err := s.planFrom(ctx, by, team, req, state)
+	n.Sandbox.TemplateID, n.Sandbox.TemplateName = tpl.ID, tpl.Name
+	return n, err
 }
 
 // planFrom fills in what the request leaves to the saved state. Restored memory
@@ -186,6 +203,7 @@ func (s *Service) planFrom(ctx context.Context, by principal.Principal, team id.
 	}
 	n.Want = wanted(*x, state, reach)
 	n.Want.Engine, n.Want.Labels = state.Engine, req.HostLabels
+	n.DiskOnly = !state.Memory
 	return n, nil
 }
 
@@ -236,12 +254,16 @@ func override(to *int64, v *int64) {
 
 // placer refuses with the reasons. Which hosts there are, and how full with
 // other teams' work, is for platform admins and the log.
-func (s *Service) placer(by principal.Principal, want scheduler.Request) Placer {
+// Of several wants the first that can be met is.
+func (s *Service) placer(by principal.Principal, wants ...scheduler.Request) Placer {
 	return func(hosts []scheduler.HostView) (scheduler.Decision, error) {
-		d := s.scheduler.Pick(want, hosts)
-		if d.Placed {
-			return d, nil
+		var d scheduler.Decision
+		for _, want := range wants {
+			if d = s.scheduler.Pick(want, hosts); d.Placed {
+				return d, nil
+			}
 		}
+		want := wants[len(wants)-1]
 		message := "No host has room for this sandbox now. Try again, ask for less, or add a host."
 		switch {
 		case want.Hosts != nil && !slices.ContainsFunc(d.Refusals, func(r scheduler.Refusal) bool { return r.Reason != "not_there" }):

@@ -326,7 +326,12 @@ func TestP7_AStateFollowsItsEngine(t *testing.T) {
 	if !errs.Is(err, "state_incompatible") || errs.As(err).Details["reason"] != "engine_version" {
 		t.Fatalf("resumed under another engine: %v", err)
 	}
+	// From the disk alone: whether that can be the host says.
+	if _, err := s.Service.Resume(t.Context(), w.User(), x.ID, nil, true, true); !errs.Is(err, "resume_failed") || errs.As(err).Details["reason"] != "state_incompatible" {
+		t.Errorf("resumed from the disk: %v", err)
+	}
 	engineStored(t, w, sandboxtest.Version)
+	x = get(t, w, x.ID)
 	if got := resumed(t, w, s, x.ID); got.Host.ID != x.Host.ID || w.Agents.Transfers("engine") != 1 {
 		t.Errorf("on %s, engine fetched %d times", got.Host.ID, w.Agents.Transfers("engine"))
 	}

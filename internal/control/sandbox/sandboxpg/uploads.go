@@ -91,7 +91,7 @@ func (s *Store) UploadFailed(ctx context.Context, u sandbox.Upload, why string, 
 var errNotHere = errs.FailedPrecondition("state_not_here", "The host does not have the saved state, and it is not in the store. Start from it where it is.")
 
 // Needs implements sandbox.Store.
-func (s *Store) Needs(ctx context.Context, h id.Host, state id.Snapshot, memory bool) (sandbox.Needs, error) {
+func (s *Store) Needs(ctx context.Context, h id.Host, state id.Snapshot) (sandbox.Needs, error) {
 	row, err := s.q.NeedsOf(ctx, s.pool, sqlcgen.NeedsOfParams{SnapshotID: state, HostID: h})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return sandbox.Needs{}, sandbox.ErrStateNotFound
