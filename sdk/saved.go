@@ -74,6 +74,13 @@ func (c *Client) ResumeSandbox(ctx context.Context, id string, o ResumeOptions) 
 	return nil, unexpected(answer)
 }
 
+// RecoverSandbox gives up what the host of a missing sandbox still has of it, or
+// brings back one that ended by itself: it is paused as it was saved last.
+func (c *Client) RecoverSandbox(ctx context.Context, id string) (*Sandbox, error) {
+	s, err := c.api.RecoverSandbox(ctx, restapi.RecoverSandboxParams{ID: id})
+	return s, c.explain(err)
+}
+
 // ForkSandbox makes copies of a running or paused sandbox, all or none. A zero
 // timeout and nil metadata are the parent's.
 func (c *Client) ForkSandbox(ctx context.Context, id string, count int, timeout time.Duration, metadata map[string]string) ([]Sandbox, error) {
@@ -165,6 +172,12 @@ func (c *Client) Snapshots(ctx context.Context, kind string) iter.Seq2[Snapshot,
 		}
 		return l.Items, l.NextCursor, nil
 	})
+}
+
+// Snapshot returns a saved state by name or id.
+func (c *Client) Snapshot(ctx context.Context, nameOrID string) (*Snapshot, error) {
+	s, err := c.api.GetSnapshot(ctx, restapi.GetSnapshotParams{Name: nameOrID})
+	return s, c.explain(err)
 }
 
 // DeleteSnapshot deletes a snapshot by name or id; sandboxes made from it live

@@ -60,6 +60,15 @@ func (b *bar) add(n int64) {
 	}
 }
 
+// set says how far one thing is that somebody else moves.
+func (b *bar) set(name string, at, size int64) {
+	if b.name != name {
+		b.name, b.start = name, time.Now()
+	}
+	b.at, b.size, b.total = 0, size, 0
+	b.add(at)
+}
+
 func (b *bar) line(since time.Duration) string {
 	rate := size(int64(float64(b.total)/max(since.Seconds(), 0.001))) + "/s"
 	name := clean(b.name)

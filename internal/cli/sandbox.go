@@ -23,6 +23,7 @@ type sandboxCmd struct {
 
 	Pause   pauseCmd   `cmd:"" help:"Save everything and stop using CPU and memory."`
 	Resume  resumeCmd  `cmd:"" help:"Go on where it was paused."`
+	Recover recoverCmd `cmd:"" help:"Give up what its host still has, and be paused as it was saved last."`
 	Fork    forkCmd    `cmd:"" help:"Make copies and print their ids."`
 	Timeout timeoutCmd `cmd:"" help:"Move the deadline to so long from now."`
 	Logs    logsCmd    `cmd:"" help:"Show what the console said last."`
@@ -39,6 +40,7 @@ type createCmd struct {
 	Timeout     time.Duration     `help:"Until its deadline." placeholder:"5m"`
 	OnTimeout   string            `help:"What happens at the deadline: pause or kill." placeholder:"ACTION"`
 	IdleTimeout time.Duration     `help:"Idle time until the same happens." placeholder:"10m"`
+	PausedTTL   time.Duration     `name:"paused-ttl" help:"How long it is kept once it is paused." placeholder:"720h"`
 	Env         map[string]string `short:"e" mapsep:"none" help:"Environment of its commands; repeatable." placeholder:"NAME=VALUE"`
 	Metadata    map[string]string `short:"m" mapsep:"none" help:"Your own marks to find it by; repeatable." placeholder:"KEY=VALUE"`
 	Engine      string            `help:"auto, gvisor or microvm." placeholder:"NAME"`
@@ -56,7 +58,7 @@ func (cmd *createCmd) Run(e *Env, g *Globals) error {
 	}
 	s, err := c.CreateSandbox(e.Context, sdk.CreateSandbox{
 		Template: cmd.Template, Snapshot: cmd.Snapshot, Checkpoint: cmd.Checkpoint, VCPUs: cmd.VCPUs, MemoryMB: cmd.Memory, DiskMB: cmd.Disk,
-		Timeout: cmd.Timeout, OnTimeout: cmd.OnTimeout, IdleTimeout: cmd.IdleTimeout,
+		Timeout: cmd.Timeout, OnTimeout: cmd.OnTimeout, IdleTimeout: cmd.IdleTimeout, PausedTTL: cmd.PausedTTL,
 		Metadata: cmd.Metadata, Env: cmd.Env, Engine: cmd.Engine, HostLabels: cmd.HostLabels, NoInternet: cmd.NoInternet,
 	})
 	if err != nil {
@@ -139,6 +141,7 @@ func (cmd *getCmd) Run(e *Env, g *Globals) error {
 		{"started", when(s.StartedAt)},
 		{"deadline", when(s.DeadlineAt)},
 		{"paused", pausedText(s)},
+		{"expires", when(s.ExpiresAt)},
 		{"saved", savedText(s)},
 		{"recoverable", s.RecoverableFrom.Value.SnapshotID},
 		{"ended", when(s.EndedAt)},

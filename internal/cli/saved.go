@@ -1,9 +1,11 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"time"
 
 	"skerry.dev/skerry/sdk"
@@ -36,8 +38,54 @@ func (cmd *resumeCmd) Run(e *Env, g *Globals) error {
 	if err != nil {
 		return err
 	}
+	stop := e.watchMove(c, cmd.ID)
 	s, err := c.ResumeSandbox(e.Context, cmd.ID, sdk.ResumeOptions{Timeout: cmd.Timeout, DiskOnly: cmd.DiskOnly, NoWait: cmd.NoWait})
+	stop()
 	return printMoved(e, g, s, err)
+}
+
+type recoverCmd struct {
+	ID string `arg:"" help:"The sandbox."`
+}
+
+func (cmd *recoverCmd) Run(e *Env, g *Globals) error {
+	c, err := e.client(g)
+	if err != nil {
+		return err
+	}
+	s, err := c.RecoverSandbox(e.Context, cmd.ID)
+	return printMoved(e, g, s, err)
+}
+
+// moveEvery is how often it is asked how far the bytes of a sandbox are.
+const moveEvery = 500 * time.Millisecond
+
+// watchMove shows on a terminal what is being brought to a sandbox's host, until
+// stop has returned.
+func (e *Env) watchMove(c *sdk.Client, id string) (stop func()) {
+	if !e.stderrIsTerminal() {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(e.Context)
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		b := newBar(e)
+		defer b.done()
+		ticker := time.NewTicker(moveEvery)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+			}
+			if s, err := c.Sandbox(ctx, id); err == nil && s.Progress.Set {
+				p := s.Progress.Value
+				b.set(string(p.What), p.DoneBytes, p.TotalBytes)
+			}
+		}
+	})
+	return func() { cancel(); watch.Wait() }
 }
 
 type timeoutCmd struct {
@@ -164,12 +212,37 @@ func savedText(s *sdk.Sandbox) string {
 	if !s.SavedAt.Set {
 		return ""
 	}
-	return fmt.Sprintf("%s, %s, only on %s", when(s.SavedAt), size(s.SavedBytes.Value), s.OnlyOnHost.Value)
+	text := when(s.SavedAt) + ", " + size(s.SavedBytes.Value)
+	switch {
+	case s.Stored.Value:
+		text += ", in the store"
+	case s.OnlyOnHost.Set:
+		text += ", only on " + s.OnlyOnHost.Value
+	}
+	return text
+}
+
+// placeText is where a saved state is.
+func placeText(s sdk.Snapshot) string {
+	hosts := fmt.Sprintf("%d hosts", len(s.Hosts))
+	if len(s.Hosts) == 1 {
+		hosts = "1 host"
+	}
+	switch {
+	case s.Stored:
+		return "store, " + hosts
+	case s.Upload.Set && s.Upload.Value.Error.Set:
+		return hosts + ", upload failed"
+	case s.Upload.Set && s.Upload.Value.DoneBytes > 0:
+		return fmt.Sprintf("%s, upload %d %%", hosts, min(100, s.Upload.Value.DoneBytes*100/max(s.Upload.Value.TotalBytes, 1)))
+	}
+	return hosts
 }
 
 type snapshotCmd struct {
 	Create snapshotCreateCmd `cmd:"" help:"Save a sandbox under a name; it goes on running."`
 	List   snapshotListCmd   `cmd:"" aliases:"ls" help:"List saved states, newest first."`
+	Get    snapshotGetCmd    `cmd:"" help:"Show one saved state, and where it is."`
 	Rm     snapshotRmCmd     `cmd:"" aliases:"delete" help:"Delete snapshots; sandboxes made from them live on."`
 }
 
@@ -211,9 +284,53 @@ func (cmd *snapshotListCmd) Run(e *Env, g *Globals) error {
 		return err
 	}
 	return printList(e, g, list, "No snapshots. `skerry snapshot create` makes one.",
-		[]string{"ID", "NAME", "TYPE", "STATUS", "SIZE", "SANDBOX", "AGE"}, func(s sdk.Snapshot) []string {
-			return []string{s.ID, s.Name.Value, string(s.Type), string(s.Status), size(s.SizeBytes), s.SandboxID, age(s.CreatedAt)}
+		[]string{"ID", "NAME", "TYPE", "STATUS", "SIZE", "WHERE", "SANDBOX", "AGE"}, func(s sdk.Snapshot) []string {
+			return []string{s.ID, s.Name.Value, string(s.Type), string(s.Status), size(s.SizeBytes), placeText(s), s.SandboxID, age(s.CreatedAt)}
 		})
+}
+
+type snapshotGetCmd struct {
+	Name string `arg:"" help:"Its name or id."`
+}
+
+func (cmd *snapshotGetCmd) Run(e *Env, g *Globals) error {
+	c, err := e.client(g)
+	if err != nil {
+		return err
+	}
+	s, err := c.Snapshot(e.Context, cmd.Name)
+	if err != nil {
+		return err
+	}
+	if g.Output == "json" {
+		return printJSON(e.Stdout, s)
+	}
+	memory := "disk only"
+	if s.Memory {
+		memory = "memory and disk"
+	}
+	stored := ""
+	if s.Stored {
+		stored = size(s.StoredBytes.Value) + " compressed"
+	}
+	printFields(e.Stdout, [][2]string{
+		{"id", s.ID},
+		{"name", s.Name.Value},
+		{"type", string(s.Type)},
+		{"status", string(s.Status)},
+		{"error", s.Error.Value},
+		{"sandbox", s.SandboxID},
+		{"template", s.Template},
+		{"engine", strings.TrimSpace(s.Engine + " " + s.EngineVersion.Value)},
+		{"holds", memory},
+		{"size", size(s.SizeBytes)},
+		{"where", placeText(*s)},
+		{"stored", stored},
+		{"upload error", s.Upload.Value.Error.Value},
+		{"hosts", strings.Join(s.Hosts, ", ")},
+		{"created", s.CreatedAt.Local().Format(time.DateTime) + " by " + s.CreatedBy},
+	})
+	return nil
 }
 
 type snapshotRmCmd struct {

@@ -16,7 +16,7 @@ const (
 		"internet":true,"metadata":{"job":"7"},"timeout_sec":300,"on_timeout":"pause","actions":["resume"],"created_by":"Ann","created_at":"2026-01-02T03:04:05.000000Z",
 		"paused_at":"2026-01-02T03:04:05.000000Z","paused_reason":"idle","saved_at":"2026-01-02T03:04:05.000000Z","saved_bytes":12000000,"only_on_host":"box"}`
 	aSnapshot = `{"id":"snap-1","name":"ready","type":"snapshot","status":"ready","sandbox_id":"sb-1","template":"base","engine":"gvisor","memory":true,
-		"vcpus":0.5,"memory_mb":512,"disk_mb":4096,"size_bytes":12000000,"only_on_host":"box","created_by":"Ann","created_at":"2026-01-02T03:04:05.000000Z"}`
+		"vcpus":0.5,"memory_mb":512,"disk_mb":4096,"size_bytes":12000000,"stored":true,"stored_bytes":2500000,"hosts":["box","other"],"created_by":"Ann","created_at":"2026-01-02T03:04:05.000000Z"}`
 	aSample = `{"at":"2026-01-02T03:04:05.000000Z","vcpus_used":0.25,"memory_bytes":1000000,"disk_bytes":2000000,"processes":3}`
 	taken   = `{"error":{"code":"invalid_state","message":"The sandbox is running.","request_id":"r"}}`
 )
@@ -30,6 +30,8 @@ func TestO3_SavingCommands(t *testing.T) {
 		"POST /v1/sandboxes/sb-1/pause":   aBox,
 		"POST /v1/sandboxes/sb-2/pause":   "409 " + taken,
 		"POST /v1/sandboxes/sb-1/resume":  aBox,
+		"POST /v1/sandboxes/sb-1/recover": aBox,
+		"GET /v1/snapshots/ready":         aSnapshot,
 		"POST /v1/sandboxes/sb-1/fork":    `201 {"items":[` + aBox + `,` + strings.Replace(aBox, "sb-1", "sb-3", 1) + `]}`,
 		"POST /v1/sandboxes/sb-1/timeout": aBox,
 		"GET /v1/sandboxes/sb-1/logs":     `{"text":"one\n\u001b[31mtwo\r\n","truncated":true}`,
@@ -56,6 +58,9 @@ func TestO3_SavingCommands(t *testing.T) {
 		"sandbox pause sb-1 -o json":               {`POST /v1/sandboxes/sb-1/pause {"memory":true}`, `"status": "paused"`, 0},
 		"sandbox pause sb-2":                       {`POST /v1/sandboxes/sb-2/pause {"memory":true}`, "invalid_state", exitConflict},
 		"sandbox resume sb-1 --timeout 10m":        {`POST /v1/sandboxes/sb-1/resume {"timeout_sec":600,"memory":true}`, "sb-1 is", 0},
+		"sandbox recover sb-1":                     {"POST /v1/sandboxes/sb-1/recover", "sb-1 is paused", 0},
+		"sandbox create --paused-ttl 48h":          {`POST /v1/sandboxes {"template":"base","paused_ttl_sec":172800}`, "sb-1\n", 0},
+		"snapshot get ready":                       {"GET /v1/snapshots/ready", "2.5 MB compressed", 0},
 		"sandbox fork sb-1 -n 2 -m job=8":          {`POST /v1/sandboxes/sb-1/fork {"count":2,"metadata":{"job":"8"}}`, "sb-1\nsb-3\n", 0},
 		"sandbox fork sb-1 -o json":                {`POST /v1/sandboxes/sb-1/fork {"count":1}`, `"id": "sb-3"`, 0},
 		"sandbox timeout sb-1 30m":                 {`POST /v1/sandboxes/sb-1/timeout {"timeout_sec":1800}`, "sb-1 is", 0},
@@ -64,7 +69,7 @@ func TestO3_SavingCommands(t *testing.T) {
 		"sandbox metrics sb-1":                     {"GET /v1/sandboxes/sb-1/metrics", "0.25 of 0.5", 0},
 		"sandbox metrics sb-1 -o json":             {"GET /v1/sandboxes/sb-1/metrics", `"processes": 3`, 0},
 		"snapshot create sb-1 ready":               {`POST /v1/snapshots {"sandbox_id":"sb-1","name":"ready","memory":true,"overwrite":false}`, "snap-1\n", 0},
-		"snapshot list":                            {"GET /v1/snapshots?type=snapshot", "12.0 MB", 0},
+		"snapshot list":                            {"GET /v1/snapshots?type=snapshot", "store, 2 hosts", 0},
 		"snapshot ls --type all -o json":           {"GET /v1/snapshots?type=all", `"size_bytes": 12000000`, 0},
 		"snapshot rm ready":                        {"DELETE /v1/snapshots/ready", "ready is deleted", 0},
 		"snapshot rm gone":                         {"DELETE /v1/snapshots/gone", "snapshot_not_found", exitNotFound},
