@@ -430,3 +430,22 @@ func TestS14_TreeIsAGvisorRoot(t *testing.T) {
 	}
 	reads(t, root, "lower")
 }
+
+// An image may be brought before anybody needs it; then no address is needed, and
+// nothing is mounted for it.
+func TestP1_AnImageIsFetchedAheadOfItsUse(t *testing.T) {
+	s := newShelf(t)
+	c := newCache(t, t.TempDir(), nil)
+	t.Cleanup(func() { must(t, c.Purge(context.Background())) })
+	img := s.image(t, "ahead")
+	must(t, c.Fetch(t.Context(), img, s.clients(), nil))
+	must(t, c.Fetch(t.Context(), Image{Digest: img.Digest}, transfer.Clients{}, nil))
+	if !c.Has(img.Digest) || len(c.mounts(t)) > 0 {
+		t.Errorf("there: %v, mounted: %v", c.Has(img.Digest), c.mounts(t))
+	}
+	reads(t, s.acquire(t, c, Image{Digest: img.Digest, SizeBytes: img.SizeBytes}, "one"), "ahead")
+	must(t, c.Release(t.Context(), img.Digest, "one"))
+	if err := c.Fetch(t.Context(), Image{Digest: s.image(t, "other").Digest}, s.clients(), nil); !errs.Is(err, "image_not_on_host") {
+		t.Errorf("without an address: %v", err)
+	}
+}
