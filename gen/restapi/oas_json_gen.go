@@ -8348,6 +8348,12 @@ func (s *Host) encodeFields(e *jx.Encoder) {
 		e.Bool(s.Drained)
 	}
 	{
+		if s.OnlyHere.Set {
+			e.FieldStart("only_here")
+			s.OnlyHere.Encode(e)
+		}
+	}
+	{
 		if s.DrainError.Set {
 			e.FieldStart("drain_error")
 			s.DrainError.Encode(e)
@@ -8365,7 +8371,7 @@ func (s *Host) encodeFields(e *jx.Encoder) {
 	}
 }
 
-var jsonFieldsNameOfHost = [29]string{
+var jsonFieldsNameOfHost = [30]string{
 	0:  "id",
 	1:  "name",
 	2:  "type",
@@ -8392,9 +8398,10 @@ var jsonFieldsNameOfHost = [29]string{
 	23: "drain_requested_at",
 	24: "drain_deadline",
 	25: "drained",
-	26: "drain_error",
-	27: "last_heartbeat_at",
-	28: "created_at",
+	26: "only_here",
+	27: "drain_error",
+	28: "last_heartbeat_at",
+	29: "created_at",
 }
 
 // Decode decodes Host from json.
@@ -8696,6 +8703,16 @@ func (s *Host) Decode(d *jx.Decoder) error {
 			}(); err != nil {
 				return errors.Wrap(err, "decode field \"drained\"")
 			}
+		case "only_here":
+			if err := func() error {
+				s.OnlyHere.Reset()
+				if err := s.OnlyHere.Decode(d); err != nil {
+					return err
+				}
+				return nil
+			}(); err != nil {
+				return errors.Wrap(err, "decode field \"only_here\"")
+			}
 		case "drain_error":
 			if err := func() error {
 				s.DrainError.Reset()
@@ -8717,7 +8734,7 @@ func (s *Host) Decode(d *jx.Decoder) error {
 				return errors.Wrap(err, "decode field \"last_heartbeat_at\"")
 			}
 		case "created_at":
-			requiredBitSet[3] |= 1 << 4
+			requiredBitSet[3] |= 1 << 5
 			if err := func() error {
 				v, err := json.DecodeTimeFormat(d, "2006-01-02T15:04:05.000000Z07:00")
 				s.CreatedAt = v
@@ -8741,7 +8758,7 @@ func (s *Host) Decode(d *jx.Decoder) error {
 		0b10101111,
 		0b01111011,
 		0b01011010,
-		0b00010010,
+		0b00100010,
 	} {
 		if result := (requiredBitSet[i] & mask) ^ mask; result != 0 {
 			// Mask only required fields and check equality to mask using XOR.

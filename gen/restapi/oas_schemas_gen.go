@@ -3375,6 +3375,9 @@ type Host struct {
 	DrainDeadline OptDateTime `json:"drain_deadline"`
 	// It is to be drained and nothing runs there any more.
 	Drained bool `json:"drained"`
+	// Of one that is to be drained: how many saved states are in no other place, and are on their way to
+	// the store.
+	OnlyHere OptInt `json:"only_here"`
 	// Why the pause of a sandbox that still runs there failed last.
 	DrainError      OptString   `json:"drain_error"`
 	LastHeartbeatAt OptDateTime `json:"last_heartbeat_at"`
@@ -3509,6 +3512,11 @@ func (s *Host) GetDrainDeadline() OptDateTime {
 // GetDrained returns the value of Drained.
 func (s *Host) GetDrained() bool {
 	return s.Drained
+}
+
+// GetOnlyHere returns the value of OnlyHere.
+func (s *Host) GetOnlyHere() OptInt {
+	return s.OnlyHere
 }
 
 // GetDrainError returns the value of DrainError.
@@ -3654,6 +3662,11 @@ func (s *Host) SetDrainDeadline(val OptDateTime) {
 // SetDrained sets the value of Drained.
 func (s *Host) SetDrained(val bool) {
 	s.Drained = val
+}
+
+// SetOnlyHere sets the value of OnlyHere.
+func (s *Host) SetOnlyHere(val OptInt) {
+	s.OnlyHere = val
 }
 
 // SetDrainError sets the value of DrainError.

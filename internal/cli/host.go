@@ -125,6 +125,9 @@ func printHost(e *Env, g *Globals, h *sdk.Host) error {
 		if h.DrainError.Value != "" {
 			drain += "; a pause failed: " + h.DrainError.Value
 		}
+		if n := h.OnlyHere.Value; n > 0 {
+			drain += fmt.Sprintf("; %d saved states are only there yet", n)
+		}
 	}
 	var labels []string
 	for _, name := range slices.Sorted(maps.Keys(h.Labels)) {

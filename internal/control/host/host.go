@@ -95,7 +95,10 @@ type Host struct {
 	DrainRequestedAt  *time.Time
 	DrainDeadlineAt   *time.Time
 	// DrainError is why the pause of a sandbox that still runs failed last.
-	DrainError      string
+	DrainError string
+	// OnlyHere is how many saved states are in no other place, of one that is to be
+	// emptied.
+	OnlyHere        int64
 	LastHeartbeatAt *time.Time
 	CreatedAt       time.Time
 }

@@ -269,6 +269,9 @@ func toHost(h host.Host) restapi.Host {
 	}
 	out.Sandboxes.SetTo(int(h.Sandboxes))
 	out.Capacity, out.Reserved = restapi.HostAmounts(h.Capacity()), restapi.HostAmounts(h.Reserved)
+	if h.DrainRequestedAt != nil {
+		out.OnlyHere.SetTo(int(h.OnlyHere))
+	}
 	out.NeedsRegistration, out.Drained, out.DrainError = h.NeedsRegistration, h.Drained(), optString(h.DrainError)
 	setTime(&out.DrainRequestedAt, h.DrainRequestedAt)
 	setTime(&out.DrainDeadline, h.DrainDeadlineAt)

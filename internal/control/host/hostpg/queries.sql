@@ -143,7 +143,11 @@ SELECT sqlc.embed(h), t.name AS team_name, r.sandboxes, r.active, r.cpu_millis, 
         SELECT o.message FROM sandboxes x JOIN operations o ON o.sandbox_id = x.id
         WHERE x.host_id = h.id AND x.ended_at IS NULL AND x.status = 'running' AND o.kind = 'pause' AND o.status = 'failed'
           AND o.params->>'reason' = sqlc.arg(drain_reason)::text AND o.created_at >= h.drain_requested_at
-        ORDER BY o.finished_at DESC LIMIT 1) END, '')::text AS drain_error
+        ORDER BY o.finished_at DESC LIMIT 1) END, '')::text AS drain_error,
+    coalesce(CASE WHEN h.drain_requested_at IS NOT NULL THEN (
+        SELECT count(*) FROM state_copies c JOIN snapshots p ON p.id = c.snapshot_id
+        WHERE c.host_id = h.id AND p.status = 'ready' AND p.kind NOT IN ('fork', 'layer')
+          AND NOT EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = p.id AND (k.host_id IS NULL OR k.host_id <> h.id))) END, 0)::bigint AS only_here
 FROM hosts h JOIN teams t ON t.id = h.team_id
 CROSS JOIN LATERAL (
     SELECT count(*)::bigint AS sandboxes, count(*) FILTER (WHERE s.status <> 'paused')::bigint AS active,
@@ -162,7 +166,11 @@ SELECT sqlc.embed(h), t.name AS team_name, r.sandboxes, r.active, r.cpu_millis, 
         SELECT o.message FROM sandboxes x JOIN operations o ON o.sandbox_id = x.id
         WHERE x.host_id = h.id AND x.ended_at IS NULL AND x.status = 'running' AND o.kind = 'pause' AND o.status = 'failed'
           AND o.params->>'reason' = sqlc.arg(drain_reason)::text AND o.created_at >= h.drain_requested_at
-        ORDER BY o.finished_at DESC LIMIT 1) END, '')::text AS drain_error
+        ORDER BY o.finished_at DESC LIMIT 1) END, '')::text AS drain_error,
+    coalesce(CASE WHEN h.drain_requested_at IS NOT NULL THEN (
+        SELECT count(*) FROM state_copies c JOIN snapshots p ON p.id = c.snapshot_id
+        WHERE c.host_id = h.id AND p.status = 'ready' AND p.kind NOT IN ('fork', 'layer')
+          AND NOT EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = p.id AND (k.host_id IS NULL OR k.host_id <> h.id))) END, 0)::bigint AS only_here
 FROM hosts h JOIN teams t ON t.id = h.team_id
 CROSS JOIN LATERAL (
     SELECT count(*)::bigint AS sandboxes, count(*) FILTER (WHERE s.status <> 'paused')::bigint AS active,

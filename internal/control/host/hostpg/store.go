@@ -446,7 +446,7 @@ func seen(r sqlcgen.GetHostRow) (host.Host, error) {
 	out, err := fromRow(r.Host)
 	out.TeamName, out.Sandboxes, out.Active = r.TeamName, r.Sandboxes, r.Active
 	out.Reserved = host.Amounts{CPUMillis: r.CpuMillis, MemoryMB: r.MemoryMb, DiskMB: r.DiskMb}
-	out.NeedsRegistration, out.DrainError = r.NeedsRegistration, r.DrainError
+	out.NeedsRegistration, out.DrainError, out.OnlyHere = r.NeedsRegistration, r.DrainError, r.OnlyHere
 	return out, err
 }
 

@@ -1081,12 +1081,6 @@ WHERE c.snapshot_id = sqlc.arg(snapshot_id) AND c.host_id = sqlc.arg(host_id) AN
   AND NOT EXISTS (SELECT FROM sandboxes x WHERE x.from_snapshot_id = c.snapshot_id AND x.host_id = c.host_id AND x.status IN ('pending', 'starting'))
   AND NOT EXISTS (SELECT FROM sandboxes s WHERE s.state_id = c.snapshot_id AND s.host_id = c.host_id AND s.ended_at IS NULL AND s.status <> 'paused');
 
--- name: UnstoredOnHost :one
--- How many states on a host are in no other place.
-SELECT count(*) FROM state_copies c JOIN snapshots p ON p.id = c.snapshot_id
-WHERE c.host_id = sqlc.arg(host_id) AND p.status = 'ready' AND p.kind NOT IN ('fork', 'layer')
-  AND NOT EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = p.id AND (k.host_id IS NULL OR k.host_id <> c.host_id));
-
 -- name: LockLivingFrom :many
 SELECT id FROM sandboxes WHERE state_id = sqlc.arg(snapshot_id)::uuid AND host_id = sqlc.arg(host_id) AND ended_at IS NULL ORDER BY id FOR NO KEY UPDATE;
 

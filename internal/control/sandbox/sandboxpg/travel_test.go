@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"skerry.dev/skerry/internal/control/audit"
+	"skerry.dev/skerry/internal/control/host/hostpg"
 	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/control/sandbox"
 	"skerry.dev/skerry/internal/control/sandbox/sandboxpg"
@@ -519,8 +520,14 @@ func TestH12_WhatIsOnAHostToBeEmptiedGoesFirst(t *testing.T) {
 	if _, err := s.Service.Resume(t.Context(), w.User(), y.ID, nil, false, true); !errs.Is(err, "host_draining") {
 		t.Errorf("resumed where it is to leave: %v", err)
 	}
+	if h, err := hostpg.New(w.Pool).Get(t.Context(), y.Host.ID); err != nil || h.OnlyHere != 1 || !h.Drained() {
+		t.Errorf("%d are only there (%v)", h.OnlyHere, err)
+	}
 	if err := never.Pass(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	if h, err := hostpg.New(w.Pool).Get(t.Context(), y.Host.ID); err != nil || h.OnlyHere != 0 {
+		t.Errorf("once stored %d are only there (%v)", h.OnlyHere, err)
 	}
 	if get(t, w, x.ID).StateStored || !get(t, w, y.ID).StateStored {
 		t.Error("not just what is to leave was stored")

@@ -109,7 +109,11 @@ SELECT h.id, h.team_id, h.type, h.name, h.provider, h.availability_zone, h.label
         SELECT o.message FROM sandboxes x JOIN operations o ON o.sandbox_id = x.id
         WHERE x.host_id = h.id AND x.ended_at IS NULL AND x.status = 'running' AND o.kind = 'pause' AND o.status = 'failed'
           AND o.params->>'reason' = $1::text AND o.created_at >= h.drain_requested_at
-        ORDER BY o.finished_at DESC LIMIT 1) END, '')::text AS drain_error
+        ORDER BY o.finished_at DESC LIMIT 1) END, '')::text AS drain_error,
+    coalesce(CASE WHEN h.drain_requested_at IS NOT NULL THEN (
+        SELECT count(*) FROM state_copies c JOIN snapshots p ON p.id = c.snapshot_id
+        WHERE c.host_id = h.id AND p.status = 'ready' AND p.kind NOT IN ('fork', 'layer')
+          AND NOT EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = p.id AND (k.host_id IS NULL OR k.host_id <> h.id))) END, 0)::bigint AS only_here
 FROM hosts h JOIN teams t ON t.id = h.team_id
 CROSS JOIN LATERAL (
     SELECT count(*)::bigint AS sandboxes, count(*) FILTER (WHERE s.status <> 'paused')::bigint AS active,
@@ -137,6 +141,7 @@ type GetHostRow struct {
 	DiskMb            int64
 	NeedsRegistration bool
 	DrainError        string
+	OnlyHere          int64
 }
 
 func (q *Queries) GetHost(ctx context.Context, db DBTX, arg GetHostParams) (GetHostRow, error) {
@@ -179,6 +184,7 @@ func (q *Queries) GetHost(ctx context.Context, db DBTX, arg GetHostParams) (GetH
 		&i.DiskMb,
 		&i.NeedsRegistration,
 		&i.DrainError,
+		&i.OnlyHere,
 	)
 	return i, err
 }
@@ -459,7 +465,11 @@ SELECT h.id, h.team_id, h.type, h.name, h.provider, h.availability_zone, h.label
         SELECT o.message FROM sandboxes x JOIN operations o ON o.sandbox_id = x.id
         WHERE x.host_id = h.id AND x.ended_at IS NULL AND x.status = 'running' AND o.kind = 'pause' AND o.status = 'failed'
           AND o.params->>'reason' = $1::text AND o.created_at >= h.drain_requested_at
-        ORDER BY o.finished_at DESC LIMIT 1) END, '')::text AS drain_error
+        ORDER BY o.finished_at DESC LIMIT 1) END, '')::text AS drain_error,
+    coalesce(CASE WHEN h.drain_requested_at IS NOT NULL THEN (
+        SELECT count(*) FROM state_copies c JOIN snapshots p ON p.id = c.snapshot_id
+        WHERE c.host_id = h.id AND p.status = 'ready' AND p.kind NOT IN ('fork', 'layer')
+          AND NOT EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = p.id AND (k.host_id IS NULL OR k.host_id <> h.id))) END, 0)::bigint AS only_here
 FROM hosts h JOIN teams t ON t.id = h.team_id
 CROSS JOIN LATERAL (
     SELECT count(*)::bigint AS sandboxes, count(*) FILTER (WHERE s.status <> 'paused')::bigint AS active,
@@ -494,6 +504,7 @@ type ListHostsRow struct {
 	DiskMb            int64
 	NeedsRegistration bool
 	DrainError        string
+	OnlyHere          int64
 }
 
 func (q *Queries) ListHosts(ctx context.Context, db DBTX, arg ListHostsParams) ([]ListHostsRow, error) {
@@ -549,6 +560,7 @@ func (q *Queries) ListHosts(ctx context.Context, db DBTX, arg ListHostsParams) (
 			&i.DiskMb,
 			&i.NeedsRegistration,
 			&i.DrainError,
+			&i.OnlyHere,
 		); err != nil {
 			return nil, err
 		}

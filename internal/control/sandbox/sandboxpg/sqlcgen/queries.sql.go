@@ -4915,20 +4915,6 @@ func (q *Queries) UnnamedStates(ctx context.Context, db DBTX, arg UnnamedStatesP
 	return items, nil
 }
 
-const unstoredOnHost = `-- name: UnstoredOnHost :one
-SELECT count(*) FROM state_copies c JOIN snapshots p ON p.id = c.snapshot_id
-WHERE c.host_id = $1 AND p.status = 'ready' AND p.kind NOT IN ('fork', 'layer')
-  AND NOT EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = p.id AND (k.host_id IS NULL OR k.host_id <> c.host_id))
-`
-
-// How many states on a host are in no other place.
-func (q *Queries) UnstoredOnHost(ctx context.Context, db DBTX, hostID id.Host) (int64, error) {
-	row := db.QueryRow(ctx, unstoredOnHost, hostID)
-	var count int64
-	err := row.Scan(&count)
-	return count, err
-}
-
 const uploadFailed = `-- name: UploadFailed :exec
 UPDATE snapshots SET upload_at = now() + make_interval(secs => $1::float8), upload_error = $2
 WHERE id = $3 AND artifact_id = $4 AND upload_at IS NOT NULL
