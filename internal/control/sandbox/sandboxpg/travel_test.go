@@ -8,15 +8,10 @@ import (
 	"testing"
 	"time"
 
-	"skerry.dev/skerry/internal/control/audit"
-	"skerry.dev/skerry/internal/control/host/hostpg"
-	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/control/sandbox"
-	"skerry.dev/skerry/internal/control/sandbox/sandboxpg"
 	"skerry.dev/skerry/internal/control/sandbox/sandboxtest"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
-	"skerry.dev/skerry/internal/kernel/page"
 	"skerry.dev/skerry/internal/pg/pgtest"
 	"skerry.dev/skerry/internal/testkit"
 )
@@ -81,7 +76,7 @@ func oneReservation(t *testing.T, w *sandboxtest.World, x sandbox.Sandbox) {
 	}
 }
 
-func TestP1_WhatIsPausedGoesOnAfterItsHostIsGone(t *testing.T) {
+func TestP5_TS05_WhatIsPausedGoesOnAfterItsHostIsGone(t *testing.T) {
 	w, s := travellers(t)
 	x := paused(t, w, s, create(t, w, s, request()).ID)
 	if x.StateStored || len(x.StateCopies) != 1 || x.StateCopies[0] != x.Host.ID {
@@ -136,7 +131,7 @@ func TestP1_WhatIsPausedGoesOnAfterItsHostIsGone(t *testing.T) {
 	}
 }
 
-func TestP1_NobodyGoesBackToAnOlderStateUnasked(t *testing.T) {
+func TestP5_ST01_NobodyGoesBackToAnOlderStateUnasked(t *testing.T) {
 	w, s := travellers(t)
 	x := paused(t, w, s, create(t, w, s, request()).ID)
 	stored(t, w)
@@ -155,7 +150,7 @@ func TestP1_NobodyGoesBackToAnOlderStateUnasked(t *testing.T) {
 	}
 }
 
-func TestP1_AHostThatIsOnlySilentLosesNothing(t *testing.T) {
+func TestP5_AHostThatIsOnlySilentLosesNothing(t *testing.T) {
 	w, s := travellers(t)
 	x := paused(t, w, s, create(t, w, s, request()).ID)
 	stored(t, w)
@@ -193,7 +188,7 @@ func TestP1_AHostThatIsOnlySilentLosesNothing(t *testing.T) {
 	}
 }
 
-func TestP1_AFailedMoveLeavesItPausedAsBefore(t *testing.T) {
+func TestP5_AFailedMoveLeavesItPausedAsBefore(t *testing.T) {
 	w, s := travellers(t)
 	x := paused(t, w, s, create(t, w, s, request()).ID)
 	stored(t, w)
@@ -224,7 +219,7 @@ func TestP1_AFailedMoveLeavesItPausedAsBefore(t *testing.T) {
 	}
 }
 
-func TestTS_ALostOrDamagedCopyIsFetchedAgain(t *testing.T) {
+func TestP5_ALostOrDamagedCopyIsFetchedAgain(t *testing.T) {
 	for _, what := range []string{"lost", "damaged"} {
 		t.Run(what, func(t *testing.T) {
 			w, s := travellers(t)
@@ -254,9 +249,9 @@ func TestTS_ALostOrDamagedCopyIsFetchedAgain(t *testing.T) {
 	})
 }
 
-// TestP2_AServerMayDieWhileStateTravels lets the server die at each step of a
+// TestP5_AServerMayDieWhileStateTravels lets the server die at each step of a
 // move to a host that lacks the state and its engine.
-func TestP2_AServerMayDieWhileStateTravels(t *testing.T) {
+func TestP5_AServerMayDieWhileStateTravels(t *testing.T) {
 	n := 0
 	for _, step := range sandbox.TravelSteps() {
 		n++
@@ -316,7 +311,7 @@ func engineStored(t *testing.T, w *sandboxtest.World, version string) {
 	exec(t, w, `INSERT INTO engine_builds (team_id, engine, version, arch, digest, artifact_id) VALUES ($1, 'fake', $2, '', 'd', $3)`, id.PlatformTeamID, version, a)
 }
 
-func TestP7_AStateFollowsItsEngine(t *testing.T) {
+func TestP6_P7_AStateFollowsItsEngine(t *testing.T) {
 	w, s := travellers(t)
 	x := paused(t, w, s, create(t, w, s, request()).ID)
 	stored(t, w)
@@ -338,7 +333,7 @@ func TestP7_AStateFollowsItsEngine(t *testing.T) {
 	}
 }
 
-func TestP3_SnapshotsAndForksStartAnywhere(t *testing.T) {
+func TestP3_P4_TS05_SnapshotsAndForksStartAnywhere(t *testing.T) {
 	w, s := travellers(t)
 	x := create(t, w, s, request())
 	r, err := s.Service.Snapshot(t.Context(), w.User(), sandbox.SnapshotRequest{Sandbox: x.ID, Name: "kept", Memory: true})
@@ -396,7 +391,7 @@ func TestP3_SnapshotsAndForksStartAnywhere(t *testing.T) {
 	}
 }
 
-func TestP2_AServerMayDieAtEachStepOfAnUpload(t *testing.T) {
+func TestTS01_AServerMayDieAtEachStepOfAnUpload(t *testing.T) {
 	for _, step := range sandbox.UploadSteps() {
 		t.Run(string(step), func(t *testing.T) {
 			w, s := travellers(t)
@@ -440,236 +435,4 @@ func TestP2_AServerMayDieAtEachStepOfAnUpload(t *testing.T) {
 		})
 	}
 	t.Logf("%d steps", len(sandbox.UploadSteps()))
-}
-
-// ended ends what is on a host, as its deletion does.
-func ended(t *testing.T, w *sandboxtest.World, h id.Host) (sandboxes int) {
-	t.Helper()
-	ctx := t.Context()
-	tx, err := w.Pool.Begin(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tx.Rollback(ctx)
-	all, err := sandboxpg.LostWithHost(ctx, tx, h, page.Request{Limit: 10})
-	if err != nil {
-		t.Fatal(err)
-	}
-	gone, _, err := sandboxpg.EndOnHost(ctx, tx, h, audit.By(principal.System("test")))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if int64(len(gone)) != all.Sandboxes || int64(len(all.Items)) != all.Sandboxes+all.Snapshots {
-		t.Errorf("%d sandboxes ended, %d were said to (%d listed)", len(gone), all.Sandboxes, len(all.Items))
-	}
-	if _, err := tx.Exec(ctx, `UPDATE hosts SET status = 'deleted', deleted_at = now(), drain_requested_at = NULL WHERE id = $1`, h); err != nil {
-		t.Fatal(err)
-	}
-	if err := tx.Commit(ctx); err != nil {
-		t.Fatal(err)
-	}
-	return len(gone)
-}
-
-func TestH11_ADeletedHostTakesNothingThatIsElsewhere(t *testing.T) {
-	w := sandboxtest.NewWorld(t, pgtest.New(t), 8, 8192)
-	s := w.Serve(sandbox.Config{})
-	first := w.Hosts[0]
-	x, y := create(t, w, s, request()), create(t, w, s, request())
-	kept := paused(t, w, s, x.ID)
-	stored(t, w)
-	only := paused(t, w, s, y.ID)
-	w.AddHost(8, 8192)
-	w.Agents.Wreck(first)
-	if n := ended(t, w, first); n != 1 {
-		t.Errorf("%d sandboxes ended", n)
-	}
-	if got := get(t, w, only.ID); got.Status != sandbox.StatusStopped || got.EndReason != sandbox.EndHostDeleted {
-		t.Errorf("what was only there is %s", got.Status)
-	}
-	if n := tally(t, w, `snapshots WHERE id = $1 AND status = 'deleted'`, only.StateID); n != 1 {
-		t.Error("its state is not gone")
-	}
-	got := get(t, w, kept.ID)
-	if got.Status != sandbox.StatusPaused || !got.StateStored || len(got.StateCopies) != 0 || !got.HostDeleted {
-		t.Fatalf("what is stored is %s, on %v", got.Status, got.StateCopies)
-	}
-	if again := resumed(t, w, s, x.ID); again.Host.ID != w.Hosts[1] {
-		t.Errorf("resumed on %s", again.Host.ID)
-	}
-	// One whose host is deleted is deleted at once.
-	z := paused(t, w, s, x.ID)
-	stored(t, w)
-	w.AddHost(8, 8192)
-	w.Agents.Wreck(z.Host.ID)
-	ended(t, w, z.Host.ID)
-	if err := s.Service.Delete(t.Context(), w.User(), x.ID); err != nil {
-		t.Fatal(err)
-	}
-	testkit.Eventually(t, 20*time.Second, "it is stopped", func() bool { return get(t, w, x.ID).Status == sandbox.StatusStopped })
-}
-
-func TestH12_WhatIsOnAHostToBeEmptiedGoesFirst(t *testing.T) {
-	w, s := travellers(t)
-	x, y := paused(t, w, s, create(t, w, s, request()).ID), paused(t, w, s, create(t, w, s, request()).ID)
-	if x.Host.ID == y.Host.ID {
-		t.Fatal("both are on one host")
-	}
-	exec(t, w, `UPDATE hosts SET status = 'draining', drain_requested_at = now() WHERE id = $1`, y.Host.ID)
-	never := sandbox.NewUploader(w.Store, w.Agents, w.Vault(), sandbox.UploadConfig{}, slog.New(slog.DiscardHandler))
-	if _, err := s.Service.Resume(t.Context(), w.User(), y.ID, nil, false, true); !errs.Is(err, "host_draining") {
-		t.Errorf("resumed where it is to leave: %v", err)
-	}
-	if h, err := hostpg.New(w.Pool).Get(t.Context(), y.Host.ID); err != nil || h.OnlyHere != 1 || !h.Drained() {
-		t.Errorf("%d are only there (%v)", h.OnlyHere, err)
-	}
-	if err := never.Pass(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if h, err := hostpg.New(w.Pool).Get(t.Context(), y.Host.ID); err != nil || h.OnlyHere != 0 {
-		t.Errorf("once stored %d are only there (%v)", h.OnlyHere, err)
-	}
-	if get(t, w, x.ID).StateStored || !get(t, w, y.ID).StateStored {
-		t.Error("not just what is to leave was stored")
-	}
-	if got := resumed(t, w, s, y.ID); got.Host.ID != x.Host.ID {
-		t.Error("it went on where it was to leave")
-	}
-}
-
-func TestS16_APausedSandboxGoesAfterItsTimeAndIsWarnedBefore(t *testing.T) {
-	w := sandboxtest.NewWorld(t, pgtest.New(t), 8, 8192)
-	s := w.Serve(sandbox.Config{})
-	req := request()
-	req.PausedTTLSec = p(int64(7 * 86400))
-	x := paused(t, w, s, create(t, w, s, req).ID)
-	if at := x.ExpiresAt(); at == nil || at.Sub(*x.PausedAt) != 7*24*time.Hour {
-		t.Fatalf("expires at %v", at)
-	}
-	pass := func(days float64) (warned int, status sandbox.Status) {
-		t.Helper()
-		exec(t, w, `UPDATE sandboxes SET paused_at = now() - make_interval(secs => $1::float8 * 86400)`, days)
-		if err := sandbox.NewSweep(s.Service, slog.New(slog.DiscardHandler)).Pass(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		return tally(t, w, `sandbox_events WHERE kind = 'expiring'`), get(t, w, x.ID).Status
-	}
-	if n, status := pass(5.9); n != 0 || status != sandbox.StatusPaused {
-		t.Errorf("early: warned %d times, %s", n, status)
-	}
-	for range 2 {
-		if n, status := pass(6.1); n != 1 || status != sandbox.StatusPaused {
-			t.Errorf("a day before: warned %d times, %s", n, status)
-		}
-	}
-	pass(7.1)
-	testkit.Eventually(t, 20*time.Second, "it is gone", func() bool { return get(t, w, x.ID).Status == sandbox.StatusStopped })
-}
-
-func TestP2_AFullDiskIsEmptiedOfWhatIsStored(t *testing.T) {
-	w, s := travellers(t)
-	first := w.Hosts[0]
-	exec(t, w, `UPDATE hosts SET status = 'unreachable' WHERE id = $1`, w.Hosts[1])
-	old, only := paused(t, w, s, create(t, w, s, request()).ID), create(t, w, s, request())
-	stored(t, w)
-	only = paused(t, w, s, only.ID)
-	exec(t, w, `UPDATE hosts SET disk_bytes = 1000 << 20, load = jsonb_build_object('disk_free_bytes', 100 << 20), last_heartbeat_at = now() WHERE id = $1`, first)
-	evict := sandbox.NewEvictor(w.Store, 0.15, slog.New(slog.DiscardHandler))
-	for range 2 {
-		if err := evict.Pass(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-	}
-	testkit.Eventually(t, 20*time.Second, "the stored one is gone from the host", func() bool {
-		look(t, w, s, first)
-		exec(t, w, `UPDATE state_copies SET drop_at = now() WHERE drop_at IS NOT NULL`)
-		if err := s.Sweep.Pass(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		return !w.Agents.HoldsState(first, *old.StateID)
-	})
-	if !w.Agents.HoldsState(first, *only.StateID) {
-		t.Error("the only copy is gone")
-	}
-	for range 3 {
-		look(t, w, s, first)
-	}
-	if got := get(t, w, old.ID); got.Status != sandbox.StatusPaused {
-		t.Fatalf("it is %s", got.Status)
-	}
-	exec(t, w, `UPDATE hosts SET disk_bytes = 1::bigint << 40 WHERE id = $1`, first)
-	if got := resumed(t, w, s, old.ID); got.Host.ID != first || w.Agents.Transfers("fetch") != 1 {
-		t.Errorf("resumed on %s with %d fetches", got.Host.ID, w.Agents.Transfers("fetch"))
-	}
-}
-
-func TestH7_WhatIsMissingIsRecoveredFromWhatWasSaved(t *testing.T) {
-	w, s := travellers(t)
-	x := create(t, w, s, request())
-	if _, err := s.Service.Recover(t.Context(), w.User(), x.ID); !errs.Is(err, "invalid_state") {
-		t.Errorf("a running one was recovered: %v", err)
-	}
-	before := paused(t, w, s, x.ID)
-	first := before.Host.ID
-	x = resumed(t, w, s, x.ID)
-	away(t, w, first, time.Hour)
-	if err := s.Reconciler.MarkMissing(t.Context(), time.Minute); err != nil {
-		t.Fatal(err)
-	}
-	_, err := s.Service.Recover(t.Context(), w.User(), x.ID)
-	if !errs.Is(err, "no_state") || errs.As(err).Details["hosts"] == nil {
-		t.Errorf("recovered from what is out of reach: %v", err)
-	}
-	back(t, w, first)
-	stored(t, w)
-	away(t, w, first, time.Hour)
-	got, err := s.Service.Recover(t.Context(), w.User(), x.ID)
-	if err != nil || got.Status != sandbox.StatusPaused || got.Incarnation != x.Incarnation+1 || got.PausedReason != sandbox.PausedRecovered {
-		t.Fatalf("recovered: %v %+v", err, got)
-	}
-	if tally(t, w, `audit_logs WHERE action = 'recover' AND resource_id = $1`, x.ID.String()) != 1 {
-		t.Error("not in the trail")
-	}
-	if got = resumed(t, w, s, x.ID); got.Host.ID == first {
-		t.Fatal("resumed on the host that is away")
-	}
-	// The host is back, and it still runs there: set aside.
-	back(t, w, first)
-	for range 4 {
-		look(t, w, s, first)
-	}
-	if phase, _ := w.Agents.On(first, x.ID); phase != sandbox.PhasePaused || len(strays(t, s, first)) != 1 {
-		t.Errorf("there it is %q, %d strays", phase, len(strays(t, s, first)))
-	}
-	if now := get(t, w, x.ID); now.Status != sandbox.StatusRunning || now.Host.ID != got.Host.ID {
-		t.Errorf("the row believed it: %+v", now)
-	}
-}
-
-func TestS4_WhatEndedByItselfIsBroughtBack(t *testing.T) {
-	w, s := travellers(t)
-	x := paused(t, w, s, create(t, w, s, request()).ID)
-	x = resumed(t, w, s, x.ID)
-	w.Agents.Exit(x.ID, "engine_crashed")
-	look(t, w, s, x.Host.ID)
-	if got := get(t, w, x.ID); got.Status != sandbox.StatusStopped {
-		t.Fatalf("it is %s", got.Status)
-	}
-	if got, err := s.Service.Recover(t.Context(), w.User(), x.ID); err != nil || got.Status != sandbox.StatusPaused || got.EndedAt != nil || got.EndReason != "" {
-		t.Fatalf("recovered: %v %+v", err, got)
-	}
-	for range 3 {
-		look(t, w, s, x.Host.ID)
-	}
-	if got := resumed(t, w, s, x.ID); got.Incarnation != x.Incarnation+2 {
-		t.Errorf("incarnation %d", got.Incarnation)
-	}
-	// What its owner deleted is not brought back.
-	if err := s.Service.Delete(t.Context(), w.User(), x.ID); err != nil {
-		t.Fatal(err)
-	}
-	testkit.Eventually(t, 20*time.Second, "deleted", func() bool { return get(t, w, x.ID).Status == sandbox.StatusStopped })
-	if _, err := s.Service.Recover(t.Context(), w.User(), x.ID); !errs.Is(err, "no_state") {
-		t.Errorf("recovered what was deleted: %v", err)
-	}
 }
