@@ -273,8 +273,8 @@ func TestP2_ImportRunExport_OnARealHost(t *testing.T) {
 	}
 	b.hand("", "write /srv/own mine")
 	b.hand("root",
-		"rm /d/deleted", "write /d/changed new", "rm /opaque", "mkdir /opaque", "write /opaque/new n", "rm /whole", "write /whole file",
-		"mkdir /made", "write /made/f x", "ln /made/f /made/g", "ln /d/kept /made/kept", "symlink /made/f /made/s", "mkfifo /made/pipe",
+		"rm /d/deleted", "write /d/changed new", "rm /opaque", "mkdir /opaque", "write /opaque/new n", "write /opaque/brief x", "rm /opaque/brief", "rm /whole", "write /whole file",
+		"mkdir /made", "write /made/f x", "write /made/brief x", "rm /made/brief", "ln /made/f /made/g", "ln /d/kept /made/kept", "symlink /made/f /made/s", "mkfifo /made/pipe",
 		"chown 5 6 /made/f", "chmod 0x9ed /made/f", "xattr user.note /made/f \"n\"", "mv /bin/hand /bin/hand.1", "symlink hand.1 /bin/hand",
 		`xattr security.capability /bin/hand.1 "\x01\x00\x00\x02\x80\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"`,
 		"write /etc/hosts ours", "rm /tmp", "mkdir /tmp", "truncate 0x800000 /made/sparse", "fill 20 /made/large")

@@ -89,6 +89,9 @@ func (o ExportOptions) unpack(ctx context.Context, log func(string), dir string)
 	if err := o.tidy(tree); err != nil {
 		return err
 	}
+	if err := tree.PruneWhiteouts(o.Lower); err != nil {
+		return err
+	}
 	return tree.SettleTimes()
 }
 

@@ -69,7 +69,8 @@ func upperTar(t *testing.T) []byte {
 		directory("./run"), directory("./run/e2b"), regular("./run/e2b/.E2B_SANDBOX", "x", 0o444), directory("./.skerry"), regular("./.skerry/guest", "x", 0o755),
 		directory("./a"), owned, whiteout("./a/deleted"), whiteout("./gone"),
 		directory("./o", "trusted.overlay.opaque", "y"), regular("./o/new", "n", 0o644),
-		directory("./turned"), regular("./turned/x", "x", 0o600), directory("./tmp"), whiteout("./tmp/.keep"),
+		whiteout("./o/w"), directory("./o/sub"), whiteout("./o/sub/w"), directory("./pure"), whiteout("./pure/w"),
+		directory("./turned"), regular("./turned/x", "x", 0o600), whiteout("./turned/w"), directory("./tmp"), whiteout("./tmp/.keep"),
 		regular("./h1", "h", 0o644), tarEntry{Header: tar.Header{Typeflag: tar.TypeLink, Name: "./h2", Linkname: "./h1"}},
 		tarEntry{Header: tar.Header{Typeflag: tar.TypeFifo, Name: "./pipe", Mode: 0o600}},
 		tarEntry{Header: tar.Header{Typeflag: tar.TypeChar, Name: "./null", Mode: 0o666, Devmajor: 1, Devminor: 3}})
@@ -107,7 +108,7 @@ func TestP2_AnExportedImageIsTheTreeASandboxSees(t *testing.T) {
 	if diff := cmp.Diff([]string{
 		"drwxr-xr-x 0:0 a", "urwxr-x--- 1000:7 a/changed", "-rw-r--r-- 0:0 a/kept", "drwxr-xr-x 0:0 etc", "-rw-r--r-- 0:0 etc/hosts",
 		"-rw-r--r-- 0:0 etc/passwd", "-rw-r--r-- 0:0 etc/resolv.conf", "-rw-r--r-- 0:0 first", "-rw-r--r-- 0:0 h1", "-rw-r--r-- 0:0 h2",
-		"Dcrw-rw-rw- 0:0 null", "drwxr-xr-x 0:0 o", "-rw-r--r-- 0:0 o/new", "prw------- 0:0 pipe", "drwxr-xr-x 0:0 run", "-rw-r--r-- 0:0 second",
+		"Dcrw-rw-rw- 0:0 null", "drwxr-xr-x 0:0 o", "-rw-r--r-- 0:0 o/new", "drwxr-xr-x 0:0 o/sub", "prw------- 0:0 pipe", "drwxr-xr-x 0:0 pure", "drwxr-xr-x 0:0 run", "-rw-r--r-- 0:0 second",
 		"drwxr-xr-x 0:0 tmp", "-rw-r--r-- 0:0 tmp/.keep", "drwxr-xr-x 0:0 turned", "-rw------- 0:0 turned/x",
 	}, listTree(t, dir)); diff != "" {
 		t.Error(diff)

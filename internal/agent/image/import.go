@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -67,6 +68,7 @@ func Import(ctx context.Context, log func(line string), o ImportOptions, outDir 
 		return Imported{}, err
 	}
 	defer done()
+	log = serial(log)
 	img, release, err := o.open(ctx, log, work)
 	if err != nil {
 		return Imported{}, err
@@ -85,6 +87,16 @@ func Import(ctx context.Context, log func(line string), o ImportOptions, outDir 
 	}
 	out.Built, err = pack(ctx, log, root, work, outDir, epoch)
 	return out, err
+}
+
+// serial makes log take a line at a time: layers come several at once.
+func serial(log func(string)) func(string) {
+	var mu sync.Mutex
+	return func(line string) {
+		mu.Lock()
+		defer mu.Unlock()
+		log(line)
+	}
 }
 
 func (o ImportOptions) open(ctx context.Context, log func(string), work string) (oci.Image, func(), error) {
@@ -187,6 +199,9 @@ func unpackPulled(ctx context.Context, log func(string), img oci.Image, work str
 					return err
 				}
 				close(fetched[i])
+				if p.layers.Add(1) == int32(len(img.Layers)) { //nolint:gosec // some hundred at most
+					log("pulled " + rate(p.done.Load(), time.Since(p.began)))
+				}
 			}
 			return nil
 		})
@@ -205,7 +220,6 @@ func unpackPulled(ctx context.Context, log func(string), img oci.Image, work str
 			}
 			log(fmt.Sprintf("layer %d of %d: %s", i+1, len(img.Layers), megabytes(l.Size)))
 		}
-		log("pulled " + rate(p.done.Load(), time.Since(p.began)))
 		return nil
 	})
 	return group.Wait()
@@ -213,10 +227,11 @@ func unpackPulled(ctx context.Context, log func(string), img oci.Image, work str
 
 // progress tells how a download goes.
 type progress struct {
-	log   func(string)
-	done  atomic.Int64
-	total int64
-	began time.Time
+	log    func(string)
+	done   atomic.Int64
+	layers atomic.Int32
+	total  int64
+	began  time.Time
 }
 
 func (p *progress) Write(b []byte) (int, error) {
