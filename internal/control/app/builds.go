@@ -18,6 +18,7 @@ import (
 	"skerry.dev/skerry/internal/control/sandbox/sandboxio"
 	"skerry.dev/skerry/internal/control/template/build"
 	"skerry.dev/skerry/internal/control/template/templatepg"
+	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
 )
 
@@ -168,7 +169,11 @@ func (g guests) Run(ctx context.Context, team id.Team, x id.Sandbox, c build.Com
 				}
 				return ev.Exit.Code, nil
 			}
-			return 0, <-fed
+			// One that has read what it needs may end before its input does.
+			if err := <-fed; err != nil && !errs.Is(err, "exec_not_found") && !errs.Is(err, "input_closed") {
+				return 0, err
+			}
+			return 0, nil
 		case ev.From == sandboxio.Stderr:
 			out(build.Stderr, ev.Data)
 		case ev.Data != nil:
