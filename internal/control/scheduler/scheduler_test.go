@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -108,4 +109,52 @@ func TestSC01_ADecisionNeverOversells(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestP5_HoldersOfAStateComeFirst(t *testing.T) {
+	old, now := time.Unix(1, 0), time.Unix(2, 0)
+	hosts := []HostView{host("a", 8, 8192, old), host("b", 8, 8192, now), host("c", 8, 8192, now)}
+	for i := range hosts {
+		hosts[i].Arch = "amd64"
+		hosts[i].Engines = []Engine{{Name: "gvisor", Version: "2", Healthy: true, CPUFeatures: []string{"avx"}}}
+	}
+	a, b, c := hosts[0].ID, hosts[1].ID, hosts[2].ID
+	base := Request{CPUMillis: 1000, MemoryMB: 512, DiskMB: 1, Engine: "gvisor", EngineVersion: "2"}
+	for name, x := range map[string]struct {
+		change func(*Request)
+		want   id.Host
+		reason string // of every refusal, where none fits
+	}{
+		"anywhere":               {func(*Request) {}, a, ""},
+		"its home":               {func(r *Request) { r.Holders, r.Home = []id.Host{b, c}, c }, c, ""},
+		"a home without it":      {func(r *Request) { r.Holders, r.Home = []id.Host{b}, c }, b, ""},
+		"not set aside":          {func(r *Request) { r.Holders, r.Home, r.Avoid = []id.Host{b, c}, c, []id.Host{c} }, b, ""},
+		"elsewhere":              {func(r *Request) { r.Holders, r.Avoid = []id.Host{b}, []id.Host{b} }, a, ""},
+		"only holders":           {func(r *Request) { r.Hosts, r.Holders = []id.Host{b}, []id.Host{b} }, b, ""},
+		"nowhere":                {func(r *Request) { r.Hosts = []id.Host{} }, id.Host{}, "not_there"},
+		"another version":        {func(r *Request) { r.EngineVersion = "1" }, id.Host{}, "engine_version"},
+		"a version kept":         {func(r *Request) { r.EngineVersion = "kept" }, b, ""},
+		"a version to be had":    {func(r *Request) { r.EngineVersion, r.EngineArches = "1", []string{"amd64"} }, a, ""},
+		"for another machine":    {func(r *Request) { r.EngineVersion, r.EngineArches = "1", []string{"arm64"} }, id.Host{}, "engine_version"},
+		"features it lacks":      {func(r *Request) { r.CPUFeatures = []string{"amx"} }, id.Host{}, "cpu_features"},
+		"several together":       {func(r *Request) { r.Count = 8 }, a, ""},
+		"too many of it":         {func(r *Request) { r.Count = 9 }, id.Host{}, "cpu"},
+		"more memory than there": {func(r *Request) { r.Count, r.CPUMillis, r.MemoryMB = 3, 1, 4000 }, id.Host{}, "memory"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			views := slices.Clone(hosts)
+			views[1].Engines = []Engine{{Name: "gvisor", Version: "2", Healthy: true, CPUFeatures: []string{"avx"}, Builds: []EngineBuild{{Version: "kept"}}}}
+			req := base
+			x.change(&req)
+			d := RoundRobinScheduler{Overcommit: Overcommit{CPU: 1, Memory: 1}}.Pick(req, views)
+			if d.HostID != x.want || d.Placed == x.want.IsZero() {
+				t.Errorf("went to %s (%v)", d.HostID, d.Refusals)
+			}
+			for _, r := range d.Refusals {
+				if x.reason != "" && r.Reason != x.reason {
+					t.Errorf("refused for %s: %s", r.Reason, r.Message)
+				}
+			}
+		})
+	}
 }

@@ -524,8 +524,10 @@ LIMIT sqlc.arg(max_rows);
 SELECT * FROM snapshots WHERE id = sqlc.arg(id) FOR NO KEY UPDATE;
 
 -- name: LivesFrom :one
--- Whether a living sandbox has nothing else to go on from.
-SELECT EXISTS (SELECT FROM sandboxes WHERE state_id = sqlc.arg(snapshot_id)::uuid AND ended_at IS NULL);
+-- Whether a living sandbox has nothing else to go on from, or a template is
+-- started from it.
+SELECT EXISTS (SELECT FROM sandboxes WHERE state_id = sqlc.arg(snapshot_id)::uuid AND ended_at IS NULL)
+    OR EXISTS (SELECT FROM templates WHERE state_id = sqlc.arg(snapshot_id)::uuid AND deleted_at IS NULL);
 
 -- name: MarkDeleting :exec
 UPDATE snapshots SET status = 'deleting' WHERE id = sqlc.arg(id) AND status IN ('ready', 'failed');
@@ -545,6 +547,7 @@ WHERE p.kind = 'fork' AND p.status = 'ready'
 SELECT p.id, p.team_id, p.name FROM snapshots p
 WHERE p.team_id IN (SELECT t.id FROM teams t WHERE t.deleted_at IS NOT NULL) AND p.deleted_at IS NULL AND p.status = 'ready' AND p.kind <> 'fork'
   AND NOT EXISTS (SELECT FROM sandboxes s WHERE s.state_id = p.id AND s.ended_at IS NULL)
+  AND NOT EXISTS (SELECT FROM templates t WHERE t.state_id = p.id AND t.deleted_at IS NULL)
 ORDER BY p.id
 LIMIT sqlc.arg(max_rows);
 
@@ -633,6 +636,7 @@ DELETE FROM snapshots WHERE id IN (
     WHERE p.deleted_at < now() - make_interval(secs => sqlc.arg(retention_secs)::float8)
       AND NOT EXISTS (SELECT FROM sandboxes s WHERE s.from_snapshot_id = p.id)
       AND NOT EXISTS (SELECT FROM sandboxes s WHERE s.state_id = p.id)
+      AND NOT EXISTS (SELECT FROM templates t WHERE t.state_id = p.id)
     ORDER BY p.deleted_at
     LIMIT sqlc.arg(max_rows)
     FOR UPDATE SKIP LOCKED);
@@ -1057,7 +1061,7 @@ SELECT h.id, (h.disk_bytes * sqlc.arg(share)::float8 - (h.load->>'disk_free_byte
 FROM hosts h
 WHERE h.status IN ('online', 'draining') AND h.disk_bytes > 0 AND h.load ? 'disk_free_bytes' AND h.last_heartbeat_at > now() - interval '2 minutes'
   AND (h.load->>'disk_free_bytes')::float8 < h.disk_bytes * sqlc.arg(share)::float8
-  AND NOT EXISTS (SELECT FROM state_copies c WHERE c.host_id = h.id AND c.drop_at IS NOT NULL)
+  AND NOT EXISTS (SELECT FROM state_copies c JOIN snapshots p ON p.id = c.snapshot_id WHERE c.host_id = h.id AND c.drop_at IS NOT NULL AND p.status = 'ready')
 ORDER BY h.id
 LIMIT sqlc.arg(max_rows);
 

@@ -258,7 +258,7 @@ func (s *Store) ListStates(ctx context.Context, f sandbox.StateFilter, p page.Re
 }
 
 var (
-	errStateInUse  = errs.Conflict("snapshot_in_use", "A living sandbox has nothing else to go on from. Delete the sandbox instead.")
+	errStateInUse  = errs.Conflict("snapshot_in_use", "A living sandbox has nothing else to go on from, or a template starts from it. Delete that instead.")
 	errStateMaking = errs.Conflict("snapshot_not_ready", "The snapshot is still being made. Delete it when it is ready.")
 )
 

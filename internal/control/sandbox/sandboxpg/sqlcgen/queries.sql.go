@@ -1284,7 +1284,7 @@ SELECT h.id, (h.disk_bytes * $1::float8 - (h.load->>'disk_free_bytes')::float8):
 FROM hosts h
 WHERE h.status IN ('online', 'draining') AND h.disk_bytes > 0 AND h.load ? 'disk_free_bytes' AND h.last_heartbeat_at > now() - interval '2 minutes'
   AND (h.load->>'disk_free_bytes')::float8 < h.disk_bytes * $1::float8
-  AND NOT EXISTS (SELECT FROM state_copies c WHERE c.host_id = h.id AND c.drop_at IS NOT NULL)
+  AND NOT EXISTS (SELECT FROM state_copies c JOIN snapshots p ON p.id = c.snapshot_id WHERE c.host_id = h.id AND c.drop_at IS NOT NULL AND p.status = 'ready')
 ORDER BY h.id
 LIMIT $2
 `
@@ -1949,6 +1949,7 @@ const leftStates = `-- name: LeftStates :many
 SELECT p.id, p.team_id, p.name FROM snapshots p
 WHERE p.team_id IN (SELECT t.id FROM teams t WHERE t.deleted_at IS NOT NULL) AND p.deleted_at IS NULL AND p.status = 'ready' AND p.kind <> 'fork'
   AND NOT EXISTS (SELECT FROM sandboxes s WHERE s.state_id = p.id AND s.ended_at IS NULL)
+  AND NOT EXISTS (SELECT FROM templates t WHERE t.state_id = p.id AND t.deleted_at IS NULL)
 ORDER BY p.id
 LIMIT $1
 `
@@ -2441,14 +2442,16 @@ func (q *Queries) ListStrays(ctx context.Context, db DBTX, arg ListStraysParams)
 
 const livesFrom = `-- name: LivesFrom :one
 SELECT EXISTS (SELECT FROM sandboxes WHERE state_id = $1::uuid AND ended_at IS NULL)
+    OR EXISTS (SELECT FROM templates WHERE state_id = $1::uuid AND deleted_at IS NULL)
 `
 
-// Whether a living sandbox has nothing else to go on from.
-func (q *Queries) LivesFrom(ctx context.Context, db DBTX, snapshotID uuid.UUID) (bool, error) {
+// Whether a living sandbox has nothing else to go on from, or a template is
+// started from it.
+func (q *Queries) LivesFrom(ctx context.Context, db DBTX, snapshotID uuid.UUID) (*bool, error) {
 	row := db.QueryRow(ctx, livesFrom, snapshotID)
-	var exists bool
-	err := row.Scan(&exists)
-	return exists, err
+	var column_1 *bool
+	err := row.Scan(&column_1)
+	return column_1, err
 }
 
 const lockCandidateHosts = `-- name: LockCandidateHosts :many
@@ -3627,6 +3630,7 @@ DELETE FROM snapshots WHERE id IN (
     WHERE p.deleted_at < now() - make_interval(secs => $1::float8)
       AND NOT EXISTS (SELECT FROM sandboxes s WHERE s.from_snapshot_id = p.id)
       AND NOT EXISTS (SELECT FROM sandboxes s WHERE s.state_id = p.id)
+      AND NOT EXISTS (SELECT FROM templates t WHERE t.state_id = p.id)
     ORDER BY p.deleted_at
     LIMIT $2
     FOR UPDATE SKIP LOCKED)
