@@ -526,8 +526,8 @@ SELECT * FROM snapshots WHERE id = sqlc.arg(id) FOR NO KEY UPDATE;
 -- name: LivesFrom :one
 -- Whether a living sandbox has nothing else to go on from, or a template is
 -- started from it.
-SELECT EXISTS (SELECT FROM sandboxes WHERE state_id = sqlc.arg(snapshot_id)::uuid AND ended_at IS NULL)
-    OR EXISTS (SELECT FROM templates WHERE state_id = sqlc.arg(snapshot_id)::uuid AND deleted_at IS NULL);
+SELECT (EXISTS (SELECT FROM sandboxes WHERE state_id = sqlc.arg(snapshot_id)::uuid AND ended_at IS NULL)
+    OR EXISTS (SELECT FROM templates WHERE state_id = sqlc.arg(snapshot_id)::uuid AND deleted_at IS NULL))::bool;
 
 -- name: MarkDeleting :exec
 UPDATE snapshots SET status = 'deleting' WHERE id = sqlc.arg(id) AND status IN ('ready', 'failed');

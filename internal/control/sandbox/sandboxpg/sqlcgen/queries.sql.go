@@ -2441,15 +2441,15 @@ func (q *Queries) ListStrays(ctx context.Context, db DBTX, arg ListStraysParams)
 }
 
 const livesFrom = `-- name: LivesFrom :one
-SELECT EXISTS (SELECT FROM sandboxes WHERE state_id = $1::uuid AND ended_at IS NULL)
-    OR EXISTS (SELECT FROM templates WHERE state_id = $1::uuid AND deleted_at IS NULL)
+SELECT (EXISTS (SELECT FROM sandboxes WHERE state_id = $1::uuid AND ended_at IS NULL)
+    OR EXISTS (SELECT FROM templates WHERE state_id = $1::uuid AND deleted_at IS NULL))::bool
 `
 
 // Whether a living sandbox has nothing else to go on from, or a template is
 // started from it.
-func (q *Queries) LivesFrom(ctx context.Context, db DBTX, snapshotID uuid.UUID) (*bool, error) {
+func (q *Queries) LivesFrom(ctx context.Context, db DBTX, snapshotID uuid.UUID) (bool, error) {
 	row := db.QueryRow(ctx, livesFrom, snapshotID)
-	var column_1 *bool
+	var column_1 bool
 	err := row.Scan(&column_1)
 	return column_1, err
 }
