@@ -78,6 +78,7 @@ type agentCmd struct {
 	CIDR              string        `name:"cidr" help:"Range of the sandboxes' network (default: a free one is found)." env:"SKERRY_CIDR" placeholder:"CIDR"`
 	MaxSandboxes      int           `help:"How many sandboxes at most." env:"SKERRY_MAX_SANDBOXES" placeholder:"N"`
 	WarmSlots         int           `help:"How many network slots are made ahead of need." env:"SKERRY_WARM_SLOTS" default:"8" placeholder:"N"`
+	Warm              int           `name:"agent-warm" help:"How many sandboxes at most are started before anybody asks for them; 0 is none." env:"SKERRY_AGENT_WARM" default:"8" placeholder:"N"`
 	DNS               []string      `name:"dns" help:"Resolvers for sandboxes (default: this machine's)." env:"SKERRY_DNS" placeholder:"ADDR"`
 	Denied            []string      `help:"Networks no sandbox may reach, besides private ones." env:"SKERRY_DENIED" placeholder:"CIDR"`
 	ImageCacheMB      int64         `name:"image-cache-mb" help:"Bound of the template images kept on disk; 0 is none." env:"SKERRY_IMAGE_CACHE_MB" placeholder:"MB"`
@@ -99,7 +100,7 @@ func (cmd *agentCmd) config(p *program, log *slog.Logger) (agentapp.Config, erro
 	c := agentapp.Config{
 		DataDir: up.AgentDir(data), Listen: cmd.Listen, Address: cmd.Address, ControlURL: cmd.Server,
 		RegistrationToken: cmd.RegistrationToken, CASHA256: cmd.CASHA256, Version: release(),
-		MaxSlots: cmd.MaxSandboxes, WarmSlots: cmd.WarmSlots, DNSUpstreams: cmd.DNS,
+		MaxSlots: cmd.MaxSandboxes, WarmSlots: cmd.WarmSlots, MaxWarm: cmd.Warm, DNSUpstreams: cmd.DNS,
 		ImageCacheBytes: cmd.ImageCacheMB << 20, MaxImageBytes: cmd.MaxImageMB << 20, MaxImageFiles: cmd.MaxImageFiles, Logger: log,
 		PauseOnStop: cmd.PauseOnStop, LostContactPause: cmd.LostContactPause, Heartbeat: cmd.Heartbeat,
 		MetricsListen: cmd.MetricsListen,

@@ -123,7 +123,12 @@ func run(ctx context.Context, cfg Config, opts Options) (err error) {
 	if err != nil {
 		return err
 	}
+	daemon, err := guestBuild(cfg, opts)
+	if err != nil {
+		return err
+	}
 	m := manager.New(manager.Config{
+		MaxWarm: cfg.MaxWarm, GuestBuild: daemon, MemoryShort: memoryShort,
 		States: states, Contact: me.Heard, Refused: me.Turned,
 		LostContact: cfg.LostContact, LostContactPause: cfg.LostContactPause,
 		Journal: j, Engines: cfg.watch.engines(engines), Versions: versions,

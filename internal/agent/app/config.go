@@ -50,6 +50,9 @@ type Config struct {
 	CIDR netip.Prefix
 	// MaxSlots bounds the sandboxes, WarmSlots are kept ready; 0 is the default.
 	MaxSlots, WarmSlots int
+	// MaxWarm bounds the instances that are started before there is a sandbox for
+	// them; 0 is none.
+	MaxWarm int
 	// DNSUpstreams are resolvers; empty is the host's own.
 	DNSUpstreams []string
 	// Denied are destinations no sandbox may reach, besides private ranges.
@@ -131,6 +134,9 @@ func (c Config) faults(simulated bool) []error {
 	}
 	if c.MaxSlots < 0 || c.WarmSlots < 0 {
 		add("slots: not negative")
+	}
+	if c.MaxWarm < 0 {
+		add("SKERRY_AGENT_WARM: not negative")
 	}
 	if c.ImageCacheBytes < 0 {
 		add("image cache: not negative")

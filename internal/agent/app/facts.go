@@ -1,7 +1,6 @@
 package app
 
 import (
-	"bufio"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -12,7 +11,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -85,7 +83,7 @@ func hostFacts(cfg Config, engines []identity.EngineFact) (identity.Facts, error
 	if err != nil {
 		return identity.Facts{}, fmt.Errorf("agent: %w", err)
 	}
-	memory, err := totalMemory()
+	ram, _, err := memory()
 	if err != nil {
 		return identity.Facts{}, err
 	}
@@ -98,28 +96,9 @@ func hostFacts(cfg Config, engines []identity.EngineFact) (identity.Facts, error
 		return identity.Facts{}, fmt.Errorf("agent: uname: %w", err)
 	}
 	return identity.Facts{
-		Hostname: name, Arch: runtime.GOARCH, CPUs: runtime.NumCPU(), MemoryBytes: memory, DiskBytes: total,
+		Hostname: name, Arch: runtime.GOARCH, CPUs: runtime.NumCPU(), MemoryBytes: ram, DiskBytes: total,
 		Kernel: unix.ByteSliceToString(uts.Release[:]), Version: cfg.Version, Address: advertised(cfg, nil), Engines: engines,
 	}, nil
-}
-
-func totalMemory() (int64, error) {
-	f, err := os.Open("/proc/meminfo")
-	if err != nil {
-		return 0, fmt.Errorf("agent: %w", err)
-	}
-	defer f.Close()
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		if fields := strings.Fields(lines.Text()); len(fields) >= 2 && fields[0] == "MemTotal:" {
-			kb, err := strconv.ParseInt(fields[1], 10, 64)
-			if err != nil {
-				return 0, fmt.Errorf("agent: MemTotal: %w", err)
-			}
-			return kb << 10, nil
-		}
-	}
-	return 0, fmt.Errorf("agent: no MemTotal: %w", lines.Err())
 }
 
 // disk returns the size of the file system below dir and what is free on it,

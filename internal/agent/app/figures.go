@@ -12,7 +12,7 @@ import (
 type figures struct {
 	w *watch
 
-	sandboxes, slots, slotsMax, states, stateBytes, diskFree, diskSize, cpu, memory, contact *prometheus.Desc
+	sandboxes, warm, slots, slotsMax, states, stateBytes, diskFree, diskSize, cpu, memory, contact *prometheus.Desc
 }
 
 func newFigures(w *watch) *figures {
@@ -22,6 +22,7 @@ func newFigures(w *watch) *figures {
 	return &figures{
 		w:          w,
 		sandboxes:  d("sandboxes", "Sandboxes this host knows, by phase.", "phase"),
+		warm:       d("warm_instances", "Instances that wait for a sandbox."),
 		slots:      d("network_slots", "Network slots, by what they are for.", "state"),
 		slotsMax:   d("network_slots_limit", "How many network slots there may be."),
 		states:     d("saved_states", "Complete saved states on this host."),
@@ -36,7 +37,7 @@ func newFigures(w *watch) *figures {
 
 // Describe implements prometheus.Collector.
 func (f *figures) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{f.sandboxes, f.slots, f.slotsMax, f.states, f.stateBytes, f.diskFree, f.diskSize, f.cpu, f.memory, f.contact} {
+	for _, d := range []*prometheus.Desc{f.sandboxes, f.warm, f.slots, f.slotsMax, f.states, f.stateBytes, f.diskFree, f.diskSize, f.cpu, f.memory, f.contact} {
 		out <- d
 	}
 }
@@ -56,6 +57,7 @@ func (f *figures) Collect(out chan<- prometheus.Metric) {
 	} {
 		gauge(f.sandboxes, float64(phases[p]), string(p))
 	}
+	gauge(f.warm, float64(in.manager.WarmCount()))
 	if n, ok := in.networks.(interface{ Usage() network.Usage }); ok {
 		u := n.Usage()
 		gauge(f.slots, float64(u.Used), "used")

@@ -95,6 +95,11 @@ func (e watchedEngine) Freeze(ctx context.Context, h engine.Handle) error {
 	return e.w.do(ctx, e.part, "freeze", func(ctx context.Context) error { return e.Engine.Freeze(ctx, h) })
 }
 
+// Hold implements engine.Holder where the engine does.
+func (e watchedEngine) Hold(ctx context.Context, h engine.Handle) error {
+	return e.w.do(ctx, e.part, "hold", func(ctx context.Context) error { return engine.Hold(ctx, e.Engine, h) })
+}
+
 // Thaw implements engine.Engine.
 func (e watchedEngine) Thaw(ctx context.Context, h engine.Handle) error {
 	return e.w.do(ctx, e.part, "thaw", func(ctx context.Context) error { return e.Engine.Thaw(ctx, h) })

@@ -57,15 +57,16 @@ type write struct {
 
 // tx is one transaction with the buckets at hand.
 type tx struct {
-	meta, sandboxes, tombstones, outbox *bolt.Bucket
-	outboxSize                          uint64
-	events                              bool
+	meta, sandboxes, tombstones, outbox, warm *bolt.Bucket
+	outboxSize                                uint64
+	events                                    bool
 }
 
 func bucketMeta() []byte       { return []byte("meta") }
 func bucketSandboxes() []byte  { return []byte("sandboxes") }
 func bucketTombstones() []byte { return []byte("tombstones") }
 func bucketOutbox() []byte     { return []byte("outbox") }
+func bucketWarm() []byte       { return []byte("warm") }
 
 // Open opens or creates the journal at path and starts a new generation. The
 // outbox keeps at most outboxSize events; 0 is DefaultOutboxSize.
@@ -98,7 +99,7 @@ func Open(path string, outboxSize int) (*Journal, error) {
 }
 
 func (j *Journal) begin(btx *bolt.Tx) error {
-	for _, name := range [][]byte{bucketMeta(), bucketSandboxes(), bucketTombstones(), bucketOutbox()} {
+	for _, name := range [][]byte{bucketMeta(), bucketSandboxes(), bucketTombstones(), bucketOutbox(), bucketWarm()} {
 		if _, err := btx.CreateBucketIfNotExists(name); err != nil {
 			return err
 		}
@@ -204,7 +205,7 @@ func (j *Journal) commit(group []*write) {
 		t := &tx{
 			meta: btx.Bucket(bucketMeta()), sandboxes: btx.Bucket(bucketSandboxes()),
 			tombstones: btx.Bucket(bucketTombstones()), outbox: btx.Bucket(bucketOutbox()),
-			outboxSize: j.outboxSize,
+			warm: btx.Bucket(bucketWarm()), outboxSize: j.outboxSize,
 		}
 		if err := j.writeMarks(t); err != nil {
 			return err

@@ -25,6 +25,8 @@ const (
 	// PhasePaused: the state named in Pause is the sandbox. Of the instance
 	// there may be remains to remove.
 	PhasePaused Phase = "paused"
+	// PhaseWarm: an instance without a sandbox waits for one.
+	PhaseWarm Phase = "warm"
 )
 
 // Image names a template's bytes and where to fetch them.

@@ -156,14 +156,14 @@ func (m *Manager) startCreate(caller context.Context, spec journal.Spec, s *entr
 	ctx, release := context.WithDeadline(ctx, until)
 	op := newOperation(opCreate)
 	op.spec, op.cancel = spec, cancel
-	rec := journal.Record{
-		Spec: spec, Phase: journal.PhaseCreating, Slot: -1,
-		Instance: newInstanceID(), InitSecret: newSecret(), EngineVersion: m.cfg.Versions[spec.Engine],
-		BootID: m.cfg.BootID, CreatedAt: m.cfg.Clock.Now(), Deadline: spec.Deadline,
-	}
+	rec := m.newRecord(spec)
+	var w *warm
 	if s == nil {
 		s = &entry{}
 		m.sandboxes[spec.Sandbox] = s
+		if w = m.takeWarm(spec); w != nil {
+			rec = claimedRecord(rec, w)
+		}
 	} else {
 		before := s.rec
 		rec.Before = &before
@@ -172,14 +172,23 @@ func (m *Manager) startCreate(caller context.Context, spec journal.Spec, s *entr
 	m.creates++
 	m.wg.Go(func() {
 		defer release()
-		m.create(ctx, &build{m: m, s: s, engine: eng, rec: rec, cancel: cancel}, op)
+		m.create(ctx, &build{m: m, s: s, engine: eng, rec: rec, warm: w, cancel: cancel}, op)
 	})
 	return op, nil
 }
 
+// newRecord is that of an instance that does not exist yet.
+func (m *Manager) newRecord(spec journal.Spec) journal.Record {
+	return journal.Record{
+		Spec: spec, Phase: journal.PhaseCreating, Slot: -1,
+		Instance: newInstanceID(), InitSecret: newSecret(), EngineVersion: m.cfg.Versions[spec.Engine],
+		BootID: m.cfg.BootID, CreatedAt: m.cfg.Clock.Now(), Deadline: spec.Deadline,
+	}
+}
+
 // create runs the table and, on failure, what it did backwards.
 func (m *Manager) create(ctx context.Context, b *build, op *operation) {
-	at, err := m.runSteps(ctx, b)
+	at, step, err := m.runCreate(ctx, b)
 	if b.held != nil {
 		defer b.held.Release()
 	}
@@ -193,6 +202,9 @@ func (m *Manager) create(ctx context.Context, b *build, op *operation) {
 	}
 	m.stopWatch(b.s)
 	undone := m.undo(b.rec, at)
+	if undone == nil && b.warm != nil {
+		undone = m.cfg.Journal.ForgetWarm(b.rec.Instance)
+	}
 	switch {
 	case undone != nil || !b.begun:
 	case b.rec.Before != nil:
@@ -200,7 +212,7 @@ func (m *Manager) create(ctx context.Context, b *build, op *operation) {
 	default:
 		undone = m.forget(b.rec, m.event(b.rec, EventCreateFailed, map[string]any{"reason": errs.As(err).Reason}))
 	}
-	m.log(b.rec).Warn("create failed", "step", string(createTable(b.rec.Spec)[at].name), "err", err, "undone", undone == nil)
+	m.log(b.rec).Warn("create failed", "step", string(step), "err", err, "undone", undone == nil)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.creates--
@@ -228,24 +240,40 @@ func (m *Manager) revert(rec journal.Record, events ...journal.Event) error {
 	return nil
 }
 
-// runSteps returns the line of the table it failed in.
-func (m *Manager) runSteps(ctx context.Context, b *build) (int, error) {
-	for i, s := range createTable(b.rec.Spec) {
+// runCreate takes over the instance that waits, where there is one, or makes one.
+// It returns from which line on an undo goes backwards, and the step that failed.
+func (m *Manager) runCreate(ctx context.Context, b *build) (int, Step, error) {
+	if b.warm != nil {
+		step, err := m.claim(ctx, b)
+		if err == nil || ctx.Err() != nil {
+			return undoAll, step, err
+		}
+		m.log(b.rec).Warn("a warm instance could not be used; another is started", "step", string(step), "err", err)
+		if undone := m.unclaim(b); undone != nil {
+			return undoAll, step, errors.Join(err, undone)
+		}
+	}
+	return m.runSteps(ctx, b, createTable(b.rec.Spec))
+}
+
+// runSteps returns the line of the table it failed in, and its step.
+func (m *Manager) runSteps(ctx context.Context, b *build, table []tableStep) (int, Step, error) {
+	for i, s := range table {
 		if err := ctx.Err(); err != nil {
-			return i, err
+			return i, s.name, err
 		}
 		if err := s.do(b, ctx); err != nil {
-			return i, err
+			return i, s.name, err
 		}
 		m.mu.Lock()
 		b.s.rec = b.rec
 		m.mu.Unlock()
-		if s.name != StepOpenState && s.name != StepJournalBegin && s.name != StepJournalRunning {
+		if !b.rec.Spec.Sandbox.IsZero() && s.name != StepOpenState && s.name != StepJournalBegin && s.name != StepJournalRunning {
 			m.cfg.Journal.Mark(b.rec.Spec.Sandbox, string(s.name))
 		}
 		m.step(s.name)
 	}
-	return 0, nil
+	return 0, "", nil
 }
 
 // created ends a create that succeeded. A guest that ended meanwhile is an exit

@@ -14,4 +14,10 @@
 // first effect, and that it runs. Nothing between needs a write of its own,
 // because an unfinished create is always undone, and every undo succeeds on
 // nothing.
+//
+// Some instances are made before there is a sandbox for them, by the same table:
+// they are isolated as any, ran one command, belong to nobody, and are held so
+// that they use no CPU. A create that one fits takes it over in one transaction
+// of the journal, before the guest is told who it is; whatever fails after that
+// ends the instance, and the same create starts another.
 package manager

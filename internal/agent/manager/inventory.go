@@ -24,6 +24,8 @@ type Inventory struct {
 	Sandboxes []Report
 	// States are all complete saved states.
 	States []state.State
+	// Warm are the instances that wait for a sandbox.
+	Warm []WarmReport
 }
 
 // Inventory looks at the journal and at every engine. It is complete or an
@@ -58,6 +60,7 @@ func (m *Manager) Inventory(ctx context.Context) (Inventory, error) {
 		}
 		inv.Sandboxes = append(inv.Sandboxes, r)
 	}
+	inv.Warm = m.warmReports()
 	m.mu.Unlock()
 	inv.States = m.cfg.States.List()
 	inv.Sandboxes = slices.AppendSeq(inv.Sandboxes, maps.Values(strange))
@@ -95,6 +98,7 @@ func (m *Manager) instances() map[engine.InstanceID]bool {
 	for _, s := range m.sandboxes {
 		out[s.rec.Instance] = true
 	}
+	m.warmInstances(out)
 	return out
 }
 

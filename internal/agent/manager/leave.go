@@ -26,6 +26,9 @@ func (m *Manager) DestroyAll(ctx context.Context, reason string) error {
 		}
 	}
 	m.mu.Unlock()
+	if err := m.letAllGo(ctx); err != nil {
+		return err
+	}
 	w := newWide(m.cfg.PauseWidth)
 	for sandbox, incarnation := range last {
 		w.do(func() error { return m.Destroy(ctx, sandbox, incarnation, reason) })

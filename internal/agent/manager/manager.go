@@ -62,6 +62,13 @@ type Config struct {
 	RetryInterval time.Duration
 	// MaxCreates bounds the creates in flight; 0 is 64.
 	MaxCreates int
+	// MaxWarm bounds the instances that wait for a sandbox; 0 is none.
+	MaxWarm int
+	// GuestBuild names the guest daemon: what waits with another is let go.
+	GuestBuild string
+	// MemoryShort tells whether the machine has too little memory for what nobody
+	// uses yet; nil is never.
+	MemoryShort func() bool
 
 	// Step, when not nil, is called after each step named in Steps. Crash tests
 	// end the process there.
@@ -100,6 +107,9 @@ func (c Config) withDefaults() Config {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
+	if c.MemoryShort == nil {
+		c.MemoryShort = func() bool { return false }
+	}
 	if c.Step == nil {
 		c.Step = func(Step) {}
 	}
@@ -121,6 +131,7 @@ type Manager struct {
 	leaving   bool // the machine goes down: nothing is started any more
 	creates   int
 	sandboxes map[id.Sandbox]*entry
+	warm      warmth
 }
 
 // entry is one sandbox. Its fields are guarded by Manager.mu; while an
@@ -186,7 +197,7 @@ var (
 // New returns a manager that owns nothing yet; Recover is called before any
 // other method.
 func New(cfg Config) *Manager {
-	m := &Manager{cfg: cfg.withDefaults(), sandboxes: make(map[id.Sandbox]*entry), began: time.Now()}
+	m := &Manager{cfg: cfg.withDefaults(), sandboxes: make(map[id.Sandbox]*entry), began: time.Now(), warm: newWarmth()}
 	m.width = make(chan struct{}, m.cfg.PauseWidth)
 	m.base, m.end = context.WithCancelCause(context.Background())
 	return m

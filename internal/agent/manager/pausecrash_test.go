@@ -124,7 +124,7 @@ func TestS4_ST04_DeathAtEachStep(t *testing.T) {
 		}
 	}
 	for _, s := range manager.Steps() {
-		if !visited[s] && !slices.Contains(manager.Operations()["create"], s) {
+		if !visited[s] && !slices.Contains(manager.Operations()["create"], s) && !slices.Contains(warmSteps(), s) {
 			t.Errorf("step %s was never visited", s)
 		}
 	}

@@ -55,6 +55,9 @@ type Guest interface {
 	// Init configures the daemon. It may be repeated. A new init secret in it is
 	// used from then on.
 	Init(ctx context.Context, in guestapi.Init) error
+	// Run runs a program inside, without arguments, as the default user, and returns
+	// at its end, whatever that is; also when there is no such program.
+	Run(ctx context.Context, path string) error
 	// Follow begins to forward the daemon's events until Close.
 	Follow()
 	// Idle is how long nothing has gone on inside; it costs the guest a request,

@@ -46,6 +46,9 @@ func (m *Manager) Recover(ctx context.Context) error {
 		})
 	}
 	wg.Wait()
+	if err := m.recoverWarm(ctx); err != nil {
+		return err
+	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -53,6 +56,7 @@ func (m *Manager) Recover(ctx context.Context) error {
 		return err
 	}
 	m.wg.Go(func() { m.sweep(m.base) })
+	m.wg.Go(func() { m.tendWarm(m.base) })
 	if m.cfg.Contact != nil {
 		m.wg.Go(func() { m.keepDeadlines(m.base) })
 	}
@@ -272,6 +276,12 @@ func (m *Manager) sweepUnowned(ctx context.Context) error {
 			images[string(s.rec.Instance)] = s.rec.Spec.Image.Digest
 		}
 		owners[s.rec.Instance] = true
+	}
+	for _, all := range []map[engine.InstanceID]*warm{m.warm.ready, m.warm.going} {
+		for i, w := range all {
+			images[string(i)] = w.kept.Record.Spec.Image.Digest
+			owners[i] = true
+		}
 	}
 	m.mu.Unlock()
 	if err := m.cfg.Images.Recover(ctx, images); err != nil {

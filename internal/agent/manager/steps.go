@@ -52,6 +52,16 @@ const (
 	StepJournalUnpaused Step = "journal_unpaused"
 	StepJournalReverted Step = "journal_reverted"
 
+	// What an instance passes that is made before there is a sandbox for it, on top
+	// of the steps of a create, and what its sandbox passes.
+	StepWarmBegin     Step = "warm_journal_begin"
+	StepWarmCommand   Step = "warm_command"
+	StepWarmHold      Step = "warm_hold"
+	StepWarmReady     Step = "warm_journal_ready"
+	StepClaimWarm     Step = "claim_warm" // from here on it is the sandbox's
+	StepWarmLettingGo Step = "warm_letting_go"
+	StepWarmForgotten Step = "warm_forgotten"
+
 	StepJournalDestroying Step = "journal_destroying"
 	StepUndoInstance      Step = "destroy_instance"
 	StepUndoImage         Step = "release_image"
@@ -75,6 +85,11 @@ func Operations() map[string][]Step {
 		"resume":        names(restore),
 		"failed_resume": append(append([]Step{}, undo...), StepJournalReverted),
 		"fork":          names(restore),
+		"warm":          names(warmTable(journal.Spec{})),
+		"failed_warm":   append(append([]Step{}, undo...), StepWarmForgotten),
+		"claim":         names(claimTable()),
+		"failed_claim":  append(append([]Step{}, undo...), names(boot)...),
+		"let_go":        append(append([]Step{StepWarmLettingGo}, undo...), StepWarmForgotten),
 	}
 }
 
@@ -117,6 +132,12 @@ type tableStep struct {
 // createTable is the table of a create: with a saved state it restores where
 // the other starts.
 func createTable(spec journal.Spec) []tableStep {
+	return append(startTable(spec, tableStep{name: StepJournalBegin, do: (*build).begin}),
+		tableStep{name: StepJournalRunning, do: (*build).running})
+}
+
+// startTable is what it takes until a guest runs and is configured.
+func startTable(spec journal.Spec, begin tableStep) []tableStep {
 	var table []tableStep
 	start := tableStep{name: StepStart, do: (*build).start}
 	if !spec.State.IsZero() {
@@ -124,14 +145,13 @@ func createTable(spec journal.Spec) []tableStep {
 		start = tableStep{name: StepRestore, do: (*build).restore}
 	}
 	return append(table, []tableStep{
-		{name: StepJournalBegin, do: (*build).begin},
+		begin,
 		{name: StepClaimSlot, do: (*build).claimSlot, undoName: StepUndoSlot, undo: (*Manager).releaseSlot},
 		{name: StepAcquireImage, do: (*build).acquireImage, undoName: StepUndoImage, undo: (*Manager).releaseImage},
 		{name: StepPrepare, do: (*build).prepare, undoName: StepUndoInstance, undo: (*Manager).destroyInstance},
 		start,
 		{name: StepAwaitGuest, do: (*build).awaitGuest},
 		{name: StepInitGuest, do: (*build).initGuest},
-		{name: StepJournalRunning, do: (*build).running},
 	}...)
 }
 
@@ -148,7 +168,9 @@ type build struct {
 	root   string
 	link   Guest
 	held   *state.Held             // the state it is restored from
-	woken  bool                    // with the state's memory
+	woken  bool                    // with the state's memory, or from having waited
+	warm   *warm                   // the instance it takes over
+	kept   journal.Warm            // of an instance that is made to wait
 	begun  bool                    // the journal may know of it
 	cancel context.CancelCauseFunc // of the whole create
 }
@@ -261,9 +283,12 @@ func (b *build) running(context.Context) error {
 	b.rec.Phase = journal.PhaseRunning
 	b.rec.Step = string(StepJournalRunning)
 	b.rec.Before = nil
-	var data map[string]any
-	if b.held != nil {
-		data = map[string]any{"state_id": b.held.ID.UUID().String()}
+	data := map[string]any{}
+	if !b.rec.Spec.State.IsZero() {
+		data["state_id"] = b.rec.Spec.State.UUID().String()
+	}
+	if b.warm != nil {
+		data["warm"] = true
 	}
 	return b.m.cfg.Journal.Running(b.rec, b.m.event(b.rec, EventStarted, data))
 }

@@ -168,6 +168,13 @@ func (e mortal) Thaw(ctx context.Context, h engine.Handle) error {
 	return e.Engine.Thaw(ctx, h)
 }
 
+func (e mortal) Hold(ctx context.Context, h engine.Handle) error {
+	if err := e.view.call(ctx, "hold"); err != nil {
+		return err
+	}
+	return e.Engine.Hold(ctx, h)
+}
+
 func (e mortal) Destroy(ctx context.Context, i engine.InstanceID) error {
 	if err := e.view.call(ctx, "destroy"); err != nil {
 		return err
@@ -327,6 +334,8 @@ func (d *daemon) Idle(ctx context.Context) (time.Duration, error) {
 	err := d.call(ctx, "idle")
 	return time.Duration(d.idle.Load()), err
 }
+
+func (d *daemon) Run(ctx context.Context, _ string) error { return d.call(ctx, "run") }
 
 func (d *daemon) Follow() {}
 func (d *daemon) Close()  { d.closed.Store(true) }

@@ -45,6 +45,7 @@ type world struct {
 
 	pause     manager.PauseRequest
 	deadlines []journal.Deadline
+	targets   []manager.WarmTarget
 }
 
 func (w *world) Create(_ context.Context, spec journal.Spec) (manager.Report, error) {
@@ -94,8 +95,13 @@ func (w *world) state(which id.Snapshot) state.State {
 	}}
 }
 
+func (w *world) KeepWarm(targets []manager.WarmTarget) []manager.WarmKept {
+	w.targets = targets
+	return []manager.WarmKept{{Key: []byte("k"), Ready: 3, Reason: manager.WarmLimit}}
+}
+
 func (w *world) Inventory(context.Context) (manager.Inventory, error) {
-	return manager.Inventory{TakenAt: time.Now(), States: []state.State{w.state(id.NewSnapshot())}, Sandboxes: []manager.Report{
+	return manager.Inventory{TakenAt: time.Now(), Warm: []manager.WarmReport{{Instance: "w", Key: []byte("k"), Ready: true}}, States: []state.State{w.state(id.NewSnapshot())}, Sandboxes: []manager.Report{
 		{Sandbox: w.sandbox, Incarnation: 2, Phase: journal.PhaseExited, EndReason: "killed"},
 		{Instance: "x", Unknown: true, Phase: journal.PhaseRunning},
 		{Sandbox: id.NewSandbox(), Incarnation: 3, Phase: journal.PhasePaused, State: id.NewSnapshot(), PausedReason: "lost_contact"},

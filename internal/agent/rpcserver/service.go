@@ -33,6 +33,7 @@ type Sandboxes interface {
 	Pause(ctx context.Context, req manager.PauseRequest) (state.State, error)
 	Checkpoint(ctx context.Context, sandbox id.Sandbox, incarnation uint64, which id.Snapshot, memory bool) (state.State, error)
 	DeleteState(ctx context.Context, which id.Snapshot) error
+	KeepWarm(targets []manager.WarmTarget) []manager.WarmKept
 	PauseAll(ctx context.Context, reason string) []manager.Outcome
 	SetDeadlines(ctx context.Context, list []journal.Deadline) error
 	Logs(ctx context.Context, sandbox id.Sandbox, incarnation uint64) (text []byte, truncated bool, err error)
@@ -111,13 +112,7 @@ func specOf(in *agentv1.CreateSandboxRequest) (journal.Spec, error) {
 	return journal.Spec{
 		State: from, DiskOnly: in.GetDiskOnly(), Deadline: timeOf(in.GetDeadline()),
 		Sandbox: sandbox, Incarnation: in.GetIncarnation(), Team: team, Template: template, Engine: in.GetEngine(),
-		Image: journal.Image{
-			Digest: in.GetImage().GetDigest(), SizeBytes: in.GetImage().GetSizeBytes(), From: sourceOf(in.GetImage().GetFrom()),
-		},
-		Resources: journal.Resources{
-			CPUMillis: int(in.GetResources().GetCpuMillis()), MemoryBytes: int64(in.GetResources().GetMemoryMb()) * mib,
-			DiskBytes: int64(in.GetResources().GetDiskMb()) * mib, MaxProcesses: int(in.GetResources().GetMaxProcesses()),
-		},
+		Image: imageIn(in.GetImage()), Resources: resourcesIn(in.GetResources()),
 		Env: in.GetEnv(), Hostname: in.GetHostname(), AccessToken: in.GetAccessToken(),
 		DefaultUser: in.GetDefaultUser(), DefaultWorkdir: in.GetDefaultWorkdir(), Internet: in.GetInternet(),
 	}, nil
@@ -184,6 +179,9 @@ func (s *service) Inventory(ctx context.Context, _ *agentv1.InventoryRequest) (*
 	}
 	for _, st := range inv.States {
 		out.States = append(out.States, stateOf(st))
+	}
+	for _, w := range inv.Warm {
+		out.Warm = append(out.Warm, &agentv1.WarmReport{InstanceId: string(w.Instance), Key: w.Key, Ready: w.Ready})
 	}
 	return out, nil
 }

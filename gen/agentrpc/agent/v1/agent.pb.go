@@ -2439,7 +2439,10 @@ type InventoryResponse struct {
 	// When the agent began to look; a sandbox commanded later is not missing.
 	TakenAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=taken_at,json=takenAt,proto3" json:"taken_at,omitempty"`
 	// All complete states, those of paused sandboxes included.
-	States        []*State `protobuf:"bytes,4,rep,name=states,proto3" json:"states,omitempty"`
+	States []*State `protobuf:"bytes,4,rep,name=states,proto3" json:"states,omitempty"`
+	// Instances that wait for a sandbox or are made to; none of them is in
+	// sandboxes, and they are no concern of whoever looks for orphans.
+	Warm          []*WarmReport `protobuf:"bytes,5,rep,name=warm,proto3" json:"warm,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2502,6 +2505,74 @@ func (x *InventoryResponse) GetStates() []*State {
 	return nil
 }
 
+func (x *InventoryResponse) GetWarm() []*WarmReport {
+	if x != nil {
+		return x.Warm
+	}
+	return nil
+}
+
+type WarmReport struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	InstanceId string                 `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
+	// That of the target it is for.
+	Key           []byte `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	Ready         bool   `protobuf:"varint,3,opt,name=ready,proto3" json:"ready,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WarmReport) Reset() {
+	*x = WarmReport{}
+	mi := &file_agent_v1_agent_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WarmReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WarmReport) ProtoMessage() {}
+
+func (x *WarmReport) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WarmReport.ProtoReflect.Descriptor instead.
+func (*WarmReport) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *WarmReport) GetInstanceId() string {
+	if x != nil {
+		return x.InstanceId
+	}
+	return ""
+}
+
+func (x *WarmReport) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *WarmReport) GetReady() bool {
+	if x != nil {
+		return x.Ready
+	}
+	return false
+}
+
 type SandboxReport struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId   string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
@@ -2527,7 +2598,7 @@ type SandboxReport struct {
 
 func (x *SandboxReport) Reset() {
 	*x = SandboxReport{}
-	mi := &file_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2539,7 +2610,7 @@ func (x *SandboxReport) String() string {
 func (*SandboxReport) ProtoMessage() {}
 
 func (x *SandboxReport) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2552,7 +2623,7 @@ func (x *SandboxReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxReport.ProtoReflect.Descriptor instead.
 func (*SandboxReport) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SandboxReport) GetSandboxId() string {
@@ -2642,7 +2713,7 @@ type SandboxStatsRequest struct {
 
 func (x *SandboxStatsRequest) Reset() {
 	*x = SandboxStatsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2654,7 +2725,7 @@ func (x *SandboxStatsRequest) String() string {
 func (*SandboxStatsRequest) ProtoMessage() {}
 
 func (x *SandboxStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2667,7 +2738,7 @@ func (x *SandboxStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxStatsRequest.ProtoReflect.Descriptor instead.
 func (*SandboxStatsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SandboxStatsRequest) GetSandboxId() string {
@@ -2701,7 +2772,7 @@ type SandboxStatsResponse struct {
 
 func (x *SandboxStatsResponse) Reset() {
 	*x = SandboxStatsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_agent_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2713,7 +2784,7 @@ func (x *SandboxStatsResponse) String() string {
 func (*SandboxStatsResponse) ProtoMessage() {}
 
 func (x *SandboxStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_agent_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2726,7 +2797,7 @@ func (x *SandboxStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxStatsResponse.ProtoReflect.Descriptor instead.
 func (*SandboxStatsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SandboxStatsResponse) GetCpuTime() *durationpb.Duration {
@@ -2787,7 +2858,7 @@ type BuildBaseRequest struct {
 
 func (x *BuildBaseRequest) Reset() {
 	*x = BuildBaseRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_agent_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2799,7 +2870,7 @@ func (x *BuildBaseRequest) String() string {
 func (*BuildBaseRequest) ProtoMessage() {}
 
 func (x *BuildBaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_agent_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2812,7 +2883,7 @@ func (x *BuildBaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildBaseRequest.ProtoReflect.Descriptor instead.
 func (*BuildBaseRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *BuildBaseRequest) GetTo() *Source {
@@ -2835,7 +2906,7 @@ type BuildBaseResponse struct {
 
 func (x *BuildBaseResponse) Reset() {
 	*x = BuildBaseResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_agent_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2847,7 +2918,7 @@ func (x *BuildBaseResponse) String() string {
 func (*BuildBaseResponse) ProtoMessage() {}
 
 func (x *BuildBaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_agent_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2860,7 +2931,7 @@ func (x *BuildBaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildBaseResponse.ProtoReflect.Descriptor instead.
 func (*BuildBaseResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *BuildBaseResponse) GetMessage() isBuildBaseResponse_Message {
@@ -2916,7 +2987,7 @@ type UploadResponse_Result struct {
 
 func (x *UploadResponse_Result) Reset() {
 	*x = UploadResponse_Result{}
-	mi := &file_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_agent_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2928,7 +2999,7 @@ func (x *UploadResponse_Result) String() string {
 func (*UploadResponse_Result) ProtoMessage() {}
 
 func (x *UploadResponse_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_agent_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2977,7 +3048,7 @@ type FetchRequest_StateCopy struct {
 
 func (x *FetchRequest_StateCopy) Reset() {
 	*x = FetchRequest_StateCopy{}
-	mi := &file_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_agent_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2989,7 +3060,7 @@ func (x *FetchRequest_StateCopy) String() string {
 func (*FetchRequest_StateCopy) ProtoMessage() {}
 
 func (x *FetchRequest_StateCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_agent_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3044,7 +3115,7 @@ type KeepWarmRequest_Target struct {
 
 func (x *KeepWarmRequest_Target) Reset() {
 	*x = KeepWarmRequest_Target{}
-	mi := &file_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_agent_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3056,7 +3127,7 @@ func (x *KeepWarmRequest_Target) String() string {
 func (*KeepWarmRequest_Target) ProtoMessage() {}
 
 func (x *KeepWarmRequest_Target) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_agent_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3140,7 +3211,7 @@ type KeepWarmResponse_Kept struct {
 
 func (x *KeepWarmResponse_Kept) Reset() {
 	*x = KeepWarmResponse_Kept{}
-	mi := &file_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_agent_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3152,7 +3223,7 @@ func (x *KeepWarmResponse_Kept) String() string {
 func (*KeepWarmResponse_Kept) ProtoMessage() {}
 
 func (x *KeepWarmResponse_Kept) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_agent_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3203,7 +3274,7 @@ type PauseAllResponse_Outcome struct {
 
 func (x *PauseAllResponse_Outcome) Reset() {
 	*x = PauseAllResponse_Outcome{}
-	mi := &file_agent_v1_agent_proto_msgTypes[48]
+	mi := &file_agent_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3215,7 +3286,7 @@ func (x *PauseAllResponse_Outcome) String() string {
 func (*PauseAllResponse_Outcome) ProtoMessage() {}
 
 func (x *PauseAllResponse_Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[48]
+	mi := &file_agent_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3277,7 +3348,7 @@ type SetDeadlinesRequest_Deadline struct {
 
 func (x *SetDeadlinesRequest_Deadline) Reset() {
 	*x = SetDeadlinesRequest_Deadline{}
-	mi := &file_agent_v1_agent_proto_msgTypes[49]
+	mi := &file_agent_v1_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3289,7 +3360,7 @@ func (x *SetDeadlinesRequest_Deadline) String() string {
 func (*SetDeadlinesRequest_Deadline) ProtoMessage() {}
 
 func (x *SetDeadlinesRequest_Deadline) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[49]
+	mi := &file_agent_v1_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3537,14 +3608,21 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x18\n" +
 	"\x16DestroySandboxResponse\"\x12\n" +
-	"\x10InventoryRequest\"\xca\x01\n" +
+	"\x10InventoryRequest\"\xf4\x01\n" +
 	"\x11InventoryResponse\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
 	"generation\x125\n" +
 	"\tsandboxes\x18\x02 \x03(\v2\x17.agent.v1.SandboxReportR\tsandboxes\x125\n" +
 	"\btaken_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\atakenAt\x12'\n" +
-	"\x06states\x18\x04 \x03(\v2\x0f.agent.v1.StateR\x06states\"\x92\x03\n" +
+	"\x06states\x18\x04 \x03(\v2\x0f.agent.v1.StateR\x06states\x12(\n" +
+	"\x04warm\x18\x05 \x03(\v2\x14.agent.v1.WarmReportR\x04warm\"U\n" +
+	"\n" +
+	"WarmReport\x12\x1f\n" +
+	"\vinstance_id\x18\x01 \x01(\tR\n" +
+	"instanceId\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\x12\x14\n" +
+	"\x05ready\x18\x03 \x01(\bR\x05ready\"\x92\x03\n" +
 	"\rSandboxReport\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12 \n" +
@@ -3621,7 +3699,7 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_agent_v1_agent_proto_goTypes = []any{
 	(SandboxPhase)(0),                    // 0: agent.v1.SandboxPhase
 	(*Source)(nil),                       // 1: agent.v1.Source
@@ -3661,105 +3739,107 @@ var file_agent_v1_agent_proto_goTypes = []any{
 	(*DestroySandboxResponse)(nil),       // 35: agent.v1.DestroySandboxResponse
 	(*InventoryRequest)(nil),             // 36: agent.v1.InventoryRequest
 	(*InventoryResponse)(nil),            // 37: agent.v1.InventoryResponse
-	(*SandboxReport)(nil),                // 38: agent.v1.SandboxReport
-	(*SandboxStatsRequest)(nil),          // 39: agent.v1.SandboxStatsRequest
-	(*SandboxStatsResponse)(nil),         // 40: agent.v1.SandboxStatsResponse
-	(*BuildBaseRequest)(nil),             // 41: agent.v1.BuildBaseRequest
-	(*BuildBaseResponse)(nil),            // 42: agent.v1.BuildBaseResponse
-	(*UploadResponse_Result)(nil),        // 43: agent.v1.UploadResponse.Result
-	(*FetchRequest_StateCopy)(nil),       // 44: agent.v1.FetchRequest.StateCopy
-	(*KeepWarmRequest_Target)(nil),       // 45: agent.v1.KeepWarmRequest.Target
-	(*KeepWarmResponse_Kept)(nil),        // 46: agent.v1.KeepWarmResponse.Kept
-	nil,                                  // 47: agent.v1.BuiltImage.EnvEntry
-	nil,                                  // 48: agent.v1.CreateSandboxRequest.EnvEntry
-	(*PauseAllResponse_Outcome)(nil),     // 49: agent.v1.PauseAllResponse.Outcome
-	(*SetDeadlinesRequest_Deadline)(nil), // 50: agent.v1.SetDeadlinesRequest.Deadline
-	(*timestamppb.Timestamp)(nil),        // 51: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),          // 52: google.protobuf.Duration
+	(*WarmReport)(nil),                   // 38: agent.v1.WarmReport
+	(*SandboxReport)(nil),                // 39: agent.v1.SandboxReport
+	(*SandboxStatsRequest)(nil),          // 40: agent.v1.SandboxStatsRequest
+	(*SandboxStatsResponse)(nil),         // 41: agent.v1.SandboxStatsResponse
+	(*BuildBaseRequest)(nil),             // 42: agent.v1.BuildBaseRequest
+	(*BuildBaseResponse)(nil),            // 43: agent.v1.BuildBaseResponse
+	(*UploadResponse_Result)(nil),        // 44: agent.v1.UploadResponse.Result
+	(*FetchRequest_StateCopy)(nil),       // 45: agent.v1.FetchRequest.StateCopy
+	(*KeepWarmRequest_Target)(nil),       // 46: agent.v1.KeepWarmRequest.Target
+	(*KeepWarmResponse_Kept)(nil),        // 47: agent.v1.KeepWarmResponse.Kept
+	nil,                                  // 48: agent.v1.BuiltImage.EnvEntry
+	nil,                                  // 49: agent.v1.CreateSandboxRequest.EnvEntry
+	(*PauseAllResponse_Outcome)(nil),     // 50: agent.v1.PauseAllResponse.Outcome
+	(*SetDeadlinesRequest_Deadline)(nil), // 51: agent.v1.SetDeadlinesRequest.Deadline
+	(*timestamppb.Timestamp)(nil),        // 52: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),          // 53: google.protobuf.Duration
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
 	5,  // 0: agent.v1.UploadRequest.engine:type_name -> agent.v1.EngineBuild
 	1,  // 1: agent.v1.UploadRequest.to:type_name -> agent.v1.Source
 	2,  // 2: agent.v1.UploadResponse.progress:type_name -> agent.v1.Progress
-	43, // 3: agent.v1.UploadResponse.result:type_name -> agent.v1.UploadResponse.Result
-	44, // 4: agent.v1.FetchRequest.state:type_name -> agent.v1.FetchRequest.StateCopy
+	44, // 3: agent.v1.UploadResponse.result:type_name -> agent.v1.UploadResponse.Result
+	45, // 4: agent.v1.FetchRequest.state:type_name -> agent.v1.FetchRequest.StateCopy
 	17, // 5: agent.v1.FetchRequest.image:type_name -> agent.v1.Image
 	5,  // 6: agent.v1.FetchRequest.engine:type_name -> agent.v1.EngineBuild
 	1,  // 7: agent.v1.FetchRequest.from:type_name -> agent.v1.Source
 	2,  // 8: agent.v1.FetchResponse.progress:type_name -> agent.v1.Progress
-	45, // 9: agent.v1.KeepWarmRequest.targets:type_name -> agent.v1.KeepWarmRequest.Target
-	46, // 10: agent.v1.KeepWarmResponse.kept:type_name -> agent.v1.KeepWarmResponse.Kept
+	46, // 9: agent.v1.KeepWarmRequest.targets:type_name -> agent.v1.KeepWarmRequest.Target
+	47, // 10: agent.v1.KeepWarmResponse.kept:type_name -> agent.v1.KeepWarmResponse.Kept
 	1,  // 11: agent.v1.ImportImageRequest.tarball:type_name -> agent.v1.Source
 	1,  // 12: agent.v1.ImportImageRequest.to:type_name -> agent.v1.Source
 	14, // 13: agent.v1.ImportImageResponse.result:type_name -> agent.v1.BuiltImage
 	1,  // 14: agent.v1.ExportImageRequest.to:type_name -> agent.v1.Source
 	14, // 15: agent.v1.ExportImageResponse.result:type_name -> agent.v1.BuiltImage
-	47, // 16: agent.v1.BuiltImage.env:type_name -> agent.v1.BuiltImage.EnvEntry
+	48, // 16: agent.v1.BuiltImage.env:type_name -> agent.v1.BuiltImage.EnvEntry
 	1,  // 17: agent.v1.Image.from:type_name -> agent.v1.Source
 	17, // 18: agent.v1.CreateSandboxRequest.image:type_name -> agent.v1.Image
 	18, // 19: agent.v1.CreateSandboxRequest.resources:type_name -> agent.v1.Resources
-	48, // 20: agent.v1.CreateSandboxRequest.env:type_name -> agent.v1.CreateSandboxRequest.EnvEntry
-	51, // 21: agent.v1.CreateSandboxRequest.deadline:type_name -> google.protobuf.Timestamp
-	38, // 22: agent.v1.CreateSandboxResponse.sandbox:type_name -> agent.v1.SandboxReport
-	51, // 23: agent.v1.State.created_at:type_name -> google.protobuf.Timestamp
+	49, // 20: agent.v1.CreateSandboxRequest.env:type_name -> agent.v1.CreateSandboxRequest.EnvEntry
+	52, // 21: agent.v1.CreateSandboxRequest.deadline:type_name -> google.protobuf.Timestamp
+	39, // 22: agent.v1.CreateSandboxResponse.sandbox:type_name -> agent.v1.SandboxReport
+	52, // 23: agent.v1.State.created_at:type_name -> google.protobuf.Timestamp
 	18, // 24: agent.v1.State.resources:type_name -> agent.v1.Resources
-	52, // 25: agent.v1.PauseSandboxRequest.if_idle_for:type_name -> google.protobuf.Duration
+	53, // 25: agent.v1.PauseSandboxRequest.if_idle_for:type_name -> google.protobuf.Duration
 	21, // 26: agent.v1.PauseSandboxResponse.state:type_name -> agent.v1.State
 	21, // 27: agent.v1.CheckpointSandboxResponse.state:type_name -> agent.v1.State
-	49, // 28: agent.v1.PauseAllResponse.outcomes:type_name -> agent.v1.PauseAllResponse.Outcome
-	50, // 29: agent.v1.SetDeadlinesRequest.deadlines:type_name -> agent.v1.SetDeadlinesRequest.Deadline
-	38, // 30: agent.v1.InventoryResponse.sandboxes:type_name -> agent.v1.SandboxReport
-	51, // 31: agent.v1.InventoryResponse.taken_at:type_name -> google.protobuf.Timestamp
+	50, // 28: agent.v1.PauseAllResponse.outcomes:type_name -> agent.v1.PauseAllResponse.Outcome
+	51, // 29: agent.v1.SetDeadlinesRequest.deadlines:type_name -> agent.v1.SetDeadlinesRequest.Deadline
+	39, // 30: agent.v1.InventoryResponse.sandboxes:type_name -> agent.v1.SandboxReport
+	52, // 31: agent.v1.InventoryResponse.taken_at:type_name -> google.protobuf.Timestamp
 	21, // 32: agent.v1.InventoryResponse.states:type_name -> agent.v1.State
-	0,  // 33: agent.v1.SandboxReport.phase:type_name -> agent.v1.SandboxPhase
-	51, // 34: agent.v1.SandboxReport.started_at:type_name -> google.protobuf.Timestamp
-	52, // 35: agent.v1.SandboxStatsResponse.cpu_time:type_name -> google.protobuf.Duration
-	52, // 36: agent.v1.SandboxStatsResponse.idle:type_name -> google.protobuf.Duration
-	1,  // 37: agent.v1.BuildBaseRequest.to:type_name -> agent.v1.Source
-	14, // 38: agent.v1.BuildBaseResponse.result:type_name -> agent.v1.BuiltImage
-	17, // 39: agent.v1.KeepWarmRequest.Target.image:type_name -> agent.v1.Image
-	18, // 40: agent.v1.KeepWarmRequest.Target.resources:type_name -> agent.v1.Resources
-	21, // 41: agent.v1.PauseAllResponse.Outcome.state:type_name -> agent.v1.State
-	51, // 42: agent.v1.SetDeadlinesRequest.Deadline.deadline:type_name -> google.protobuf.Timestamp
-	15, // 43: agent.v1.AgentService.Hello:input_type -> agent.v1.HelloRequest
-	19, // 44: agent.v1.AgentService.CreateSandbox:input_type -> agent.v1.CreateSandboxRequest
-	34, // 45: agent.v1.AgentService.DestroySandbox:input_type -> agent.v1.DestroySandboxRequest
-	22, // 46: agent.v1.AgentService.PauseSandbox:input_type -> agent.v1.PauseSandboxRequest
-	24, // 47: agent.v1.AgentService.CheckpointSandbox:input_type -> agent.v1.CheckpointSandboxRequest
-	26, // 48: agent.v1.AgentService.DeleteState:input_type -> agent.v1.DeleteStateRequest
-	28, // 49: agent.v1.AgentService.PauseAll:input_type -> agent.v1.PauseAllRequest
-	30, // 50: agent.v1.AgentService.SetDeadlines:input_type -> agent.v1.SetDeadlinesRequest
-	32, // 51: agent.v1.AgentService.SandboxLogs:input_type -> agent.v1.SandboxLogsRequest
-	36, // 52: agent.v1.AgentService.Inventory:input_type -> agent.v1.InventoryRequest
-	39, // 53: agent.v1.AgentService.SandboxStats:input_type -> agent.v1.SandboxStatsRequest
-	41, // 54: agent.v1.AgentService.BuildBase:input_type -> agent.v1.BuildBaseRequest
-	10, // 55: agent.v1.AgentService.ImportImage:input_type -> agent.v1.ImportImageRequest
-	12, // 56: agent.v1.AgentService.ExportImage:input_type -> agent.v1.ExportImageRequest
-	3,  // 57: agent.v1.AgentService.Upload:input_type -> agent.v1.UploadRequest
-	6,  // 58: agent.v1.AgentService.Fetch:input_type -> agent.v1.FetchRequest
-	8,  // 59: agent.v1.AgentService.KeepWarm:input_type -> agent.v1.KeepWarmRequest
-	16, // 60: agent.v1.AgentService.Hello:output_type -> agent.v1.HelloResponse
-	20, // 61: agent.v1.AgentService.CreateSandbox:output_type -> agent.v1.CreateSandboxResponse
-	35, // 62: agent.v1.AgentService.DestroySandbox:output_type -> agent.v1.DestroySandboxResponse
-	23, // 63: agent.v1.AgentService.PauseSandbox:output_type -> agent.v1.PauseSandboxResponse
-	25, // 64: agent.v1.AgentService.CheckpointSandbox:output_type -> agent.v1.CheckpointSandboxResponse
-	27, // 65: agent.v1.AgentService.DeleteState:output_type -> agent.v1.DeleteStateResponse
-	29, // 66: agent.v1.AgentService.PauseAll:output_type -> agent.v1.PauseAllResponse
-	31, // 67: agent.v1.AgentService.SetDeadlines:output_type -> agent.v1.SetDeadlinesResponse
-	33, // 68: agent.v1.AgentService.SandboxLogs:output_type -> agent.v1.SandboxLogsResponse
-	37, // 69: agent.v1.AgentService.Inventory:output_type -> agent.v1.InventoryResponse
-	40, // 70: agent.v1.AgentService.SandboxStats:output_type -> agent.v1.SandboxStatsResponse
-	42, // 71: agent.v1.AgentService.BuildBase:output_type -> agent.v1.BuildBaseResponse
-	11, // 72: agent.v1.AgentService.ImportImage:output_type -> agent.v1.ImportImageResponse
-	13, // 73: agent.v1.AgentService.ExportImage:output_type -> agent.v1.ExportImageResponse
-	4,  // 74: agent.v1.AgentService.Upload:output_type -> agent.v1.UploadResponse
-	7,  // 75: agent.v1.AgentService.Fetch:output_type -> agent.v1.FetchResponse
-	9,  // 76: agent.v1.AgentService.KeepWarm:output_type -> agent.v1.KeepWarmResponse
-	60, // [60:77] is the sub-list for method output_type
-	43, // [43:60] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	38, // 33: agent.v1.InventoryResponse.warm:type_name -> agent.v1.WarmReport
+	0,  // 34: agent.v1.SandboxReport.phase:type_name -> agent.v1.SandboxPhase
+	52, // 35: agent.v1.SandboxReport.started_at:type_name -> google.protobuf.Timestamp
+	53, // 36: agent.v1.SandboxStatsResponse.cpu_time:type_name -> google.protobuf.Duration
+	53, // 37: agent.v1.SandboxStatsResponse.idle:type_name -> google.protobuf.Duration
+	1,  // 38: agent.v1.BuildBaseRequest.to:type_name -> agent.v1.Source
+	14, // 39: agent.v1.BuildBaseResponse.result:type_name -> agent.v1.BuiltImage
+	17, // 40: agent.v1.KeepWarmRequest.Target.image:type_name -> agent.v1.Image
+	18, // 41: agent.v1.KeepWarmRequest.Target.resources:type_name -> agent.v1.Resources
+	21, // 42: agent.v1.PauseAllResponse.Outcome.state:type_name -> agent.v1.State
+	52, // 43: agent.v1.SetDeadlinesRequest.Deadline.deadline:type_name -> google.protobuf.Timestamp
+	15, // 44: agent.v1.AgentService.Hello:input_type -> agent.v1.HelloRequest
+	19, // 45: agent.v1.AgentService.CreateSandbox:input_type -> agent.v1.CreateSandboxRequest
+	34, // 46: agent.v1.AgentService.DestroySandbox:input_type -> agent.v1.DestroySandboxRequest
+	22, // 47: agent.v1.AgentService.PauseSandbox:input_type -> agent.v1.PauseSandboxRequest
+	24, // 48: agent.v1.AgentService.CheckpointSandbox:input_type -> agent.v1.CheckpointSandboxRequest
+	26, // 49: agent.v1.AgentService.DeleteState:input_type -> agent.v1.DeleteStateRequest
+	28, // 50: agent.v1.AgentService.PauseAll:input_type -> agent.v1.PauseAllRequest
+	30, // 51: agent.v1.AgentService.SetDeadlines:input_type -> agent.v1.SetDeadlinesRequest
+	32, // 52: agent.v1.AgentService.SandboxLogs:input_type -> agent.v1.SandboxLogsRequest
+	36, // 53: agent.v1.AgentService.Inventory:input_type -> agent.v1.InventoryRequest
+	40, // 54: agent.v1.AgentService.SandboxStats:input_type -> agent.v1.SandboxStatsRequest
+	42, // 55: agent.v1.AgentService.BuildBase:input_type -> agent.v1.BuildBaseRequest
+	10, // 56: agent.v1.AgentService.ImportImage:input_type -> agent.v1.ImportImageRequest
+	12, // 57: agent.v1.AgentService.ExportImage:input_type -> agent.v1.ExportImageRequest
+	3,  // 58: agent.v1.AgentService.Upload:input_type -> agent.v1.UploadRequest
+	6,  // 59: agent.v1.AgentService.Fetch:input_type -> agent.v1.FetchRequest
+	8,  // 60: agent.v1.AgentService.KeepWarm:input_type -> agent.v1.KeepWarmRequest
+	16, // 61: agent.v1.AgentService.Hello:output_type -> agent.v1.HelloResponse
+	20, // 62: agent.v1.AgentService.CreateSandbox:output_type -> agent.v1.CreateSandboxResponse
+	35, // 63: agent.v1.AgentService.DestroySandbox:output_type -> agent.v1.DestroySandboxResponse
+	23, // 64: agent.v1.AgentService.PauseSandbox:output_type -> agent.v1.PauseSandboxResponse
+	25, // 65: agent.v1.AgentService.CheckpointSandbox:output_type -> agent.v1.CheckpointSandboxResponse
+	27, // 66: agent.v1.AgentService.DeleteState:output_type -> agent.v1.DeleteStateResponse
+	29, // 67: agent.v1.AgentService.PauseAll:output_type -> agent.v1.PauseAllResponse
+	31, // 68: agent.v1.AgentService.SetDeadlines:output_type -> agent.v1.SetDeadlinesResponse
+	33, // 69: agent.v1.AgentService.SandboxLogs:output_type -> agent.v1.SandboxLogsResponse
+	37, // 70: agent.v1.AgentService.Inventory:output_type -> agent.v1.InventoryResponse
+	41, // 71: agent.v1.AgentService.SandboxStats:output_type -> agent.v1.SandboxStatsResponse
+	43, // 72: agent.v1.AgentService.BuildBase:output_type -> agent.v1.BuildBaseResponse
+	11, // 73: agent.v1.AgentService.ImportImage:output_type -> agent.v1.ImportImageResponse
+	13, // 74: agent.v1.AgentService.ExportImage:output_type -> agent.v1.ExportImageResponse
+	4,  // 75: agent.v1.AgentService.Upload:output_type -> agent.v1.UploadResponse
+	7,  // 76: agent.v1.AgentService.Fetch:output_type -> agent.v1.FetchResponse
+	9,  // 77: agent.v1.AgentService.KeepWarm:output_type -> agent.v1.KeepWarmResponse
+	61, // [61:78] is the sub-list for method output_type
+	44, // [44:61] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
@@ -3792,7 +3872,7 @@ func file_agent_v1_agent_proto_init() {
 		(*ExportImageResponse_Log)(nil),
 		(*ExportImageResponse_Result)(nil),
 	}
-	file_agent_v1_agent_proto_msgTypes[41].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[42].OneofWrappers = []any{
 		(*BuildBaseResponse_Log)(nil),
 		(*BuildBaseResponse_Result)(nil),
 	}
@@ -3802,7 +3882,7 @@ func file_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   50,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

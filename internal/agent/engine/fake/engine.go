@@ -264,6 +264,11 @@ func (e *Engine) Freeze(ctx context.Context, h engine.Handle) error {
 	return e.live(ctx, Freeze, h, func(i *Instance) error { i.setFrozen(true); return nil })
 }
 
+// Hold implements engine.Holder.
+func (e *Engine) Hold(ctx context.Context, h engine.Handle) error {
+	return e.live(ctx, Hold, h, func(i *Instance) error { i.setFrozen(true); return nil })
+}
+
 // Thaw implements engine.Engine.
 func (e *Engine) Thaw(ctx context.Context, h engine.Handle) error {
 	return e.live(ctx, Thaw, h, func(i *Instance) error { i.setFrozen(false); return nil })

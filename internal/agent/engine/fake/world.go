@@ -25,6 +25,7 @@ const (
 	Checkpoint = "Checkpoint"
 	Restore    = "Restore"
 	Freeze     = "Freeze"
+	Hold       = "Hold"
 	Thaw       = "Thaw"
 	Resize     = "Resize"
 	Stop       = "Stop"
