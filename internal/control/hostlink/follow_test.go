@@ -62,6 +62,8 @@ type agent struct {
 	held chan struct{}
 	open atomic.Int64 // connections
 	made atomic.Int64
+
+	carries // uploads and fetches
 }
 
 func (a *agent) Hello(context.Context, *agentv1.HelloRequest) (*agentv1.HelloResponse, error) {

@@ -206,7 +206,7 @@ func (s *Store) State(ctx context.Context, state id.Snapshot) (sandbox.Snapshot,
 	if err != nil {
 		return sandbox.Snapshot{}, pg.Map(err)
 	}
-	return placedState(sqlcgen.GetStateRow(row)), nil
+	return placedState(row), nil
 }
 
 // NamedState implements sandbox.Store.

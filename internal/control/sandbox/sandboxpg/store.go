@@ -319,7 +319,7 @@ func (s *Store) get(ctx context.Context, db sqlcgen.DBTX, x id.Sandbox) (sandbox
 	if err != nil {
 		return sandbox.Sandbox{}, pg.Map(err)
 	}
-	return joined(sqlcgen.GetSandboxRow(row))
+	return joined(row)
 }
 
 // WithUser implements sandbox.Store.
