@@ -60,7 +60,10 @@ func (s *Service) StartForBuild(ctx context.Context, b BuildStart) (Sandbox, err
 	if err != nil {
 		return Sandbox{}, err
 	}
-	return s.Await(ctx, r)
+	if x, err := s.Await(ctx, r); err != nil {
+		return x, err
+	}
+	return s.store.Get(ctx, r.Sandbox) // what the watch tells lacks where the host is
 }
 
 // SaveForBuild saves a build's running sandbox, which goes on, and returns when
