@@ -85,3 +85,18 @@ func TestH7_SilenceIsSeveralHeartbeatsLong(t *testing.T) {
 		}
 	}
 }
+
+func TestS16_WhenStatesAreStoredAndHowFullDisksAre(t *testing.T) {
+	for after, fault := range map[string]bool{"": false, "off": false, "0s": false, "10s": false, "24h": false, "25h": true, "-1s": true, "soon": true} {
+		err := Config{UploadAfter: after}.Defaults("/data").Validate()
+		if got := strings.Contains(err.Error(), "SKERRY_UPLOAD_AFTER"); got != fault { // the rest is missing
+			t.Errorf("%q: %v", after, err)
+		}
+	}
+	for free, fault := range map[string]bool{"": false, "0%": false, "15%": false, "20": false, "90%": false, "91%": true, "-1%": true, "NaN": true, "half": true} {
+		err := Config{DiskWatermark: free}.Defaults("/data").Validate()
+		if got := strings.Contains(err.Error(), "SKERRY_DISK_WATERMARK"); got != fault {
+			t.Errorf("%q: %v", free, err)
+		}
+	}
+}

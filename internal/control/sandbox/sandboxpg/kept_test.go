@@ -1,7 +1,9 @@
 package sandboxpg_test
 
 import (
+	"context"
 	"log/slog"
+	"sync"
 	"testing"
 	"time"
 
@@ -247,5 +249,81 @@ func TestS4_WhatEndedByItselfIsBroughtBack(t *testing.T) {
 	testkit.Eventually(t, 20*time.Second, "deleted", func() bool { return get(t, w, x.ID).Status == sandbox.StatusStopped })
 	if _, err := s.Service.Recover(t.Context(), w.User(), x.ID); !errs.Is(err, "no_state") {
 		t.Errorf("recovered what was deleted: %v", err)
+	}
+}
+
+func TestTS01_SeveralServersUploadEachStateOnce(t *testing.T) {
+	w, s := travellers(t)
+	const n = 8
+	for range n {
+		paused(t, w, s, create(t, w, s, request()).ID)
+	}
+	var mu sync.Mutex
+	under, most := 0, 0
+	w.Agents.Before = func(ctx context.Context, call string, _ id.Sandbox) error {
+		if call == "upload" {
+			mu.Lock()
+			under++
+			most = max(most, under)
+			mu.Unlock()
+			defer func() {
+				mu.Lock()
+				under--
+				mu.Unlock()
+			}()
+			return held(ctx, 20*time.Millisecond)
+		}
+		return ctx.Err()
+	}
+	var servers sync.WaitGroup
+	for range 2 {
+		servers.Go(func() {
+			u := uploader(w, nil)
+			for range n { // those whose hosts were busy
+				if err := u.Pass(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	servers.Wait()
+	if got := tally(t, w, `snapshots p JOIN artifacts a ON a.id = p.artifact_id WHERE a.status = 'ready' AND p.upload_at IS NULL`); got != n {
+		t.Errorf("%d of %d are stored", got, n)
+	}
+	if got := w.Agents.Transfers("upload"); got != n {
+		t.Errorf("uploaded %d times", got)
+	}
+	if got := tally(t, w, `sandbox_events WHERE kind = 'stored'`); got != n {
+		t.Errorf("told %d times", got)
+	}
+	if most > 2*2*2 {
+		t.Errorf("%d at once by two servers on two hosts", most)
+	}
+}
+
+func TestTS01_WhatWasSupplantedIsNotStored(t *testing.T) {
+	w, s := travellers(t)
+	x := paused(t, w, s, create(t, w, s, request()).ID)
+	var once sync.Once
+	w.Agents.Before = func(ctx context.Context, call string, _ id.Sandbox) error {
+		if call == "upload" {
+			once.Do(func() { // it goes on, and is paused anew, while it is on its way
+				resumed(t, w, s, x.ID)
+				paused(t, w, s, x.ID)
+				if err := s.Sweep.Pass(ctx); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		return ctx.Err()
+	}
+	stored(t, w)
+	stored(t, w)
+	got := get(t, w, x.ID)
+	if !got.StateStored || *got.StateID == *x.StateID {
+		t.Errorf("its newest state is stored %t", got.StateStored)
+	}
+	if n := tally(t, w, `snapshots WHERE id = $1 AND artifact_id IS NULL AND status = 'deleted'`, x.StateID); n != 1 {
+		t.Error("the former one is not gone")
 	}
 }
