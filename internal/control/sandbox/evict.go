@@ -84,6 +84,7 @@ func (e *Evictor) Pass(ctx context.Context) error {
 				return err
 			}
 			if given {
+				observe.From(ctx).Moved("state_copy", "given_up", -1)
 				freed += c.SizeBytes
 				n++
 			}

@@ -229,6 +229,7 @@ func (u *Uploader) bring(ctx context.Context, up Upload) error {
 	if !stored {
 		return errs.Unavailable("upload_incomplete", "The host says that it has uploaded the state, and the store has it not.")
 	}
+	observe.From(ctx).Moved("saved_state", "stored", -1)
 	return u.step(StepUploadStored, up)
 }
 

@@ -166,6 +166,9 @@ func TestS16_AFullDiskIsEmptiedOfWhatIsStored(t *testing.T) {
 		}
 		return !w.Agents.HoldsState(first, *old.StateID)
 	})
+	if n := tally(t, w, `sandbox_events WHERE sandbox_id = $1 AND kind = 'copy_given_up'`, old.ID); n != 1 {
+		t.Errorf("told %d times", n)
+	}
 	if !w.Agents.HoldsState(first, *only.StateID) {
 		t.Error("the only copy is gone")
 	}

@@ -861,10 +861,16 @@ func (q *Queries) DeleteSandboxes(ctx context.Context, db DBTX, ids []uuid.UUID)
 }
 
 const departFrom = `-- name: DepartFrom :exec
-INSERT INTO departures (sandbox_id, host_id, incarnation, state_id)
-SELECT s.id, s.host_id, s.incarnation, s.state_id FROM sandboxes s
-WHERE s.state_id = $1::uuid AND s.host_id = $2 AND s.status = 'paused'
-ON CONFLICT (sandbox_id, host_id) DO UPDATE SET incarnation = excluded.incarnation, state_id = excluded.state_id, at = now()
+WITH gone AS (
+    INSERT INTO departures (sandbox_id, host_id, incarnation, state_id)
+    SELECT s.id, s.host_id, s.incarnation, s.state_id FROM sandboxes s
+    WHERE s.state_id = $1::uuid AND s.host_id = $2 AND s.status = 'paused'
+    ON CONFLICT (sandbox_id, host_id) DO UPDATE SET incarnation = excluded.incarnation, state_id = excluded.state_id, at = now()
+    RETURNING sandbox_id, host_id
+)
+INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
+SELECT s.id, s.team_id, 'copy_given_up', jsonb_build_object('host', 'host-' || s.host_id, 'snapshot_id', 'snap-' || s.state_id)
+FROM gone JOIN sandboxes s ON s.id = gone.sandbox_id
 `
 
 type DepartFromParams struct {
