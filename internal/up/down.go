@@ -64,7 +64,7 @@ func down(ctx context.Context, data string, say func(string)) (*dirLock, error) 
 // owned are the entries of a data directory that are ours to remove; anything
 // else in it was put there by somebody else and stays.
 func owned() []string {
-	return []string{"agent", "credentials.env", "join.json", "log", "postgres", "postgres.log", "postgres.lock", "secret", "setup.json", "store", "up.log", "up.lock"}
+	return []string{"agent", "credentials.env", "join.json", "log", "postgres", "postgres.log", "postgres.lock", "scratch", "secret", "setup.json", "store", "up.log", "up.lock"}
 }
 
 // Purge stops everything and removes all that Skerry ever made on this machine
