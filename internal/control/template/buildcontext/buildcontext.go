@@ -163,7 +163,7 @@ func (a *Archive) index() error {
 		}
 		e := &entry{mode: h.Mode & 0o7777, link: h.Linkname, offset: at, modified: h.ModTime}
 		switch h.Typeflag {
-		case tar.TypeReg, '\x00': //nolint:staticcheck // old archives have it
+		case tar.TypeReg: // the reader makes one of what old archives have
 			e.kind, e.size = tar.TypeReg, h.Size
 		case tar.TypeDir:
 			e.kind = tar.TypeDir

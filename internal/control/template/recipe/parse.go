@@ -36,7 +36,7 @@ type line struct {
 	rest   string
 }
 
-var escapeDirective = regexp.MustCompile("(?i)^#\\s*escape\\s*=\\s*([^\\s\\\\])")
+var escapeDirective = regexp.MustCompile(`(?i)^#\s*escape\s*=\s*([^\s\\])`)
 
 // logical joins continued lines and leaves out comments and empty lines, also
 // those amid a continued line.
