@@ -123,6 +123,7 @@ CREATE TABLE departures (
     incarnation bigint      NOT NULL,
     state_id    uuid        NOT NULL,
     at          timestamptz NOT NULL DEFAULT now(),
+    cleared_at  timestamptz, -- since when that host has nothing of it any more
     PRIMARY KEY (sandbox_id, host_id)
 );
 CREATE INDEX departures_host ON departures (host_id);

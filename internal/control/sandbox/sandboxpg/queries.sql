@@ -355,7 +355,7 @@ WITH moved AS (
     INSERT INTO departures (sandbox_id, host_id, incarnation, state_id)
     SELECT moved.id, sqlc.arg(from_host), moved.incarnation - sqlc.arg(step)::bigint, moved.state_id FROM moved
     WHERE moved.host_id <> sqlc.arg(from_host) AND moved.state_id IS NOT NULL
-    ON CONFLICT (sandbox_id, host_id) DO UPDATE SET incarnation = excluded.incarnation, state_id = excluded.state_id, at = now()
+    ON CONFLICT (sandbox_id, host_id) DO UPDATE SET incarnation = excluded.incarnation, state_id = excluded.state_id, at = now(), cleared_at = NULL
 ), placed AS (
     UPDATE hosts SET last_placed_at = clock_timestamp() FROM moved WHERE hosts.id = moved.host_id AND moved.host_id <> sqlc.arg(from_host)
 ), op AS (
@@ -879,7 +879,9 @@ SELECT team_id FROM hosts WHERE id = sqlc.arg(id);
 
 -- name: NotOfHost :many
 -- Of the named sandboxes those whose row is another host's.
-SELECT id FROM sandboxes WHERE id = ANY(sqlc.arg(ids)::uuid[]) AND host_id <> sqlc.arg(host_id);
+-- A former host may still tell of what went on elsewhere.
+SELECT s.id FROM sandboxes s WHERE s.id = ANY(sqlc.arg(ids)::uuid[]) AND s.host_id <> sqlc.arg(host_id)
+  AND NOT EXISTS (SELECT FROM departures d WHERE d.sandbox_id = s.id AND d.host_id = sqlc.arg(host_id));
 
 -- name: StrayPaused :execrows
 UPDATE host_strays SET paused_at = now(), phase = 'paused'
@@ -978,7 +980,7 @@ WHERE b.engine = sqlc.arg(engine) AND b.version = sqlc.arg(version)
 -- name: HeldBack :many
 -- Hosts that may still hold another life of a sandbox, or did so when they were
 -- last looked at.
-SELECT d.host_id::uuid AS host_id FROM departures d WHERE d.sandbox_id = sqlc.arg(sandbox_id)
+SELECT d.host_id::uuid AS host_id FROM departures d WHERE d.sandbox_id = sqlc.arg(sandbox_id) AND d.cleared_at IS NULL
 UNION
 SELECT k.host_id::uuid FROM host_strays k WHERE k.sandbox_id = sqlc.arg(sandbox_id);
 
@@ -1021,10 +1023,24 @@ WHERE id = sqlc.arg(id) AND status = 'open';
 
 -- name: DeparturesOf :many
 SELECT d.sandbox_id, d.incarnation, d.state_id
-FROM departures d JOIN sandboxes s ON s.id = d.sandbox_id WHERE d.host_id = sqlc.arg(host_id);
+FROM departures d JOIN sandboxes s ON s.id = d.sandbox_id WHERE d.host_id = sqlc.arg(host_id) AND d.cleared_at IS NULL;
 
 -- name: Departed :exec
-DELETE FROM departures WHERE sandbox_id = sqlc.arg(sandbox_id) AND host_id = sqlc.arg(host_id) AND incarnation = sqlc.arg(incarnation);
+UPDATE departures SET cleared_at = now() WHERE sandbox_id = sqlc.arg(sandbox_id) AND host_id = sqlc.arg(host_id) AND incarnation = sqlc.arg(incarnation);
+
+-- name: GoHome :exec
+-- A resume elsewhere that came to nothing before its state was there: the sandbox
+-- is where it was about to leave, while that has its state.
+WITH back AS (
+    DELETE FROM departures d USING sandboxes s, hosts h, state_copies c
+    WHERE s.id = sqlc.arg(id) AND s.status = 'paused' AND d.sandbox_id = s.id AND d.host_id <> s.host_id
+      AND d.incarnation = s.incarnation - 1 AND d.state_id = s.state_id AND d.cleared_at IS NULL
+      AND h.id = d.host_id AND h.deleted_at IS NULL
+      AND c.snapshot_id = d.state_id AND c.host_id = d.host_id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL
+      AND NOT EXISTS (SELECT FROM state_copies k WHERE k.snapshot_id = s.state_id AND k.host_id = s.host_id AND k.ready_at IS NOT NULL AND k.drop_at IS NULL)
+    RETURNING d.sandbox_id, d.host_id
+)
+UPDATE sandboxes SET host_id = back.host_id FROM back WHERE sandboxes.id = back.sandbox_id;
 
 -- name: Recoverable :many
 -- Hosts in reach that have a sandbox's newest state, its own first.
@@ -1048,7 +1064,7 @@ WITH before AS (SELECT b.id, b.host_id, b.incarnation, b.state_id FROM sandboxes
 ), left_behind AS (
     INSERT INTO departures (sandbox_id, host_id, incarnation, state_id)
     SELECT before.id, before.host_id, before.incarnation, before.state_id FROM before JOIN hosts h ON h.id = before.host_id AND h.deleted_at IS NULL
-    ON CONFLICT (sandbox_id, host_id) DO UPDATE SET incarnation = excluded.incarnation, state_id = excluded.state_id, at = now()
+    ON CONFLICT (sandbox_id, host_id) DO UPDATE SET incarnation = excluded.incarnation, state_id = excluded.state_id, at = now(), cleared_at = NULL
 ), noted AS (
     INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
     SELECT moved.id, moved.team_id, 'recovered', sqlc.arg(event_data)::jsonb FROM moved
@@ -1094,7 +1110,7 @@ WITH gone AS (
     INSERT INTO departures (sandbox_id, host_id, incarnation, state_id)
     SELECT s.id, s.host_id, s.incarnation, s.state_id FROM sandboxes s
     WHERE s.state_id = sqlc.arg(snapshot_id)::uuid AND s.host_id = sqlc.arg(host_id) AND s.status = 'paused'
-    ON CONFLICT (sandbox_id, host_id) DO UPDATE SET incarnation = excluded.incarnation, state_id = excluded.state_id, at = now()
+    ON CONFLICT (sandbox_id, host_id) DO UPDATE SET incarnation = excluded.incarnation, state_id = excluded.state_id, at = now(), cleared_at = NULL
     RETURNING sandbox_id, host_id
 )
 INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)

@@ -140,12 +140,14 @@ func (s *Store) insertPending(ctx context.Context, tx pgx.Tx, n sandbox.NewSandb
 }
 
 // Apply implements sandbox.Store. Without an audit entry and a state it is one
-// statement.
+// statement. A resume that failed leaves the sandbox on the host that has its
+// state.
 func (s *Store) Apply(ctx context.Context, t sandbox.Transition) (sandbox.Sandbox, error) {
 	if !t.From.May(t.To) {
 		return sandbox.Sandbox{}, fmt.Errorf("sandbox: the table has no transition from %s to %s", t.From, t.To)
 	}
-	if t.Audit == nil && t.Making.IsZero() && t.From != sandbox.StatusMissing {
+	returns := t.From == sandbox.StatusResuming && t.To == sandbox.StatusPaused
+	if t.Audit == nil && t.Making.IsZero() && t.From != sandbox.StatusMissing && !returns {
 		return s.apply(ctx, s.pool, t, []sandbox.Status{t.From})
 	}
 	var out sandbox.Sandbox
@@ -155,6 +157,11 @@ func (s *Store) Apply(ctx context.Context, t sandbox.Transition) (sandbox.Sandbo
 			return err
 		}
 		out = moved
+		if returns {
+			if err := s.q.GoHome(ctx, tx, t.ID); err != nil {
+				return err
+			}
+		}
 		if err := s.settleState(ctx, tx, t); err != nil || t.Audit == nil {
 			return err
 		}

@@ -219,6 +219,32 @@ func TestP5_AFailedMoveLeavesItPausedAsBefore(t *testing.T) {
 	}
 }
 
+// Where not even the state could be brought, it stays with the host that has it.
+func TestP5_AMoveWithoutItsStateStaysAtHome(t *testing.T) {
+	w, s := travellers(t)
+	x := paused(t, w, s, create(t, w, s, request()).ID)
+	stored(t, w)
+	away(t, w, x.Host.ID, time.Hour)
+	w.Agents.Before = func(ctx context.Context, call string, _ id.Sandbox) error {
+		if call == "fetch" {
+			return errs.New(errs.CodeInvalid, "content_mismatch", "A chunk of the store does not match its digest.")
+		}
+		return ctx.Err()
+	}
+	if _, err := s.Service.Resume(t.Context(), w.User(), x.ID, nil, false, true); !errs.Is(err, "resume_failed") {
+		t.Fatalf("resumed: %v", err)
+	}
+	got := get(t, w, x.ID)
+	if got.Status != sandbox.StatusPaused || got.Host.ID != x.Host.ID {
+		t.Errorf("afterwards %s on %s, want paused on %s", got.Status, got.Host.ID, x.Host.ID)
+	}
+	oneReservation(t, w, got)
+	back(t, w, x.Host.ID)
+	if again := resumed(t, w, s, x.ID); again.Host.ID != x.Host.ID || again.Incarnation != 3 {
+		t.Errorf("resumed on %s in incarnation %d", again.Host.ID, again.Incarnation)
+	}
+}
+
 func TestP5_ALostOrDamagedCopyIsFetchedAgain(t *testing.T) {
 	for _, what := range []string{"lost", "damaged"} {
 		t.Run(what, func(t *testing.T) {

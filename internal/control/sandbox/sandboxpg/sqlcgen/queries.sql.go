@@ -248,7 +248,7 @@ WITH moved AS (
     INSERT INTO departures (sandbox_id, host_id, incarnation, state_id)
     SELECT moved.id, $6, moved.incarnation - $2::bigint, moved.state_id FROM moved
     WHERE moved.host_id <> $6 AND moved.state_id IS NOT NULL
-    ON CONFLICT (sandbox_id, host_id) DO UPDATE SET incarnation = excluded.incarnation, state_id = excluded.state_id, at = now()
+    ON CONFLICT (sandbox_id, host_id) DO UPDATE SET incarnation = excluded.incarnation, state_id = excluded.state_id, at = now(), cleared_at = NULL
 ), placed AS (
     UPDATE hosts SET last_placed_at = clock_timestamp() FROM moved WHERE hosts.id = moved.host_id AND moved.host_id <> $6
 ), op AS (
@@ -405,7 +405,7 @@ WITH before AS (SELECT b.id, b.host_id, b.incarnation, b.state_id FROM sandboxes
 ), left_behind AS (
     INSERT INTO departures (sandbox_id, host_id, incarnation, state_id)
     SELECT before.id, before.host_id, before.incarnation, before.state_id FROM before JOIN hosts h ON h.id = before.host_id AND h.deleted_at IS NULL
-    ON CONFLICT (sandbox_id, host_id) DO UPDATE SET incarnation = excluded.incarnation, state_id = excluded.state_id, at = now()
+    ON CONFLICT (sandbox_id, host_id) DO UPDATE SET incarnation = excluded.incarnation, state_id = excluded.state_id, at = now(), cleared_at = NULL
 ), noted AS (
     INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
     SELECT moved.id, moved.team_id, 'recovered', $4::jsonb FROM moved
@@ -865,7 +865,7 @@ WITH gone AS (
     INSERT INTO departures (sandbox_id, host_id, incarnation, state_id)
     SELECT s.id, s.host_id, s.incarnation, s.state_id FROM sandboxes s
     WHERE s.state_id = $1::uuid AND s.host_id = $2 AND s.status = 'paused'
-    ON CONFLICT (sandbox_id, host_id) DO UPDATE SET incarnation = excluded.incarnation, state_id = excluded.state_id, at = now()
+    ON CONFLICT (sandbox_id, host_id) DO UPDATE SET incarnation = excluded.incarnation, state_id = excluded.state_id, at = now(), cleared_at = NULL
     RETURNING sandbox_id, host_id
 )
 INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
@@ -885,7 +885,7 @@ func (q *Queries) DepartFrom(ctx context.Context, db DBTX, arg DepartFromParams)
 }
 
 const departed = `-- name: Departed :exec
-DELETE FROM departures WHERE sandbox_id = $1 AND host_id = $2 AND incarnation = $3
+UPDATE departures SET cleared_at = now() WHERE sandbox_id = $1 AND host_id = $2 AND incarnation = $3
 `
 
 type DepartedParams struct {
@@ -901,7 +901,7 @@ func (q *Queries) Departed(ctx context.Context, db DBTX, arg DepartedParams) err
 
 const departuresOf = `-- name: DeparturesOf :many
 SELECT d.sandbox_id, d.incarnation, d.state_id
-FROM departures d JOIN sandboxes s ON s.id = d.sandbox_id WHERE d.host_id = $1
+FROM departures d JOIN sandboxes s ON s.id = d.sandbox_id WHERE d.host_id = $1 AND d.cleared_at IS NULL
 `
 
 type DeparturesOfRow struct {
@@ -1594,8 +1594,28 @@ func (q *Queries) GiveUpCopy(ctx context.Context, db DBTX, arg GiveUpCopyParams)
 	return result.RowsAffected(), nil
 }
 
+const goHome = `-- name: GoHome :exec
+WITH back AS (
+    DELETE FROM departures d USING sandboxes s, hosts h, state_copies c
+    WHERE s.id = $1 AND s.status = 'paused' AND d.sandbox_id = s.id AND d.host_id <> s.host_id
+      AND d.incarnation = s.incarnation - 1 AND d.state_id = s.state_id AND d.cleared_at IS NULL
+      AND h.id = d.host_id AND h.deleted_at IS NULL
+      AND c.snapshot_id = d.state_id AND c.host_id = d.host_id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL
+      AND NOT EXISTS (SELECT FROM state_copies k WHERE k.snapshot_id = s.state_id AND k.host_id = s.host_id AND k.ready_at IS NOT NULL AND k.drop_at IS NULL)
+    RETURNING d.sandbox_id, d.host_id
+)
+UPDATE sandboxes SET host_id = back.host_id FROM back WHERE sandboxes.id = back.sandbox_id
+`
+
+// A resume elsewhere that came to nothing before its state was there: the sandbox
+// is where it was about to leave, while that has its state.
+func (q *Queries) GoHome(ctx context.Context, db DBTX, argID id.Sandbox) error {
+	_, err := db.Exec(ctx, goHome, argID)
+	return err
+}
+
 const heldBack = `-- name: HeldBack :many
-SELECT d.host_id::uuid AS host_id FROM departures d WHERE d.sandbox_id = $1
+SELECT d.host_id::uuid AS host_id FROM departures d WHERE d.sandbox_id = $1 AND d.cleared_at IS NULL
 UNION
 SELECT k.host_id::uuid FROM host_strays k WHERE k.sandbox_id = $1
 `
@@ -1720,6 +1740,11 @@ WITH placed AS (
 ), ev AS (
     INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
     VALUES ($1, $2, 'created', $30)
+), claimed AS ( -- the host takes the instance it has ready for just that, if it has one
+    UPDATE host_warm w SET there = w.there - 1
+    WHERE w.host_id = $3 AND w.there > 0 AND w.template_id = $4 AND w.engine = $7
+      AND w.cpu_millis = $9 AND w.memory_mb = $10 AND w.disk_mb = $11
+      AND w.internet = $12 AND w.state_id IS NOT DISTINCT FROM $20
 )
 INSERT INTO sandboxes (id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version,
     cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec,
@@ -3222,7 +3247,8 @@ func (q *Queries) NotLost(ctx context.Context, db DBTX, arg NotLostParams) error
 }
 
 const notOfHost = `-- name: NotOfHost :many
-SELECT id FROM sandboxes WHERE id = ANY($1::uuid[]) AND host_id <> $2
+SELECT s.id FROM sandboxes s WHERE s.id = ANY($1::uuid[]) AND s.host_id <> $2
+  AND NOT EXISTS (SELECT FROM departures d WHERE d.sandbox_id = s.id AND d.host_id = $2)
 `
 
 type NotOfHostParams struct {
@@ -3231,6 +3257,7 @@ type NotOfHostParams struct {
 }
 
 // Of the named sandboxes those whose row is another host's.
+// A former host may still tell of what went on elsewhere.
 func (q *Queries) NotOfHost(ctx context.Context, db DBTX, arg NotOfHostParams) ([]id.Sandbox, error) {
 	rows, err := db.Query(ctx, notOfHost, arg.Ids, arg.HostID)
 	if err != nil {
@@ -3884,13 +3911,25 @@ func (q *Queries) RenewUpload(ctx context.Context, db DBTX, arg RenewUploadParam
 }
 
 const reservedByHost = `-- name: ReservedByHost :many
-SELECT host_id,
-    coalesce(sum(cpu_millis) FILTER (WHERE status = ANY($1::text[])), 0)::bigint AS cpu_millis,
-    coalesce(sum(memory_mb) FILTER (WHERE status = ANY($1::text[])), 0)::bigint AS memory_mb,
-    coalesce(sum(disk_mb), 0)::bigint AS disk_mb
-FROM sandboxes
-WHERE host_id = ANY($2::uuid[]) AND ended_at IS NULL
-GROUP BY host_id
+WITH held AS (
+    SELECT s.host_id,
+        coalesce(sum(s.cpu_millis) FILTER (WHERE s.status = ANY($1::text[])), 0)::bigint AS cpu_millis,
+        coalesce(sum(s.memory_mb) FILTER (WHERE s.status = ANY($1::text[])), 0)::bigint AS memory_mb,
+        coalesce(sum(s.disk_mb), 0)::bigint AS disk_mb
+    FROM sandboxes s
+    WHERE s.host_id = ANY($2::uuid[]) AND s.ended_at IS NULL
+    GROUP BY s.host_id
+), warm AS (
+    SELECT w.host_id, sum(w.wanted * w.cpu_millis)::bigint AS cpu_millis, sum(w.wanted * w.memory_mb)::bigint AS memory_mb,
+        jsonb_agg(jsonb_build_object('template', w.template_id, 'engine', w.engine, 'cpu', w.cpu_millis, 'memory', w.memory_mb, 'disk', w.disk_mb,
+            'internet', w.internet, 'state', w.state_id, 'ready', w.there)) FILTER (WHERE w.there > 0) AS ready
+    FROM host_warm w WHERE w.host_id = ANY($2::uuid[]) GROUP BY w.host_id
+)
+SELECT coalesce(held.host_id, warm.host_id)::uuid AS host_id,
+    coalesce(held.cpu_millis, 0)::bigint AS cpu_millis, coalesce(held.memory_mb, 0)::bigint AS memory_mb, coalesce(held.disk_mb, 0)::bigint AS disk_mb,
+    coalesce(warm.cpu_millis, 0)::bigint AS warm_cpu_millis, coalesce(warm.memory_mb, 0)::bigint AS warm_memory_mb,
+    coalesce(warm.ready, '[]')::jsonb AS warm
+FROM held FULL JOIN warm ON warm.host_id = held.host_id
 `
 
 type ReservedByHostParams struct {
@@ -3899,10 +3938,13 @@ type ReservedByHostParams struct {
 }
 
 type ReservedByHostRow struct {
-	HostID    id.Host
-	CpuMillis int64
-	MemoryMb  int64
-	DiskMb    int64
+	HostID        uuid.UUID
+	CpuMillis     int64
+	MemoryMb      int64
+	DiskMb        int64
+	WarmCpuMillis int64
+	WarmMemoryMb  int64
+	Warm          json.RawMessage
 }
 
 // A statement of its own, after the locks: it must see what those who held
@@ -3921,6 +3963,9 @@ func (q *Queries) ReservedByHost(ctx context.Context, db DBTX, arg ReservedByHos
 			&i.CpuMillis,
 			&i.MemoryMb,
 			&i.DiskMb,
+			&i.WarmCpuMillis,
+			&i.WarmMemoryMb,
+			&i.Warm,
 		); err != nil {
 			return nil, err
 		}
