@@ -52,6 +52,7 @@ import (
 	"skerry.dev/skerry/internal/control/sandbox/sandboxio"
 	"skerry.dev/skerry/internal/control/sandbox/sandboxio/sandboxiohttp"
 	"skerry.dev/skerry/internal/control/sandbox/sandboxpg"
+	"skerry.dev/skerry/internal/control/scheduler"
 	"skerry.dev/skerry/internal/control/team"
 	"skerry.dev/skerry/internal/control/team/teamhttp"
 	"skerry.dev/skerry/internal/control/team/teampg"
@@ -59,6 +60,8 @@ import (
 	"skerry.dev/skerry/internal/control/template/build"
 	"skerry.dev/skerry/internal/control/template/templatehttp"
 	"skerry.dev/skerry/internal/control/template/templatepg"
+	"skerry.dev/skerry/internal/control/warm"
+	"skerry.dev/skerry/internal/control/warm/warmpg"
 	"skerry.dev/skerry/internal/control/web"
 	"skerry.dev/skerry/internal/kernel/clock"
 	"skerry.dev/skerry/internal/kernel/errs"
@@ -111,6 +114,7 @@ type control struct {
 	runner     *sandbox.Runner
 	uploader   *sandbox.Uploader
 	evictor    *sandbox.Evictor
+	warm       *warm.Keeper
 	watch      *sandbox.Watch
 	sandboxes  *sandbox.Service
 	streams    *sandboxiohttp.Handlers
@@ -230,7 +234,9 @@ func (c *control) openRooms(ctx context.Context) (err error) {
 	c.engines = artifact.NewEngineKeeper(artifactpg.New(c.pool), agents, c.artifacts, c.log)
 	c.templates = template.NewService(templatepg.New(c.pool), c.hosts, agents, c.artifacts)
 
-	sandboxes := watchedStore{sandboxpg.New(c.pool), c.tel.Observer()}
+	over := scheduler.Overcommit{CPU: c.cfg.CPUOvercommit, Memory: c.cfg.MemOvercommit}
+	c.warm = warm.NewKeeper(warmpg.New(c.pool, over), agents, c.templates, c.cfg.warm, c.log)
+	sandboxes := watchedStore{sandboxpg.New(c.pool), c.tel.Observer(), c.warm.Hint}
 	c.watch = sandbox.NewWatch(sandboxes, c.log)
 	c.runner = sandbox.NewRunner(sandboxes, agents, c.templates, c.cfg.secret, c.watch, sandbox.Config{
 		Artifacts: vault{c.artifacts, artifactpg.New(c.pool)}, OnStep: steps(c.tel.Observer()),
@@ -356,7 +362,7 @@ func (c *control) serve(ctx context.Context, public, agents net.Listener) error 
 	for _, loop := range []func(context.Context) error{
 		c.builder.Run, c.buildFeed.Run, c.buildSweep.Run,
 		c.runner.Run, c.watch.Run, c.monitor.Run, sandbox.NewSweep(c.sandboxes, c.log).Run, c.accounts.Run, c.apiKeys.Run, c.teams.Run, c.web.Recheck, c.forget, c.pruner.Run, c.refusals.Run,
-		c.uploader.Run, c.evictor.Run, c.collector.Run, c.engines.Run, c.feed.Run, c.tickets.Run, c.logins.Run, sandbox.NewDrainer(c.sandboxes, c.log).Run, c.links.Follow(hostpg.New(c.pool), c.log),
+		c.uploader.Run, c.evictor.Run, c.warm.Run, c.collector.Run, c.engines.Run, c.feed.Run, c.tickets.Run, c.logins.Run, sandbox.NewDrainer(c.sandboxes, c.log).Run, c.links.Follow(hostpg.New(c.pool), c.log),
 	} {
 		loops.Go(loop)
 	}

@@ -26,6 +26,7 @@ import (
 	"skerry.dev/skerry/internal/control/ratelimit"
 	"skerry.dev/skerry/internal/control/sandbox"
 	"skerry.dev/skerry/internal/control/scheduler"
+	"skerry.dev/skerry/internal/control/warm"
 	"skerry.dev/skerry/internal/control/web"
 	"skerry.dev/skerry/internal/kernel/clock"
 	"skerry.dev/skerry/internal/telemetry"
@@ -75,6 +76,8 @@ type Config struct {
 	UploadAfter   string `name:"upload-after" help:"How long after a pause what was saved is brought to the store; off for never. Snapshots are at once." env:"SKERRY_UPLOAD_AFTER" default:"10s" placeholder:"DURATION"`
 	DiskWatermark string `name:"disk-watermark" help:"How much of a host's disk is to be free; below it, copies of what is in the store go. 0 for no limit." env:"SKERRY_DISK_WATERMARK" default:"15%" placeholder:"PERCENT"`
 
+	WarmPool string `name:"warm-pool" help:"How many sandboxes each host starts before anybody asks for them: auto, by what was started lately, off, or a number." env:"SKERRY_WARM_POOL" default:"auto" placeholder:"N"`
+
 	HostSilence time.Duration `name:"host-silence" help:"After how long without a heartbeat a host counts as unreachable." env:"SKERRY_HOST_SILENCE" default:"90s" placeholder:"DURATION"`
 	HostLook    time.Duration `name:"host-look" help:"How often what a host holds is compared with the database. What does not belong there is left alone for twice as long." env:"SKERRY_HOST_LOOK" default:"30s" placeholder:"DURATION"`
 }
@@ -103,6 +106,7 @@ func (c Config) Defaults(data string) Config {
 	}
 	set(&c.UploadAfter, sandbox.DefaultUploadAfter.String())
 	set(&c.DiskWatermark, fmt.Sprintf("%g%%", sandbox.DefaultDiskWatermark*100))
+	set(&c.WarmPool, "auto")
 	if c.HostSilence == 0 {
 		c.HostSilence = host.StaleAfter
 	}
@@ -161,6 +165,7 @@ type settings struct {
 
 	uploadAfter *time.Duration // nil for never
 	watermark   float64        // of a disk
+	warm        warm.Policy
 }
 
 // Validate lists every fault at once. Secrets are never part of it.
@@ -243,6 +248,8 @@ func (c Config) parse() (settings, error) {
 	fault("SKERRY_UPLOAD_AFTER", err)
 	s.watermark, err = parsePercent(c.DiskWatermark)
 	fault("SKERRY_DISK_WATERMARK", err)
+	s.warm, err = warm.ParsePolicy(c.WarmPool)
+	fault("SKERRY_WARM_POOL", err)
 	// One late heartbeat is no silence.
 	if c.HostSilence < 3*time.Second || c.HostSilence > time.Hour {
 		fault("SKERRY_HOST_SILENCE", errors.New("must be between 3s and 1h, and several heartbeats of the agents"))

@@ -25,6 +25,8 @@ const (
 const countAll = `
 SELECT 'sandbox' AS what, status AS of, count(*)::float8 AS n FROM sandboxes WHERE ended_at IS NULL GROUP BY status
 UNION ALL SELECT 'host', status, count(*)::float8 FROM hosts WHERE deleted_at IS NULL GROUP BY status
+UNION ALL SELECT 'warm', 'wanted', coalesce(sum(wanted), 0)::float8 FROM host_warm
+UNION ALL SELECT 'warm', 'ready', coalesce(sum(there), 0)::float8 FROM host_warm
 UNION ALL SELECT 'operation', kind, count(*)::float8 FROM operations WHERE status = 'open' GROUP BY kind
 UNION ALL SELECT 'age', kind, greatest(extract(epoch FROM now() - min(created_at)), 0)::float8 FROM operations WHERE status = 'open' GROUP BY kind`
 
@@ -38,7 +40,7 @@ type figures struct {
 	at     time.Time
 	counts map[[2]string]float64 // what, of; nil while the database does not answer
 
-	sandboxes, hosts, open, oldest, up                             *prometheus.Desc
+	sandboxes, hosts, warm, open, oldest, up                       *prometheus.Desc
 	connections, connectionsMax, acquires, waited, gaveUp, waiting *prometheus.Desc
 }
 
@@ -50,6 +52,7 @@ func newFigures(pool *pgxpool.Pool) *figures {
 		pool:      pool,
 		sandboxes: d("sandboxes", "Living sandboxes of the installation, by status.", "status"),
 		hosts:     d("hosts", "Hosts of the installation, by status.", "status"),
+		warm:      d("warm_instances", "Instances that hosts keep for sandboxes that come: as many as are to be, and as many as there were when last heard.", "state"),
 		open:      d("operations_open", "Operations of the installation that are not finished, by kind.", "kind"),
 		oldest:    d("operations_oldest_seconds", "Age of the oldest operation that is not finished, by kind; 0 for none.", "kind"),
 		up:        d("database_up", "1 when the database answered the last look, else 0."),
@@ -66,7 +69,7 @@ func newFigures(pool *pgxpool.Pool) *figures {
 // Describe implements prometheus.Collector.
 func (f *figures) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		f.sandboxes, f.hosts, f.open, f.oldest, f.up, f.connections, f.connectionsMax, f.acquires, f.waited, f.gaveUp, f.waiting,
+		f.sandboxes, f.hosts, f.warm, f.open, f.oldest, f.up, f.connections, f.connectionsMax, f.acquires, f.waited, f.gaveUp, f.waiting,
 	} {
 		out <- d
 	}
@@ -98,6 +101,9 @@ func (f *figures) Collect(out chan<- prometheus.Metric) {
 	}
 	for _, s := range []host.Status{host.StatusPending, host.StatusOnline, host.StatusUnreachable, host.StatusDraining} {
 		send(f.hosts, prometheus.GaugeValue, counts[[2]string{"host", string(s)}], string(s))
+	}
+	for _, state := range []string{"wanted", "ready"} {
+		send(f.warm, prometheus.GaugeValue, counts[[2]string{"warm", state}], state)
 	}
 	for _, k := range []sandbox.OperationKind{
 		sandbox.KindCreate, sandbox.KindDelete, sandbox.KindPause, sandbox.KindResume, sandbox.KindSnapshot, sandbox.KindFork, sandbox.KindCheckpoint,

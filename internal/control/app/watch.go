@@ -61,10 +61,12 @@ func steps(o observe.Observer) func(sandbox.Step, sandbox.Operation) error {
 	}
 }
 
-// watchedStore tells of the statuses that sandboxes reach by this server's hand.
+// watchedStore tells of the statuses that sandboxes reach by this server's hand,
+// and of those that are started.
 type watchedStore struct {
 	sandbox.Store
-	o observe.Observer
+	o       observe.Observer
+	started func()
 }
 
 func (w watchedStore) moved(x sandbox.Sandbox, err error) {
@@ -77,6 +79,9 @@ func (w watchedStore) moved(x sandbox.Sandbox, err error) {
 func (w watchedStore) CreatePending(ctx context.Context, n sandbox.NewSandbox, lease sandbox.Lease, place sandbox.Placer, entry func(id.Host) audit.Entry) (sandbox.Sandbox, error) {
 	x, err := w.Store.CreatePending(ctx, n, lease, place, entry)
 	w.moved(x, err)
+	if err == nil {
+		w.started()
+	}
 	return x, err
 }
 

@@ -204,13 +204,13 @@ func (r *Runner) launch(ctx context.Context, x Sandbox) (Launch, error) {
 	return Launch{
 		State: x.FromState, Deadline: time.Now().Add(time.Duration(x.TimeoutSec) * time.Second),
 		Sandbox: x, Template: tpl, Env: env, AccessToken: AccessToken(r.secret, x.ID),
-		ImageFrom: image, MaxProcesses: maxProcesses(x.MemoryMB),
+		ImageFrom: image, MaxProcesses: MaxProcesses(x.MemoryMB),
 	}, nil
 }
 
-// maxProcesses is how many processes a guest with so much memory may have. Each
+// MaxProcesses is how many processes a guest with so much memory may have. Each
 // costs its host memory that the guest does not see.
-func maxProcesses(memoryMB int64) int { return int(min(max(memoryMB/4, 64), 1024)) }
+func MaxProcesses(memoryMB int64) int { return int(min(max(memoryMB/4, 64), 1024)) }
 
 // driveDelete ends a sandbox on its host. It is tried until the host confirms
 // or the operation's deadline has passed; then the row ends, and the inventory

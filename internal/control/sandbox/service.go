@@ -112,6 +112,10 @@ func (s *Service) Create(ctx context.Context, by principal.Principal, req Create
 
 // placed accepts what was planned.
 func (s *Service) placed(ctx context.Context, by principal.Principal, n NewSandbox) (Receipt, error) {
+	n.Want.Template, n.Want.Internet = n.Sandbox.TemplateID, n.Sandbox.Internet
+	if n.Sandbox.FromState != nil {
+		n.Want.State = *n.Sandbox.FromState
+	}
 	lease, reserved := s.runner.reserve()
 	x, err := s.store.CreatePending(ctx, n, lease, s.placer(by, n.wants()...), func(h id.Host) audit.Entry {
 		return audit.By(by).SandboxCreated(n.Sandbox.TeamID, n.Sandbox.ID, n.Sandbox.TemplateName, h)

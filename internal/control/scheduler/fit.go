@@ -20,12 +20,15 @@ type candidate struct {
 	load float64
 	// has: what the sandbox starts from is there already.
 	has bool
+	// warm: it is started there already.
+	warm bool
 	// rank is 0 for its home, 1 for others that hold its state, 2 for the rest.
 	rank int
 }
 
 // pick takes the first of those that fit, in the given order; those that hold
-// the state it starts from come before that.
+// the state it starts from come before that, and of them those that have it
+// ready.
 func pick(req Request, hosts []HostView, over Overcommit, order func(a, b candidate) int) Decision {
 	var d Decision
 	var best candidate
@@ -36,8 +39,9 @@ func pick(req Request, hosts []HostView, over Overcommit, order func(a, b candid
 			d.Refusals = append(d.Refusals, *refusal)
 			continue
 		}
-		c := candidate{HostView: h, engine: engine, load: load(req, h, over), has: req.Image != "" && slices.Contains(h.Images, req.Image), rank: rank(req, h.ID)}
-		if best.HostView == nil || cmp.Or(cmp.Compare(c.rank, best.rank), order(c, best)) < 0 {
+		warm := req.all() == 1 && slices.ContainsFunc(h.Warm, func(w Warm) bool { return w.Fits(req, engine.Name) })
+		c := candidate{HostView: h, engine: engine, load: load(req, h, over), warm: warm, has: req.Image != "" && slices.Contains(h.Images, req.Image), rank: rank(req, h.ID)}
+		if best.HostView == nil || cmp.Or(cmp.Compare(c.rank, best.rank), warmFirst(c, best), order(c, best)) < 0 {
 			best = c
 		}
 	}
@@ -61,8 +65,8 @@ const mb = 1 << 20
 
 func load(req Request, h *HostView, over Overcommit) float64 {
 	return max(
-		float64(h.ReservedCPUMillis+req.CPUMillis*req.all())/max(float64(h.CPUCount*1000)*over.CPU, 1),
-		float64(h.ReservedMemoryMB+req.MemoryMB*req.all())/max(float64(h.MemoryBytes/mb)*over.Memory, 1),
+		float64(h.ReservedCPUMillis+h.WarmCPUMillis+req.CPUMillis*req.all())/max(float64(h.CPUCount*1000)*over.CPU, 1),
+		float64(h.ReservedMemoryMB+h.WarmMemoryMB+req.MemoryMB*req.all())/max(float64(h.MemoryBytes/mb)*over.Memory, 1),
 	)
 }
 

@@ -43,6 +43,11 @@ type Request struct {
 	EngineArches []string
 	// Count is how many of it are placed on one host together; 0 is one.
 	Count int64
+	// Template, Internet and State, what it starts from, are what an instance must
+	// have in common with it that is kept ready.
+	Template id.Template
+	Internet bool
+	State    id.Snapshot
 }
 
 // all is how many times what one needs the host must have.
@@ -93,6 +98,12 @@ type HostView struct {
 	ReservedCPUMillis int64
 	ReservedMemoryMB  int64
 	ReservedDiskMB    int64
+
+	// Warm is what is kept ready here, and WarmCPUMillis and WarmMemoryMB what is
+	// promised to that. It makes a host fuller than others, and never full: what
+	// nobody uses gives way.
+	Warm                        []Warm
+	WarmCPUMillis, WarmMemoryMB int64
 
 	// LastPlacedAt is when the last sandbox was put here; zero for never.
 	LastPlacedAt time.Time

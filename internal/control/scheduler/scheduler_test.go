@@ -158,3 +158,50 @@ func TestP5_HoldersOfAStateComeFirst(t *testing.T) {
 		})
 	}
 }
+
+// A host that has the sandbox ready comes before others that fit, and never
+// because of something else that it has ready; what waits fills a host for the
+// order, and never for the room.
+func TestH13_WhatIsReadyComesFirst(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		over := Overcommit{CPU: 4, Memory: 4}
+		s := policies(t, over)
+		req := Request{CPUMillis: 1000, MemoryMB: 128, DiskMB: 64, Engine: "gvisor", Template: id.NewTemplate(), Internet: true}
+		ready := Warm{Template: req.Template, Engine: "gvisor", CPUMillis: 1000, MemoryMB: 128, DiskMB: 64, Internet: true, Ready: 1}
+		hosts := rapid.SliceOfN(rapid.Custom(anyHost), 1, 8).Draw(t, "hosts")
+		cold := s.Pick(req, hosts)
+		for i := range hosts {
+			other := ready
+			switch rapid.IntRange(0, 5).Draw(t, "other") {
+			case 0:
+				other.Ready = 0
+			case 1:
+				other.MemoryMB++
+			case 2:
+				other.State = id.NewSnapshot()
+			case 3:
+				other.Internet = false
+			case 4:
+				other.Template = id.NewTemplate()
+			default:
+				other.Engine = "fake"
+			}
+			hosts[i].Warm = []Warm{other}
+		}
+		if got := s.Pick(req, hosts); got.HostID != cold.HostID {
+			t.Fatalf("what is of no use moved it from %s to %s", cold.HostID, got.HostID)
+		}
+		at := rapid.IntRange(0, len(hosts)-1).Draw(t, "ready")
+		hosts[at].Warm = append(hosts[at].Warm, ready)
+		got := s.Pick(req, hosts)
+		if _, refused := fits(req, &hosts[at], over); (refused == nil) != (got.HostID == hosts[at].ID) && refused == nil {
+			t.Fatalf("it is on %s, and ready on %s", got.HostID, hosts[at].ID)
+		}
+		for i := range hosts {
+			hosts[i].WarmCPUMillis, hosts[i].WarmMemoryMB = 1<<30, 1<<30
+		}
+		if full := s.Pick(req, hosts); full.Placed != got.Placed || len(full.Refusals) != len(got.Refusals) {
+			t.Fatalf("what waits keeps it out: %+v, not %+v", full, got)
+		}
+	})
+}

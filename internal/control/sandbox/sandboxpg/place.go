@@ -127,6 +127,13 @@ func (p *pools) took(team id.Team, h id.Host, n sandbox.NewSandbox) {
 	v.ReservedCPUMillis += n.Sandbox.CPUMillis
 	v.ReservedMemoryMB += n.Sandbox.MemoryMB
 	v.ReservedDiskMB += n.Sandbox.DiskMB
+	v.Warm = slices.Clone(v.Warm)
+	for i := range v.Warm {
+		if v.Warm[i].Fits(n.Want, v.Warm[i].Engine) {
+			v.Warm[i].Ready--
+			break
+		}
+	}
 	if !slices.Contains(v.Images, n.Sandbox.ImageDigest) {
 		v.Images = append(slices.Clone(v.Images), n.Sandbox.ImageDigest)
 	}
@@ -280,7 +287,7 @@ func (s *Store) views(ctx context.Context, db sqlcgen.DBTX, rows []hostRow) (can
 	}
 	byHost := make(map[id.Host]sqlcgen.ReservedByHostRow, len(reserved))
 	for _, r := range reserved {
-		byHost[r.HostID] = r
+		byHost[id.Host{}.FromUUID(r.HostID)] = r
 	}
 	c := candidates{views: make([]scheduler.HostView, len(rows)), addresses: make(map[id.Host]string, len(rows))}
 	for i, r := range rows {
@@ -298,10 +305,42 @@ func (s *Store) views(ctx context.Context, db sqlcgen.DBTX, rows []hostRow) (can
 			CPUCount: int64(r.CpuCount), MemoryBytes: r.MemoryBytes, DiskBytes: r.DiskBytes,
 			ReservedCPUMillis: held.CpuMillis, ReservedMemoryMB: held.MemoryMb, ReservedDiskMB: held.DiskMb,
 		}
+		if c.views[i].Warm, err = ready(held.Warm); err != nil {
+			return candidates{}, err
+		}
+		c.views[i].WarmCPUMillis, c.views[i].WarmMemoryMB = held.WarmCpuMillis, held.WarmMemoryMb
 		if r.LastPlacedAt != nil {
 			c.views[i].LastPlacedAt = *r.LastPlacedAt
 		}
 		c.addresses[r.ID] = r.Address
 	}
 	return c, nil
+}
+
+// ready reads what a host keeps ready.
+func ready(raw json.RawMessage) ([]scheduler.Warm, error) {
+	if len(raw) == 0 || string(raw) == "[]" {
+		return nil, nil
+	}
+	var lines []struct {
+		Template          uuid.UUID
+		Engine            string
+		CPU, Memory, Disk int64
+		Internet          bool
+		State             *uuid.UUID
+		Ready             int64
+	}
+	if err := json.Unmarshal(raw, &lines); err != nil {
+		return nil, fmt.Errorf("sandboxpg: what a host keeps ready: %w", err)
+	}
+	out := make([]scheduler.Warm, len(lines))
+	for i, l := range lines {
+		out[i] = scheduler.Warm{
+			Template: id.Template{}.FromUUID(l.Template), Engine: l.Engine, CPUMillis: l.CPU, MemoryMB: l.Memory, DiskMB: l.Disk, Internet: l.Internet, Ready: l.Ready,
+		}
+		if l.State != nil {
+			out[i].State = id.Snapshot{}.FromUUID(*l.State)
+		}
+	}
+	return out, nil
 }

@@ -51,13 +51,25 @@ ON CONFLICT (host_id, image_digest) DO UPDATE SET used_at = now() WHERE host_ima
 -- name: ReservedByHost :many
 -- A statement of its own, after the locks: it must see what those who held
 -- them before have written.
-SELECT host_id,
-    coalesce(sum(cpu_millis) FILTER (WHERE status = ANY(sqlc.arg(compute)::text[])), 0)::bigint AS cpu_millis,
-    coalesce(sum(memory_mb) FILTER (WHERE status = ANY(sqlc.arg(compute)::text[])), 0)::bigint AS memory_mb,
-    coalesce(sum(disk_mb), 0)::bigint AS disk_mb
-FROM sandboxes
-WHERE host_id = ANY(sqlc.arg(hosts)::uuid[]) AND ended_at IS NULL
-GROUP BY host_id;
+WITH held AS (
+    SELECT s.host_id,
+        coalesce(sum(s.cpu_millis) FILTER (WHERE s.status = ANY(sqlc.arg(compute)::text[])), 0)::bigint AS cpu_millis,
+        coalesce(sum(s.memory_mb) FILTER (WHERE s.status = ANY(sqlc.arg(compute)::text[])), 0)::bigint AS memory_mb,
+        coalesce(sum(s.disk_mb), 0)::bigint AS disk_mb
+    FROM sandboxes s
+    WHERE s.host_id = ANY(sqlc.arg(hosts)::uuid[]) AND s.ended_at IS NULL
+    GROUP BY s.host_id
+), warm AS (
+    SELECT w.host_id, sum(w.wanted * w.cpu_millis)::bigint AS cpu_millis, sum(w.wanted * w.memory_mb)::bigint AS memory_mb,
+        jsonb_agg(jsonb_build_object('template', w.template_id, 'engine', w.engine, 'cpu', w.cpu_millis, 'memory', w.memory_mb, 'disk', w.disk_mb,
+            'internet', w.internet, 'state', w.state_id, 'ready', w.there)) FILTER (WHERE w.there > 0) AS ready
+    FROM host_warm w WHERE w.host_id = ANY(sqlc.arg(hosts)::uuid[]) GROUP BY w.host_id
+)
+SELECT coalesce(held.host_id, warm.host_id)::uuid AS host_id,
+    coalesce(held.cpu_millis, 0)::bigint AS cpu_millis, coalesce(held.memory_mb, 0)::bigint AS memory_mb, coalesce(held.disk_mb, 0)::bigint AS disk_mb,
+    coalesce(warm.cpu_millis, 0)::bigint AS warm_cpu_millis, coalesce(warm.memory_mb, 0)::bigint AS warm_memory_mb,
+    coalesce(warm.ready, '[]')::jsonb AS warm
+FROM held FULL JOIN warm ON warm.host_id = held.host_id;
 
 -- name: InsertPending :one
 WITH placed AS (
@@ -70,6 +82,11 @@ WITH placed AS (
 ), ev AS (
     INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
     VALUES (sqlc.arg(id), sqlc.arg(team_id), 'created', sqlc.arg(event_data))
+), claimed AS ( -- the host takes the instance it has ready for just that, if it has one
+    UPDATE host_warm w SET there = w.there - 1
+    WHERE w.host_id = sqlc.arg(host_id) AND w.there > 0 AND w.template_id = sqlc.arg(template_id) AND w.engine = sqlc.arg(engine)
+      AND w.cpu_millis = sqlc.arg(cpu_millis) AND w.memory_mb = sqlc.arg(memory_mb) AND w.disk_mb = sqlc.arg(disk_mb)
+      AND w.internet = sqlc.arg(internet) AND w.state_id IS NOT DISTINCT FROM sqlc.narg(from_snapshot_id)
 )
 INSERT INTO sandboxes (id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version,
     cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec,
