@@ -66,7 +66,7 @@ func (h *Host) address() string { return net.JoinHostPort(h.Addr.String(), hostP
 func (h *Host) environ() []string {
 	return append(os.Environ(),
 		"SKERRY_DATA="+h.Data, "SKERRY_SERVER="+h.fleet.AgentURL(), "SKERRY_HOST_LISTEN="+h.address(),
-		"SKERRY_WARM_SLOTS=2", "SKERRY_DNS=192.0.2.53") // nobody answers there, and nobody asks
+		"SKERRY_WARM_SLOTS=2", "SKERRY_AGENT_WARM=0", "SKERRY_DNS=192.0.2.53") // nobody answers there, and nobody asks
 }
 
 // Set changes settings of the agent, as NAME=value, for its next start.

@@ -81,6 +81,7 @@ func New(ctx context.Context, settings ...string) (*Instance, error) {
 		"SKERRY_HOST_LISTEN=127.0.0.1:"+strconv.Itoa(ports[2]),
 		"SKERRY_METRICS_LISTEN=127.0.0.1:"+strconv.Itoa(ports[3]),
 		"SKERRY_AGENT_METRICS_LISTEN=127.0.0.1:"+strconv.Itoa(ports[4]),
+		"SKERRY_WARM_POOL=off", // what is counted, and what is timed, begins with nothing
 	)
 	in.env = append(in.env, settings...)
 	if err := in.Start(ctx); err != nil {
