@@ -155,10 +155,11 @@ func (f *Fleet) openDatabase(ctx context.Context) (err error) {
 		return err
 	}
 	f.Front.certify(cert)
-	return publishBase(ctx, f.pool, f.store(), f.dir)
+	return publishBase(ctx, f.pool, f.Store(), f.dir)
 }
 
-func (f *Fleet) store() string { return filepath.Join(f.dir, "store") }
+// Store is the directory of the artifact store, which no host sees.
+func (f *Fleet) Store() string { return filepath.Join(f.dir, "store") }
 
 func (f *Fleet) addServer() error {
 	ports, err := freePorts(f.bridge.server(), 2)
@@ -173,7 +174,8 @@ func (f *Fleet) addServer() error {
 		machine: f.here, program: filepath.Join(f.root, "bin", "skerry"), args: []string{"server"}, log: filepath.Join(data, "server.log"),
 		env: func() []string {
 			return append(append(os.Environ(),
-				"SKERRY_DATA="+data, "DATABASE_URL="+f.dbURL, "SKERRY_SECRET="+f.secret, "SKERRY_STORE_DIR="+f.store(), "SKERRY_AUTH_LIMIT=0",
+				"SKERRY_DATA="+data, "DATABASE_URL="+f.dbURL, "SKERRY_SECRET="+f.secret, "SKERRY_STORE="+f.Store(), "SKERRY_AUTH_LIMIT=0",
+				"SKERRY_WARM_POOL=off", "SKERRY_UPLOAD_AFTER=1s",
 				"SKERRY_LISTEN=127.0.0.1:"+ports[0], "SKERRY_AGENT_LISTEN="+s.agents, "SKERRY_AGENT_URL="+f.AgentURL(),
 			), f.opt.ServerSettings...)
 		},

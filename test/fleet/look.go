@@ -36,6 +36,16 @@ type Look struct {
 	Held map[*Host]sandbox.Inventory
 	// Guests are the processes on each host that run guests.
 	Guests map[*Host]int
+	// Copies are where the database says that saved states are; Stored are those
+	// that are in the store as well.
+	Copies map[Copy]bool
+	Stored map[id.Snapshot]bool
+}
+
+// Copy is a saved state on a host.
+type Copy struct {
+	State id.Snapshot
+	Host  string
 }
 
 // Rows reads all sandboxes, also those that have ended.
@@ -82,9 +92,12 @@ func (f *Fleet) link() {
 
 // Look looks at everything. Every host must be reachable.
 func (f *Fleet) Look(ctx context.Context) (Look, error) {
-	l := Look{Held: map[*Host]sandbox.Inventory{}, Guests: map[*Host]int{}}
+	l := Look{Held: map[*Host]sandbox.Inventory{}, Guests: map[*Host]int{}, Copies: map[Copy]bool{}, Stored: map[id.Snapshot]bool{}}
 	var err error
 	if l.Rows, err = f.Rows(ctx); err != nil {
+		return l, err
+	}
+	if err := f.copies(ctx, l); err != nil {
 		return l, err
 	}
 	for _, h := range f.Hosts {
@@ -96,6 +109,34 @@ func (f *Fleet) Look(ctx context.Context) (Look, error) {
 		}
 	}
 	return l, nil
+}
+
+func (f *Fleet) copies(ctx context.Context, l Look) error {
+	rows, err := f.pool.Query(ctx, `
+		SELECT p.id, c.host_id, coalesce(a.status = 'ready', false)
+		FROM snapshots p LEFT JOIN state_copies c ON c.snapshot_id = p.id AND c.ready_at IS NOT NULL LEFT JOIN artifacts a ON a.id = p.artifact_id
+		WHERE p.status = 'ready'`)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var (
+			state  id.Snapshot
+			hst    *id.Host
+			stored bool
+		)
+		if err := rows.Scan(&state, &hst, &stored); err != nil {
+			return err
+		}
+		if hst != nil {
+			l.Copies[Copy{state, hst.String()}] = true
+		}
+		if stored {
+			l.Stored[state] = true
+		}
+	}
+	return rows.Err()
 }
 
 // Guests counts the processes that run guests on a host.
@@ -161,22 +202,18 @@ func (l Look) Observed() error {
 		sandbox id.Sandbox
 	}
 	there := map[key]sandbox.Instance{}
-	states := map[id.Snapshot]string{}
+	held := map[Copy]bool{}
 	running := map[string]int{}
-	for h, held := range l.Held {
-		for _, in := range held.Instances {
+	for h, inventory := range l.Held {
+		for _, in := range inventory.Instances {
 			there[key{h.ID, in.Sandbox}] = in
 		}
-		for _, s := range held.States {
-			states[s.ID] = h.ID
+		for _, s := range inventory.States {
+			held[Copy{s.ID, h.ID}] = true
 		}
 	}
-	needed := map[id.Snapshot]bool{}
 	for _, r := range l.Rows {
 		in, ok := there[key{r.Host, r.ID}]
-		if r.State != nil {
-			needed[*r.State] = true
-		}
 		switch {
 		case r.Status == sandbox.StatusRunning:
 			running[r.Host]++
@@ -184,8 +221,8 @@ func (l Look) Observed() error {
 				add("%s runs in incarnation %d by its row; its host holds %+v", r.ID, r.Incarnation, in)
 			}
 		case r.Status == sandbox.StatusPaused:
-			if r.State == nil || states[*r.State] != r.Host {
-				add("%s is paused by its row, and its state is not on its host", r.ID)
+			if r.State == nil || !held[Copy{*r.State, r.Host}] && !l.Stored[*r.State] {
+				add("%s is paused by its row, and its state is neither on its host nor in the store", r.ID)
 			}
 			if ok && in.Phase != sandbox.PhasePaused {
 				add("%s is paused by its row; its host holds %+v", r.ID, in)
@@ -194,9 +231,14 @@ func (l Look) Observed() error {
 			add("%s is %s by its row; its host holds %+v", r.ID, r.Status, in)
 		}
 	}
-	for s, h := range states {
-		if !needed[s] {
-			add("host %s keeps the state %s that no row needs", h, s)
+	for c := range held {
+		if !l.Copies[c] {
+			add("host %s keeps the state %s of which no row says so", c.Host, c.State)
+		}
+	}
+	for c := range l.Copies {
+		if !held[c] {
+			add("host %s does not have the state %s that it should have by its row", c.Host, c.State)
 		}
 	}
 	for h := range l.Held {
