@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"time"
 
 	"skerry.dev/skerry/internal/agent/journal"
 	"skerry.dev/skerry/internal/kernel/errs"
@@ -215,7 +216,7 @@ func (m *Manager) create(ctx context.Context, b *build, op *operation) {
 	m.log(b.rec).Warn("create failed", "step", string(step), "err", err, "undone", undone == nil)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.creates--
+	m.createEnded()
 	b.s.rec, b.s.exit = b.rec, nil
 	switch {
 	case undone != nil:
@@ -281,9 +282,15 @@ func (m *Manager) runSteps(ctx context.Context, b *build, table []tableStep) (in
 func (m *Manager) created(b *build, op *operation) {
 	b.link.Follow()
 	m.mu.Lock()
-	m.creates--
+	m.createEnded()
 	m.mu.Unlock()
 	m.settle(b.s, op, b.rec, b.link)
+}
+
+// createEnded counts a create out. Called with m.mu held.
+func (m *Manager) createEnded() {
+	m.creates--
+	m.warm.started = time.Now()
 }
 
 // forget removes the record of which nothing is left.

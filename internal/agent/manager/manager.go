@@ -64,6 +64,9 @@ type Config struct {
 	MaxCreates int
 	// MaxWarm bounds the instances that wait for a sandbox; 0 is none.
 	MaxWarm int
+	// WarmRest is how long after the last start of a sandbox the next such instance
+	// is made, so that it takes nothing from what the sandbox does first; 0 is 300 ms.
+	WarmRest time.Duration
 	// GuestBuild names the guest daemon: what waits with another is let go.
 	GuestBuild string
 	// MemoryShort tells whether the machine has too little memory for what nobody
@@ -87,6 +90,7 @@ func (c Config) withDefaults() Config {
 		{&c.RetryInterval, 5 * time.Second},
 		{&c.LostContact, 90 * time.Second},
 		{&c.PauseTimeout, time.Minute},
+		{&c.WarmRest, 300 * time.Millisecond},
 	} {
 		if *d.at <= 0 {
 			*d.at = d.want

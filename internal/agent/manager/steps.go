@@ -266,6 +266,9 @@ func (b *build) initGuest(ctx context.Context) error {
 		DefaultUser: spec.DefaultUser, DefaultWorkdir: spec.DefaultWorkdir,
 		LifecycleID: string(b.rec.Instance), MaxProcesses: spec.Resources.MaxProcesses,
 	}
+	if spec.Sandbox.IsZero() {
+		in.LifecycleID = "warm " + in.LifecycleID // what becomes of it begins anew
+	}
 	if b.woken {
 		// It woke up with what it was told where the state was taken.
 		in.NewInitSecret, in.Hostname = b.rec.InitSecret, spec.Hostname

@@ -42,7 +42,10 @@ const (
 )
 
 const (
-	warmTick     = time.Second
+	warmTick = 200 * time.Millisecond
+	// warmHaste is after how long an instance is made although sandboxes were started
+	// a moment ago.
+	warmHaste    = 3 * time.Second
 	warmRetryMin = 2 * time.Second
 	warmRetryMax = 5 * time.Minute
 	// warmHostname is what an instance is called that is nobody's yet.
@@ -63,6 +66,8 @@ type warmth struct {
 	stop    context.CancelCauseFunc
 	stopped chan struct{}
 	retries map[string]*warmRetry // of targets whose last try failed
+	// started is when a sandbox was started last, lacks since when there are too few.
+	started, lacks time.Time
 }
 
 // warmRetry spaces the tries of a target.
@@ -264,11 +269,20 @@ func (m *Manager) lacking(short bool) (WarmTarget, bool) {
 	for _, w := range m.warm.ready {
 		have[string(w.kept.Key)]++
 	}
+	now := time.Now()
 	for _, t := range m.warm.targets {
 		retry := m.warm.retries[string(t.Key)]
-		if have[string(t.Key)] < t.Count && (retry == nil || !time.Now().Before(retry.next)) {
-			return t, true
+		if have[string(t.Key)] >= t.Count || retry != nil && now.Before(retry.next) {
+			continue
 		}
+		if m.warm.lacks.IsZero() {
+			m.warm.lacks = now
+		}
+		if now.Sub(m.warm.started) < m.cfg.WarmRest && now.Sub(m.warm.lacks) < warmHaste {
+			return WarmTarget{}, false
+		}
+		m.warm.lacks = time.Time{}
+		return t, true
 	}
 	return WarmTarget{}, false
 }

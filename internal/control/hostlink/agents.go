@@ -86,6 +86,7 @@ func (a *Agents) CreateSandbox(ctx context.Context, h host.Ref, l sandbox.Launch
 	if err != nil {
 		return sandbox.Launched{}, failure(err)
 	}
+	c.Greet(x.ID, x.Incarnation)
 	return sandbox.Launched{EngineVersion: res.GetSandbox().GetEngineVersion()}, nil
 }
 

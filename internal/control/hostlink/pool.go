@@ -122,6 +122,7 @@ type Client struct {
 	guests  *http.Transport
 	calls   *dials
 	tunnels *tunnels
+	greets  *greets
 
 	// Of the pool's: how the host was when it was last looked at.
 	generation int64
@@ -136,6 +137,7 @@ func newClient(identity Identity, ref host.Ref, watchers []connect.Interceptor) 
 		generation: ref.Generation,
 		calls:      calls,
 		tunnels:    tun,
+		greets:     newGreets(),
 		rpc: &http.Transport{
 			DialContext:         calls.dial,
 			TLSClientConfig:     tlsConfig(identity, ref.ID, "h2"),
@@ -176,6 +178,8 @@ func (c *Client) restarted(generation int64) {
 
 // close cuts everything.
 func (c *Client) close() {
+	c.greets.end()
+	defer c.greets.wg.Wait()
 	c.calls.cutAll()
 	c.rpc.CloseIdleConnections()
 	c.guests.CloseIdleConnections()

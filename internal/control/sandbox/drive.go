@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -27,13 +28,20 @@ func (r *Runner) driveCreate(ctx context.Context, op Operation) error {
 	if err := r.step(StepCreateAccepted, op); err != nil {
 		return err
 	}
-	x, err := r.store.Get(ctx, op.SandboxID)
+	x, err := r.opened(ctx, op)
 	if err != nil {
 		return err
 	}
 	if x.Incarnation != op.Incarnation || (x.Status != StatusPending && x.Status != StatusStarting) {
 		return InvalidState(x)
 	}
+	// What the host is told is put together while the row moves on.
+	var launch Launch
+	var unready error
+	var preparing sync.WaitGroup
+	as := x
+	preparing.Go(func() { launch, unready = r.launch(ctx, as) })
+	defer preparing.Wait()
 	if x.Status == StatusPending {
 		ref := x.Host
 		if x, err = r.apply(ctx, Transition{ID: x.ID, From: StatusPending, To: StatusStarting, Incarnation: x.Incarnation, Event: "starting"}); err != nil {
@@ -57,9 +65,8 @@ func (r *Runner) driveCreate(ctx context.Context, op Operation) error {
 			return r.refuse(ctx, op, x, err)
 		}
 	}
-	launch, err := r.launch(ctx, x)
-	if err != nil {
-		return r.refuse(ctx, op, x, err)
+	if preparing.Wait(); unready != nil {
+		return r.refuse(ctx, op, x, unready)
 	}
 	callCtx, cancel := context.WithDeadline(ctx, op.DeadlineAt)
 	defer cancel()
@@ -93,6 +100,14 @@ func (r *Runner) driveCreate(ctx context.Context, op Operation) error {
 		return err
 	}
 	return r.step(StepCreateRunning, op)
+}
+
+// opened is the sandbox of an operation, as whoever opened it just now left it.
+func (r *Runner) opened(ctx context.Context, op Operation) (Sandbox, error) {
+	if op.row != nil && op.Attempts == 1 {
+		return *op.row, nil
+	}
+	return r.store.Get(ctx, op.SandboxID)
 }
 
 // unsure reports whether a step before the launch is to be tried again: nothing

@@ -161,6 +161,8 @@ type Operation struct {
 	Attempts    int64
 	DeadlineAt  time.Time
 	CreatedAt   time.Time
+
+	row *Sandbox // as whoever opened it here left it; nil where it was taken up
 }
 
 // Event is a line of a sandbox's history.
