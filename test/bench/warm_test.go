@@ -1,13 +1,10 @@
 package bench
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
-	"fmt"
 	"net/http"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -47,22 +44,7 @@ func pooled(b *testing.B, n int) {
 // refilled waits until so many instances wait.
 func refilled(b *testing.B, n int) {
 	b.Helper()
-	testkit.Eventually(b, 5*time.Minute, "instances that wait", func() bool { return waiting() >= n })
-}
-
-// waiting is how many there are; none while nobody answers.
-func waiting() (n int) {
-	res, err := http.Get(skerry.AgentMetrics + "/metrics")
-	if err != nil {
-		return 0
-	}
-	defer res.Body.Close()
-	for lines := bufio.NewScanner(res.Body); lines.Scan(); {
-		if rest, ok := strings.CutPrefix(lines.Text(), "skerry_agent_warm_instances "); ok {
-			_, _ = fmt.Sscan(rest, &n)
-		}
-	}
-	return n
+	testkit.Eventually(b, 5*time.Minute, "instances that wait", func() bool { return skerry.Waiting() >= n })
 }
 
 // start creates a sandbox and runs its first command; how long both took.

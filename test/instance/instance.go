@@ -225,6 +225,22 @@ func personal() []string {
 	return []string{"/v1/hosts", "/v1/api-keys", "/v1/me", "/v1/teams", "/v1/admin", "/v1/auth/switch-team"}
 }
 
+// Waiting is how many instances the agent keeps for sandboxes that come; none
+// while it does not answer.
+func (in *Instance) Waiting() (n int) {
+	res, err := http.Get(in.AgentMetrics + "/metrics")
+	if err != nil {
+		return 0
+	}
+	defer res.Body.Close()
+	for lines := bufio.NewScanner(res.Body); lines.Scan(); {
+		if rest, ok := strings.CutPrefix(lines.Text(), "skerry_agent_warm_instances "); ok {
+			n, _ = strconv.Atoi(rest)
+		}
+	}
+	return n
+}
+
 // Try calls the API once. A non-nil out is filled from a 2xx answer; otherwise
 // the answer is in the error.
 func (in *Instance) Try(ctx context.Context, method, path string, in2, out any) (int, error) {
