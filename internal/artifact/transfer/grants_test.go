@@ -144,18 +144,22 @@ func TestP1_AccessThatIsTakenAwayEndsAtOnce(t *testing.T) {
 	}
 
 	// In the middle of either transfer.
-	bar := func(_ http.ResponseWriter, r *http.Request) bool {
-		if isChunk(r) {
-			w.ledger.Bar(w.host)
+	bar := func(h id.Host) {
+		spoil := func(_ http.ResponseWriter, r *http.Request) bool {
+			if isChunk(r) {
+				w.ledger.Bar(h)
+			}
+			return false
 		}
-		return false
+		w.spoil.Store(&spoil)
 	}
-	w.spoil.Store(&bar)
+	bar(w.host)
 	dir := t.TempDir()
 	if err := w.fetch(t, a, nil, dir, nil); !errs.Is(err, "no_such_artifact") {
 		t.Errorf("fetch: %v", err)
 	}
 	w.host = id.NewHost()
+	bar(w.host)
 	up = w.ledger.Begin(id.NewTeam(), w.host)
 	if _, err := transfer.Upload(t.Context(), w.clients(), w.write(up, nil), []transfer.File{{Name: "f", Path: path}}, artifact.MediaTypeState, transfer.Options{}); !errs.Is(err, "upload_gone") {
 		t.Errorf("upload: %v", err)
