@@ -12,10 +12,10 @@ import (
 	"skerry.dev/skerry/internal/guest/guestapi"
 )
 
-// TestP6_WhatIsHeldCostsNothing compares a daemon that waits with one that is
+// TestWhatIsHeldCostsNothing compares a daemon that waits with one that is
 // held, by the CPU time of their cgroups, and tells what it takes to have a held
 // one listen to us again. SKERRY_TEST_LONG measures for 30 s instead of 3.
-func TestP6_WhatIsHeldCostsNothing(t *testing.T) {
+func TestWhatIsHeldCostsNothing(t *testing.T) {
 	w := newWorld(t)
 	e := w.engine(t)
 	spec := w.daemonSpec(t, w.daemonProgram(t))
