@@ -128,7 +128,7 @@ func run(ctx context.Context, cfg Config, opts Options) (err error) {
 		return err
 	}
 	m := manager.New(manager.Config{
-		MaxWarm: cfg.MaxWarm, GuestBuild: daemon, MemoryShort: memoryShort,
+		MaxWarm: cfg.MaxWarm, WarmDir: warmDir(cfg.DataDir), GuestBuild: daemon, MemoryShort: memoryShort,
 		States: states, Contact: me.Heard, Refused: me.Turned,
 		LostContact: cfg.LostContact, LostContactPause: cfg.LostContactPause,
 		Journal: j, Engines: cfg.watch.engines(engines), Versions: versions,
@@ -309,8 +309,21 @@ func serve(ctx context.Context, cfg Config, opts Options, s served) error {
 	if cfg.PauseOnStop && ctx.Err() != nil {
 		pauseOnStop(ctx, cfg, m)
 	}
+	cool(ctx, cfg, m)
 	m.Close()
 	return parts.Wait()
+}
+
+// coolWithin bounds how long the agent's end waits for instances that are nobody's
+// to be gone; what is left the next start finds.
+const coolWithin = 10 * time.Second
+
+func cool(ctx context.Context, cfg Config, m *manager.Manager) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), coolWithin)
+	defer cancel()
+	if err := m.Cool(ctx); err != nil {
+		cfg.Logger.Warn("not all instances that waited for sandboxes are gone", "err", err)
+	}
 }
 
 // pauseOnStop pauses all before the machine goes down. Whoever stops the agent

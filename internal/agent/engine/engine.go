@@ -171,8 +171,8 @@ type Engine interface {
 
 	// Freeze stops all execution without freeing memory or using any CPU, Thaw
 	// goes on, also after a Checkpoint. Both are idempotent. Freeze is for what
-	// can be replaced, such as instances kept warm: an engine may lose one in some
-	// hundred.
+	// can be replaced: an engine may lose one in some hundred. See Holder for what
+	// cannot.
 	Freeze(ctx context.Context, h Handle) error
 	Thaw(ctx context.Context, h Handle) error
 

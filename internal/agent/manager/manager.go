@@ -64,6 +64,9 @@ type Config struct {
 	MaxCreates int
 	// MaxWarm bounds the instances that wait for a sandbox; 0 is none.
 	MaxWarm int
+	// WarmDir holds a file by the name of each that waits, for others to see; empty
+	// holds none.
+	WarmDir string
 	// WarmRest is how long after the last start of a sandbox the next such instance
 	// is made, so that it takes nothing from what the sandbox does first; 0 is 300 ms.
 	WarmRest time.Duration

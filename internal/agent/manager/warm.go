@@ -4,8 +4,8 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"errors"
 	"slices"
+	"sync"
 	"time"
 
 	"skerry.dev/skerry/internal/agent/engine"
@@ -56,6 +56,7 @@ const (
 // goroutine that fills has to itself.
 type warmth struct {
 	wake    chan struct{}
+	off     bool // for good
 	told    bool // what is wanted, since the start
 	targets []WarmTarget
 	// ready and going are by instance: going is what is being let go.
@@ -82,7 +83,10 @@ type warm struct {
 	kept  journal.Warm
 	slot  Slot
 	dead  bool               // it ended by itself
+	tried time.Time          // when its removal failed last
 	watch context.CancelFunc // ends its watcher
+
+	removing sync.Mutex // held while it is removed; guards kept from then on
 }
 
 func newWarmth() warmth {
@@ -191,7 +195,7 @@ func (m *Manager) tendWarm(ctx context.Context) {
 func (m *Manager) tendOne(ctx context.Context) bool {
 	short := m.cfg.MemoryShort()
 	m.mu.Lock()
-	if ctx.Err() != nil || m.closed || m.leaving {
+	if ctx.Err() != nil || m.closed || m.leaving || m.warm.off {
 		m.mu.Unlock()
 		return false
 	}
@@ -220,8 +224,8 @@ func (m *Manager) tendOne(ctx context.Context) bool {
 // m.mu held.
 func (m *Manager) surplus(short bool) *warm {
 	for _, w := range m.warm.going {
-		if time.Since(w.kept.Record.EndedAt) >= m.cfg.RetryInterval {
-			w.kept.Record.EndedAt = time.Now()
+		if time.Since(w.tried) >= m.cfg.RetryInterval {
+			w.tried = time.Now()
 			return w
 		}
 	}
@@ -290,9 +294,14 @@ func (m *Manager) lacking(short bool) (WarmTarget, bool) {
 // letGo removes an instance that waits, and every trace of it. What fails is
 // tried again.
 func (m *Manager) letGo(w *warm) error {
+	w.removing.Lock()
+	defer w.removing.Unlock()
 	w.watch()
 	w.kept.Record.Phase = journal.PhaseDestroying
-	err := m.cfg.Journal.KeepWarm(w.kept)
+	err := m.unmark(w.kept.Record.Instance)
+	if err == nil {
+		err = m.cfg.Journal.KeepWarm(w.kept)
+	}
 	if err == nil {
 		m.step(StepWarmLettingGo)
 		err = m.undo(w.kept.Record, undoAll)
@@ -303,7 +312,7 @@ func (m *Manager) letGo(w *warm) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err != nil {
-		w.kept.Record.EndedAt = time.Now() // when it was tried last
+		w.tried = time.Now()
 		m.cfg.Logger.Error("a warm instance could not be removed yet", "instance_id", string(w.kept.Record.Instance), "err", err)
 		return err
 	}
@@ -312,11 +321,23 @@ func (m *Manager) letGo(w *warm) error {
 }
 
 func (m *Manager) forgetWarm(instance engine.InstanceID) error {
+	if err := m.unmark(instance); err != nil {
+		return err
+	}
 	if err := m.cfg.Journal.ForgetWarm(instance); err != nil {
 		return err
 	}
 	m.step(StepWarmForgotten)
 	return nil
+}
+
+// Cool lets go of all instances that wait, and keeps none from then on: whoever
+// ends the agent in order finds nothing running that is nobody's.
+func (m *Manager) Cool(ctx context.Context) error {
+	m.mu.Lock()
+	m.warm.off = true
+	m.mu.Unlock()
+	return m.letAllGo(ctx)
 }
 
 // letAllGo ends what is being filled and lets go of all; nil when nothing is left.
@@ -383,66 +404,3 @@ func (m *Manager) failedWarm(key string, err error) {
 // maxWarmRetries bounds what is remembered of targets, also of those that are
 // named no more.
 const maxWarmRetries = 1024
-
-// recoverWarm finds the instances that wait again. What was not ready, ended,
-// or was made with other programs is let go. Called before anything else may
-// take one.
-func (m *Manager) recoverWarm(ctx context.Context) error {
-	list, err := m.cfg.Journal.Warm()
-	if err != nil {
-		return err
-	}
-	wide := newWide(recoverWidth)
-	for _, kept := range list {
-		wide.do(func() error {
-			w := &warm{kept: kept, watch: func() {}}
-			waits := m.readoptWarm(ctx, w)
-			m.mu.Lock()
-			if waits {
-				m.warm.ready[kept.Record.Instance] = w
-			} else {
-				m.warm.going[kept.Record.Instance] = w
-			}
-			m.mu.Unlock()
-			if !waits {
-				_ = m.letGo(w) // tried again by itself
-			}
-			return nil
-		})
-	}
-	return wide.wait()
-}
-
-func (m *Manager) readoptWarm(ctx context.Context, w *warm) bool {
-	rec := &w.kept.Record
-	eng, err := m.engine(rec.Spec.Engine)
-	if err != nil || rec.Phase != journal.PhaseWarm || w.kept.Build != m.warmBuild(rec.Spec.Engine) {
-		return false
-	}
-	ctx, cancel := context.WithTimeout(ctx, m.cfg.RecoverTimeout)
-	defer cancel()
-	h, err := eng.Recover(ctx, rec.Handle)
-	if err == nil {
-		rec.Handle = h
-		err = hold(ctx, eng, h) // the agent may have died over its claim
-	}
-	if err == nil {
-		w.slot, err = m.cfg.Networks.Adopt(ctx, rec.Slot, rec.Instance)
-	}
-	if err != nil {
-		return false
-	}
-	m.watchWarm(w, eng)
-	return true
-}
-
-// warmBuild names all programs an instance of an engine is made with here.
-func (m *Manager) warmBuild(name string) string { return m.cfg.Versions[name] + " " + m.cfg.GuestBuild }
-
-// hold keeps an instance still where the engine can; where not it waits running.
-func hold(ctx context.Context, eng engine.Engine, h engine.Handle) error {
-	if err := engine.Hold(ctx, eng, h); !errors.Is(err, engine.ErrUnsupported) {
-		return err
-	}
-	return nil
-}

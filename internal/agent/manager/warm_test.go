@@ -2,6 +2,8 @@ package manager_test
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -69,13 +71,21 @@ func (a *agent) cools(t *testing.T, w *world, dir string) {
 
 func TestAWarmInstanceBecomesASandbox(t *testing.T) {
 	w, dir := newWorld(), t.TempDir()
-	a := boot(t, w, dir, keeping(2))
+	marks := filepath.Join(dir, "warm")
+	a := boot(t, w, dir, keeping(2), func(c *manager.Config) { c.WarmDir = marks })
+	marked := func(i engine.InstanceID) bool {
+		_, err := os.Stat(filepath.Join(marks, string(i)))
+		return err == nil
+	}
 	if kept := a.KeepWarm([]manager.WarmTarget{target(1)}); len(kept) != 1 || kept[0].Ready != 0 || kept[0].Reason != manager.WarmFilling {
 		t.Errorf("at first: %+v", kept)
 	}
 	waiting := a.awaitWarm(t, 1)[0]
 	if w.calls("run") != 1 || w.calls("hold") != 1 {
 		t.Error("it did not run a command, or was not held")
+	}
+	if !marked(waiting) {
+		t.Error("nobody sees that it waits")
 	}
 	other := spec(id.NewSandbox(), 1)
 	other.Internet = true
@@ -85,7 +95,7 @@ func TestAWarmInstanceBecomesASandbox(t *testing.T) {
 	s := spec(id.NewSandbox(), 1)
 	s.Hostname, s.AccessToken = "sb-1", "tok"
 	r := mustCreate(t, a, s)
-	if r.Instance != waiting || r.Sandbox != s.Sandbox {
+	if r.Instance != waiting || r.Sandbox != s.Sandbox || marked(waiting) {
 		t.Errorf("it is %+v, %s waited", r, waiting)
 	}
 	w.mu.Lock()
@@ -108,6 +118,9 @@ func TestAWarmInstanceBecomesASandbox(t *testing.T) {
 		}
 	}
 	a.cools(t, w, dir)
+	if left, err := os.ReadDir(marks); err != nil || len(left) != 0 {
+		t.Errorf("marks are left: %v, %v", left, err)
+	}
 }
 
 func TestWarmInstancesAreBoundedAndLetGo(t *testing.T) {
@@ -222,6 +235,27 @@ func TestH5_DestroyAllLeavesNothingThatWaits(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.empty(t, dir)
+}
+
+// The end of an agent in order leaves nothing that is nobody's, and what was
+// started as it was.
+func TestCoolLeavesNothingThatWaits(t *testing.T) {
+	w, dir := newWorld(), t.TempDir()
+	a := boot(t, w, dir, keeping(2))
+	a.KeepWarm([]manager.WarmTarget{target(2)})
+	a.awaitWarm(t, 2)
+	r := mustCreate(t, a, spec(id.NewSandbox(), 1))
+	if err := a.Cool(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a.KeepWarm([]manager.WarmTarget{target(2)})
+	if all := w.sim.Instances(); len(all) != 1 || all[0] != r.Instance {
+		t.Errorf("there are %v, want %s", all, r.Instance)
+	}
+	a.stop()
+	if in, ok := w.sim.Instance(r.Instance); !ok || !in.Running() {
+		t.Error("the sandbox ended with the agent")
+	}
 }
 
 // TestRC03_DeathAtEachStepOfWarmStarts kills the agent after each step of what

@@ -78,7 +78,7 @@ func (m *Manager) fill(ctx context.Context, t WarmTarget, b *build) {
 		delete(m.warm.retries, string(t.Key))
 	default:
 		if undone != nil {
-			w.kept.Record.EndedAt = time.Now()
+			w.tried = time.Now()
 			m.warm.going[b.rec.Instance] = w
 		}
 		m.failedWarm(string(t.Key), err)
@@ -133,7 +133,12 @@ func (b *build) holdStill(ctx context.Context) error {
 	return nil
 }
 
-func (b *build) ready(context.Context) error { return b.keepWarm(journal.PhaseWarm) }
+func (b *build) ready(context.Context) error {
+	if err := b.keepWarm(journal.PhaseWarm); err != nil {
+		return err
+	}
+	return b.m.mark(b.rec.Instance)
+}
 
 // claimedRecord is rec with the instance that waits.
 func claimedRecord(rec journal.Record, w *warm) journal.Record {
@@ -158,7 +163,10 @@ func (b *build) claimWarm(ctx context.Context) error {
 	var thawed error
 	thawing.Go(func() { thawed = b.engine.Thaw(ctx, b.rec.Handle) })
 	b.begun = true
-	err := b.m.cfg.Journal.Claim(b.rec)
+	err := b.m.unmark(b.rec.Instance)
+	if err == nil {
+		err = b.m.cfg.Journal.Claim(b.rec)
+	}
 	thawing.Wait()
 	if err = errors.Join(err, thawed); err != nil {
 		return blame(err, "engine_failed", "The instance that waited could not be had.")
