@@ -81,6 +81,7 @@ type agentCmd struct {
 	Warm              int           `name:"agent-warm" help:"How many sandboxes at most are started before anybody asks for them; 0 is none." env:"SKERRY_AGENT_WARM" default:"8" placeholder:"N"`
 	DNS               []string      `name:"dns" help:"Resolvers for sandboxes (default: this machine's)." env:"SKERRY_DNS" placeholder:"ADDR"`
 	Denied            []string      `help:"Networks no sandbox may reach, besides private ones." env:"SKERRY_DENIED" placeholder:"CIDR"`
+	RegistryNetworks  []string      `help:"Networks beside the public internet from which users may pull container images." env:"SKERRY_REGISTRY_NETWORKS" placeholder:"CIDR"`
 	ImageCacheMB      int64         `name:"image-cache-mb" help:"Bound of the template images kept on disk; 0 is none." env:"SKERRY_IMAGE_CACHE_MB" placeholder:"MB"`
 	MaxImageMB        int64         `name:"agent-max-image-mb" help:"Bound of what an image that is imported or built here unpacks to." env:"SKERRY_AGENT_MAX_IMAGE_MB" default:"20480" placeholder:"MB"`
 	MaxImageFiles     int           `name:"agent-max-image-files" help:"Bound of its files and directories." env:"SKERRY_AGENT_MAX_IMAGE_FILES" default:"1000000" placeholder:"N"`
@@ -122,6 +123,14 @@ func (cmd *agentCmd) config(p *program, log *slog.Logger) (agentapp.Config, erro
 			continue
 		}
 		c.Denied = append(c.Denied, n)
+	}
+	for _, text := range cmd.RegistryNetworks {
+		n, err := netip.ParsePrefix(text)
+		if err != nil {
+			faults = append(faults, fmt.Errorf("--registry-networks: %q is no network such as 10.0.0.0/8", text))
+			continue
+		}
+		c.RegistryNetworks = append(c.RegistryNetworks, n)
 	}
 	return c, errors.Join(append(faults, c.Validate(), there(c))...)
 }

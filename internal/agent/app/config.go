@@ -57,6 +57,9 @@ type Config struct {
 	DNSUpstreams []string
 	// Denied are destinations no sandbox may reach, besides private ranges.
 	Denied []netip.Prefix
+	// RegistryNetworks are those beside the public internet from which container
+	// images may be pulled.
+	RegistryNetworks []netip.Prefix
 	// ImageCacheBytes bounds the template images on disk; 0 is no bound.
 	ImageCacheBytes int64
 	// MaxImageBytes and MaxImageFiles bound what an image that is made here unpacks

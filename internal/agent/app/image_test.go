@@ -9,6 +9,7 @@ import (
 	"log"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -254,6 +255,7 @@ func TestP2_ImportRunExport_OnARealHost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	cfg.RegistryNetworks = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 	a := p.start(t, cfg, app.Options{})
 	to, from := stored.place()
 	stream, err := a.ImportImage(t.Context(), &agentv1.ImportImageRequest{Reference: ref.Name(), To: to})

@@ -129,6 +129,11 @@ func serve(t *testing.T, h http.Handler) string {
 	return u.Host
 }
 
+// local lets registries be where those of tests are.
+func local() oci.Registries {
+	return oci.Registries{Inside: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}
+}
+
 func newRegistry() http.Handler { return registry.New(registry.Logger(log.New(io.Discard, "", 0))) }
 
 func push(t *testing.T, ref string, img remote.Taggable) {
@@ -216,7 +221,7 @@ func TestP2_AnImageIsPulledFromARegistry(t *testing.T) {
 	for _, ref := range []string{host + "/team/app:1", host + "/team/app:multi", host + "/team/app@" + digest.String()} {
 		out := t.TempDir()
 		var said []string
-		got, err := Import(t.Context(), func(line string) { said = append(said, line) }, ImportOptions{Reference: ref, Arch: "amd64", Limits: limits()}, out)
+		got, err := Import(t.Context(), func(line string) { said = append(said, line) }, ImportOptions{Reference: ref, Registries: local(), Arch: "amd64", Limits: limits()}, out)
 		if err != nil {
 			t.Fatalf("%s: %v", ref, err)
 		}
@@ -355,7 +360,7 @@ func TestP2_WhatCannotBeImportedIsNamed(t *testing.T) {
 			}
 			return isBlob(r)
 		}, reason: "digest_mismatch"},
-		{name: "a denied address", o: ImportOptions{Reference: ref, Registries: oci.Registries{Denied: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}}, reason: "registry_denied"},
+		{name: "a denied address", o: ImportOptions{Reference: ref, Registries: oci.Registries{Inside: local().Inside, Denied: local().Inside}}, reason: "registry_denied"},
 		{name: "no encryption behind a redirect", o: ImportOptions{Reference: ref}, trouble: func(w http.ResponseWriter, r *http.Request) bool {
 			if isBlob(r) {
 				http.Redirect(w, r, "http://192.0.2.1/blob", http.StatusTemporaryRedirect)
@@ -367,6 +372,9 @@ func TestP2_WhatCannotBeImportedIsNamed(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			if armed.Store(c.trouble != nil); c.trouble != nil {
 				trouble.Store(c.trouble)
+			}
+			if c.o.Registries.Inside == nil {
+				c.o.Registries = local()
 			}
 			if c.o.Arch = "amd64"; c.o.Limits.MaxBytes == 0 {
 				c.o.Limits = limits()
@@ -402,7 +410,7 @@ func TestP2_BrokenLinesAndFalseLayers(t *testing.T) {
 	}))
 	ref := host + "/team/app:1"
 	push(t, ref, sample(t, "amd64"))
-	if _, err := Import(t.Context(), func(string) {}, ImportOptions{Reference: ref, Arch: "amd64", Limits: limits()}, t.TempDir()); err != nil || broken.Load() < 3 {
+	if _, err := Import(t.Context(), func(string) {}, ImportOptions{Reference: ref, Registries: local(), Arch: "amd64", Limits: limits()}, t.TempDir()); err != nil || broken.Load() < 3 {
 		t.Errorf("after a broken line: %v", err)
 	}
 	img := sample(t, "amd64")
@@ -414,7 +422,7 @@ func TestP2_BrokenLinesAndFalseLayers(t *testing.T) {
 	must(t, err)
 	push(t, host+"/team/false:1", img)
 	out := t.TempDir()
-	if _, err := Import(t.Context(), func(string) {}, ImportOptions{Reference: host + "/team/false:1", Arch: "amd64", Limits: limits()}, out); !errs.Is(err, "digest_mismatch") {
+	if _, err := Import(t.Context(), func(string) {}, ImportOptions{Reference: host + "/team/false:1", Registries: local(), Arch: "amd64", Limits: limits()}, out); !errs.Is(err, "digest_mismatch") {
 		t.Errorf("a false layer: %v", err)
 	}
 	nothingLeft(t, out)
@@ -440,7 +448,7 @@ func TestP2_AnImportIsGivenUpAtOnce(t *testing.T) {
 	out := t.TempDir()
 	ended := make(chan error, 1)
 	go func() {
-		_, err := Import(ctx, func(string) {}, ImportOptions{Reference: ref, Arch: "amd64", Limits: limits()}, out)
+		_, err := Import(ctx, func(string) {}, ImportOptions{Reference: ref, Registries: local(), Arch: "amd64", Limits: limits()}, out)
 		ended <- err
 	}()
 	<-held

@@ -3,8 +3,9 @@
 // of and hands out its layers, checked against their digests; making a tree of
 // them is the caller's.
 //
-// References come from users. Registries are spoken to by HTTPS, but for one on
-// this machine's loopback that the reference itself names; link-local addresses
-// and the networks an operator denies are never connected to, whatever a name or
-// a redirect leads to. Everything a registry answers is bounded.
+// References come from users. Registries are on the public internet, or in the
+// networks an operator names; no other address is connected to, whatever a name
+// or a redirect leads to. They are spoken to by HTTPS, but for one on this
+// machine's loopback that the reference itself names, where an operator lets
+// them be there. Everything a registry answers is bounded.
 package oci

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -32,6 +33,7 @@ type client struct {
 	transport *http.Transport
 	loopback  bool // the reference itself names a registry on this machine
 	denied    []netip.Prefix
+	inside    []netip.Prefix
 	stall     time.Duration
 	through   func(r *http.Request) (*url.URL, error)
 
@@ -44,7 +46,7 @@ func (r Registries) client(registry name.Registry) *client {
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		host = h
 	}
-	c := &client{loopback: isLoopback(host), denied: r.Denied, stall: cmp.Or(r.stall, stallTimeout), through: r.proxy, proxies: make(map[string]bool)}
+	c := &client{loopback: isLoopback(host), denied: r.Denied, inside: r.Inside, stall: cmp.Or(r.stall, stallTimeout), through: r.proxy, proxies: make(map[string]bool)}
 	if c.through == nil {
 		c.through = http.ProxyFromEnvironment
 	}
@@ -177,12 +179,40 @@ func (c *client) dial(ctx context.Context, network, address string) (net.Conn, e
 
 func (c *client) allowed(ip netip.Addr) error {
 	ip = ip.Unmap().WithZone("")
-	refused := ip.IsLinkLocalUnicast() || ip.IsMulticast() || ip.IsUnspecified() || ip.IsLoopback() && !c.loopback
-	for _, p := range c.denied {
-		refused = refused || p.Contains(ip)
-	}
+	refused := ip.IsLinkLocalUnicast() || ip.IsMulticast() || ip.IsUnspecified() || ip.IsLoopback() && !c.loopback ||
+		!public(ip) && !within(ip, c.inside) || within(ip, c.denied)
 	if refused {
-		return errs.Forbidden("registry_denied", "The registry leads to an address this host does not connect to.").Because(fmt.Errorf("%w: %s", errDenied, ip))
+		return errs.Forbidden("registry_denied", "The registry leads to an address this host does not connect to. Registries are on the public internet; an operator lets them be in other networks by SKERRY_REGISTRY_NETWORKS on the host.").Because(fmt.Errorf("%w: %s", errDenied, ip))
 	}
 	return nil
+}
+
+func within(ip netip.Addr, networks []netip.Prefix) bool {
+	return slices.ContainsFunc(networks, func(p netip.Prefix) bool { return p.Contains(ip) })
+}
+
+var (
+	// unpublic are addresses of this network and this machine, private ones, those
+	// of carriers, protocols and benchmarks, reserved ones, and such as stand for
+	// others.
+	unpublic = []netip.Prefix{
+		netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("100.64.0.0/10"),
+		netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("172.16.0.0/12"),
+		netip.MustParsePrefix("192.0.0.0/24"), netip.MustParsePrefix("192.88.99.0/24"), netip.MustParsePrefix("192.168.0.0/16"),
+		netip.MustParsePrefix("198.18.0.0/15"), netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("240.0.0.0/4"),
+		netip.MustParsePrefix("2001::/32"), netip.MustParsePrefix("2002::/16"),
+	}
+	// global6 is all of IPv6 that is given to anybody.
+	global6 = netip.MustParsePrefix("2000::/3")
+	// nat64 is where networks without IPv4 find it.
+	nat64 = netip.MustParsePrefix("64:ff9b::/96")
+)
+
+// public reports whether an address is of the public internet.
+func public(ip netip.Addr) bool {
+	if nat64.Contains(ip) {
+		b := ip.As16()
+		ip = netip.AddrFrom4([4]byte(b[12:]))
+	}
+	return !within(ip, unpublic) && (ip.Is4() || global6.Contains(ip))
 }

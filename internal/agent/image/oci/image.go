@@ -27,6 +27,8 @@ const (
 	maxDocument = 8 << 20
 	// maxLayers is what a kernel's overlay takes, and more than anybody builds.
 	maxLayers = 500
+	// maxLayer is more than any layer has, and small enough for sums of them.
+	maxLayer = 1 << 50
 	// maxWindow bounds the memory of one decompression.
 	maxWindow = 128 << 20
 	// maxSettings bounds environment, command and the rest of what an image says of
@@ -198,15 +200,18 @@ func assemble(raw []byte, arch string, descs []v1.Descriptor, open func(i int) f
 				"Layer %d of the image is of the type %.100q, which is no layer of a file system. Images of that kind cannot be imported.", i+1, d.MediaType))
 		}
 		tree := cfg.RootFS.DiffIDs[i]
-		if tree.Algorithm != "sha256" || d.Digest != (v1.Hash{}) && d.Digest.Algorithm != "sha256" || d.Size < 0 {
+		if tree.Algorithm != "sha256" || d.Digest != (v1.Hash{}) && d.Digest.Algorithm != "sha256" {
 			return Image{}, errs.Invalid("image_unknown", "The image names its layers by other digests than SHA-256.")
+		}
+		if d.Size < 0 || d.Size > maxLayer {
+			return Image{}, errs.Invalid("image_unknown", fmt.Sprintf("Layer %d of the image has no size that a layer can have.", i+1))
 		}
 		img.Layers = append(img.Layers, Layer{Size: d.Size, content: d.Digest, tree: tree, open: open(i)})
 	}
 	return img, nil
 }
 
-// Size is what all layers transfer.
+// Size is what all layers transfer, as the image has it.
 func (i Image) Size() int64 {
 	var sum int64
 	for _, l := range i.Layers {

@@ -24,8 +24,9 @@ import (
 
 // Registries pulls images.
 type Registries struct {
-	// Denied are networks no registry may be in.
-	Denied []netip.Prefix
+	// Denied are networks no registry may be in. Inside are those beside the public
+	// internet where one may be: whoever names a reference reaches what is there.
+	Denied, Inside []netip.Prefix
 
 	stall time.Duration                           // 0 is stallTimeout
 	proxy func(r *http.Request) (*url.URL, error) // nil is the environment's

@@ -4,6 +4,8 @@ import (
 	"context"
 	"io"
 	"log"
+	"math"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -15,8 +17,10 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"go.uber.org/goleak"
 
 	"skerry.dev/skerry/internal/kernel/errs"
@@ -50,6 +54,11 @@ func serve(t *testing.T, before func(w http.ResponseWriter, r *http.Request) boo
 	return ref.Name()
 }
 
+// machine is where the tests' registries are.
+func machine() []netip.Prefix {
+	return []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
+}
+
 func arch(t *testing.T) string { t.Helper(); return "" } // random images name none
 
 // A registry that sends a part and then nothing is given up, and so is one whose
@@ -71,7 +80,7 @@ func TestP2_ARegistryThatStallsIsGivenUp(t *testing.T) {
 		return true
 	})
 	defer close(release)
-	img, done, err := Registries{stall: 200 * time.Millisecond}.Pull(t.Context(), ref, Login{}, arch(t))
+	img, done, err := Registries{Inside: machine(), stall: 200 * time.Millisecond}.Pull(t.Context(), ref, Login{}, arch(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,10 +133,10 @@ func TestP2_CredentialsGoToTheirRegistryAlone(t *testing.T) {
 		return false
 	})
 	armed.Store(true)
-	if _, _, err := (Registries{}).Pull(t.Context(), ref, Login{}, ""); !errs.Is(err, "registry_unauthorized") {
+	if _, _, err := (Registries{Inside: machine()}).Pull(t.Context(), ref, Login{}, ""); !errs.Is(err, "registry_unauthorized") {
 		t.Errorf("nobody: %v", err)
 	}
-	_, _, err := Registries{}.Pull(t.Context(), ref, Login{"u", "p"}, "")
+	_, _, err := Registries{Inside: machine()}.Pull(t.Context(), ref, Login{"u", "p"}, "")
 	if !errs.Is(err, "image_not_found") || asked.Load() == 0 || elsewhere.Load() != 0 {
 		t.Errorf("%v; asked %d times, %d of them with credentials", err, asked.Load(), elsewhere.Load())
 	}
@@ -156,31 +165,90 @@ func TestP2_AProxyIsUsed(t *testing.T) {
 }
 
 func TestP2_WhereRegistriesMayBe(t *testing.T) {
+	networks := func(s ...string) (out []netip.Prefix) {
+		for _, n := range s {
+			out = append(out, netip.MustParsePrefix(n))
+		}
+		return out
+	}
 	for _, c := range []struct {
 		registry, ip string
+		inside       []netip.Prefix
 		ok           bool
 	}{
-		{"registry.example", "192.0.2.1", true},
-		{"registry.example", "10.0.0.1", true}, // a private one
-		{"registry.example", "127.0.0.1", false},
-		{"registry.example", "::1", false},
-		{"registry.example", "::ffff:127.0.0.1", false},
-		{"registry.example", "169.254.169.254", false},
-		{"registry.example", "fe80::1%eth0", false},
-		{"registry.example", "0.0.0.0", false},
-		{"registry.example", "203.0.113.9", false}, // denied
-		{"localhost:5000", "127.0.0.1", true},
-		{"127.0.0.1:5000", "127.0.0.1", true},
-		{"[::1]:5000", "::1", true},
-		{"localhost:5000", "169.254.169.254", false},
+		{"registry.example", "192.0.2.1", nil, true},
+		{"registry.example", "2606:4700::1", nil, true},
+		{"registry.example", "64:ff9b::192.0.2.1", nil, true}, // the same without IPv4
+		{"registry.example", "10.0.0.1", nil, false},
+		{"registry.example", "10.0.0.1", networks("10.0.0.0/24"), true}, // an operator's own
+		{"registry.example", "10.0.1.1", networks("10.0.0.0/24"), false},
+		{"registry.example", "172.16.0.1", nil, false},
+		{"registry.example", "192.168.1.1", nil, false},
+		{"registry.example", "100.64.0.1", nil, false},
+		{"registry.example", "::ffff:10.0.0.1", nil, false},
+		{"registry.example", "64:ff9b::10.0.0.1", nil, false},
+		{"registry.example", "64:ff9b::169.254.169.254", nil, false},
+		{"registry.example", "64:ff9b:1::1", nil, false},
+		{"registry.example", "2002:a00:1::1", nil, false},
+		{"registry.example", "2001:0:a00:1::1", nil, false},
+		{"registry.example", "fd00:ec2::254", nil, false},
+		{"registry.example", "::10.0.0.1", nil, false},
+		{"registry.example", "127.0.0.1", machine(), false}, // a name that leads here
+		{"registry.example", "::1", machine(), false},
+		{"registry.example", "::ffff:127.0.0.1", machine(), false},
+		{"registry.example", "169.254.169.254", networks("0.0.0.0/0"), false},
+		{"registry.example", "fe80::1%eth0", networks("::/0"), false},
+		{"registry.example", "0.0.0.0", networks("0.0.0.0/0"), false},
+		{"registry.example", "255.255.255.255", nil, false},
+		{"registry.example", "203.0.113.9", nil, false}, // denied
+		{"registry.example", "203.0.113.9", networks("203.0.113.0/24"), false},
+		{"localhost:5000", "127.0.0.1", nil, false},
+		{"127.0.0.1:5000", "127.0.0.1", nil, false},
+		{"[::1]:5000", "::1", nil, false},
+		{"localhost:5000", "127.0.0.1", machine(), true},
+		{"127.0.0.1:5000", "127.0.0.1", machine(), true},
+		{"[::1]:5000", "::1", machine(), true},
+		{"localhost:5000", "169.254.169.254", machine(), false},
 	} {
 		reg, err := name.NewRegistry(c.registry)
 		if err != nil {
 			t.Fatal(err)
 		}
-		cl := Registries{Denied: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}}.client(reg)
+		cl := Registries{Denied: networks("203.0.113.0/24"), Inside: c.inside}.client(reg)
 		if err := cl.allowed(netip.MustParseAddr(c.ip)); (err == nil) != c.ok {
 			t.Errorf("%s at %s: %v", c.registry, c.ip, err)
+		}
+	}
+}
+
+// Whatever a reference or a registry names, nobody who is not on the public
+// internet is connected to.
+func TestNW08_PullsAreNoDoorToTheInside(t *testing.T) {
+	var asked atomic.Int32
+	inside := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { asked.Add(1) }))
+	defer inside.Close()
+	_, port, err := net.SplitHostPort(strings.TrimPrefix(inside.URL, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, host := range []string{"127.0.0.1", "localhost", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "[::ffff:127.0.0.1]", "[::1]", "0.0.0.0"} {
+		if _, _, err := (Registries{}).Pull(t.Context(), host+":"+port+"/a:1", Login{}, "amd64"); err == nil {
+			t.Errorf("%s: pulled", host)
+		}
+	}
+	if n := asked.Load(); n != 0 {
+		t.Errorf("it was asked %d times", n)
+	}
+}
+
+// Sizes that add up to nothing are no way around the bound.
+func TestP2_LayersHaveSizesThatLayersHave(t *testing.T) {
+	config := []byte(`{"os":"linux","rootfs":{"type":"layers","diff_ids":["sha256:` + strings.Repeat("0", 64) + `"]}}`)
+	for _, size := range []int64{-1, 1 << 62, math.MaxInt64} {
+		descs := []v1.Descriptor{{MediaType: types.OCILayer, Size: size, Digest: v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("0", 64)}}}
+		_, err := assemble(config, "", descs, func(int) func(context.Context) (io.ReadCloser, error) { return nil })
+		if !errs.Is(err, "image_unknown") {
+			t.Errorf("%d: %v", size, err)
 		}
 	}
 }

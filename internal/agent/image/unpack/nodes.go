@@ -41,6 +41,9 @@ func (t *Tree) directory(dir place, name string, h *tar.Header, format Format) e
 		if err := unix.Mkdirat(dir.fd, name, 0o700); err != nil {
 			return err
 		}
+		if err := t.deepen(dir, name); err != nil {
+			return err
+		}
 	}
 	fd, err := unix.Openat(dir.fd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -82,9 +85,10 @@ func (t *Tree) own(fd int, h *tar.Header) error {
 // file writes a regular file. Blocks of zeros become holes.
 func (t *Tree) file(ctx context.Context, dir place, name string, h *tar.Header, content io.Reader) error {
 	// A sparse entry is larger than what the archive spends on it.
-	if t.content += h.Size; t.content > t.opts.MaxBytes {
+	if h.Size > t.opts.MaxBytes-t.content {
 		return t.tooLarge()
 	}
+	t.content += h.Size
 	fd, err := unix.Openat(dir.fd, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err

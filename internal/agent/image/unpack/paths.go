@@ -56,6 +56,9 @@ func (t *Tree) enter(name string, create bool) (place, error) {
 
 // implied makes a directory that is in a path but not in the archive.
 func (t *Tree) implied(above place, name string) error {
+	if err := t.count(); err != nil {
+		return err
+	}
 	if err := unix.Mkdirat(above.fd, name, 0o755); err != nil {
 		if errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("%q above it is a link that leads nowhere", name)
@@ -63,6 +66,9 @@ func (t *Tree) implied(above place, name string) error {
 		return err
 	}
 	t.mark(above, name)
+	if err := t.deepen(above, name); err != nil {
+		return err
+	}
 	var st unix.Stat_t
 	if err := unix.Fstatat(above.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
@@ -70,6 +76,24 @@ func (t *Tree) implied(above place, name string) error {
 	delete(t.times, st.Ino)
 	// Not what the process's mask leaves of it.
 	return unix.Fchmodat(above.fd, name, 0o755, 0)
+}
+
+// maxDepth is how many directories lie in one another. Whoever walks the tree has
+// as many of them open, and links lead deeper than any name is long.
+const maxDepth = 500
+
+// deepen notes how deep a directory lies that was just made.
+func (t *Tree) deepen(above place, name string) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(above.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	depth := t.depths[above.ino] + 1
+	if depth > maxDepth {
+		return refused(name, fmt.Sprintf("it lies more than %d directories deep", maxDepth))
+	}
+	t.depths[st.Ino] = depth
+	return nil
 }
 
 // moved says that paths may lead elsewhere by now. The open directory stays open

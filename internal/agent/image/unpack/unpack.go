@@ -55,7 +55,9 @@ type Tree struct {
 	// times are the directories' own, by inode: whatever is made in one changes
 	// its time on disk, so that they are set at the end.
 	times map[uint64]int64
-	seed  maphash.Seed
+	// depths are how deep directories lie, by inode; the root's is 0.
+	depths map[uint64]int
+	seed   maphash.Seed
 	// ours are the names the archive at hand has made: what it removes is only
 	// what was there before.
 	ours map[uint64]struct{}
@@ -84,7 +86,7 @@ func Open(dir string, opts Options) (*Tree, error) {
 		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
 	}
 	t := &Tree{
-		opts: opts, root: fd, times: make(map[uint64]int64), seed: maphash.MakeSeed(),
+		opts: opts, root: fd, times: make(map[uint64]int64), depths: make(map[uint64]int), seed: maphash.MakeSeed(),
 		parent: place{fd: -1}, buf: make([]byte, 1<<20),
 	}
 	t.newest = t.seconds(opts.Otherwise)
@@ -135,15 +137,23 @@ func (t *Tree) Apply(ctx context.Context, archive io.Reader, format Format) erro
 		if err != nil {
 			return damaged(err)
 		}
-		if t.entries++; t.entries > t.opts.MaxEntries {
-			return errs.New(errs.CodeTooLarge, "image_too_many_files", fmt.Sprintf(
-				"The image has more than %d files and directories. Make it smaller, or raise %s on this host.", t.opts.MaxEntries, t.opts.EntriesSetting)).
-				With("limit", t.opts.MaxEntries).With("setting", t.opts.EntriesSetting)
+		if err := t.count(); err != nil {
+			return err
 		}
 		if err := t.entry(ctx, h, tr, format); err != nil {
 			return explain(h.Name, err)
 		}
 	}
+}
+
+// count is of entries, and of directories that only their names tell of.
+func (t *Tree) count() error {
+	if t.entries++; t.entries <= t.opts.MaxEntries {
+		return nil
+	}
+	return errs.New(errs.CodeTooLarge, "image_too_many_files", fmt.Sprintf(
+		"The image has more than %d files and directories. Make it smaller, or raise %s on this host.", t.opts.MaxEntries, t.opts.EntriesSetting)).
+		With("limit", t.opts.MaxEntries).With("setting", t.opts.EntriesSetting)
 }
 
 // bound counts what is read of an archive and ends at the limit.
@@ -223,7 +233,7 @@ func (t *Tree) entry(ctx context.Context, h *tar.Header, content io.Reader, form
 		if h.Typeflag != tar.TypeDir {
 			return refused(h.Name, "the root is a directory")
 		}
-		return t.directory(place{fd: t.root}, ".", h, format)
+		return t.directory(place{fd: t.root, ino: t.rootIno}, ".", h, format)
 	}
 	base := path.Base(name)
 	if whiteout, ok := strings.CutPrefix(base, ".wh."); ok && format == OCI {

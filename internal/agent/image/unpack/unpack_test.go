@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -362,6 +363,19 @@ func TestP2_ATreeIsBounded(t *testing.T) {
 	holes := sparse(t, 1<<40)
 	if _, err = apply(t, opts, unpack.OCI, holes); !errs.Is(err, "image_too_large") {
 		t.Errorf("a terabyte of holes: %v", err)
+	}
+	if _, err = apply(t, opts, unpack.OCI, archive(t, file("a", "x")), sparse(t, 1<<62), sparse(t, math.MaxInt64)); !errs.Is(err, "image_too_large") {
+		t.Errorf("holes that add up to less than nothing: %v", err)
+	}
+	// Each link leads deeper than a name can.
+	deep := strings.Repeat("d/", 400)
+	if _, err = apply(t, options(), unpack.OCI, archive(t, dir(deep), symlink("s", deep), dir("s/"+deep))); !errs.Is(err, "archive_refused") {
+		t.Errorf("too deep: %v", err)
+	}
+	few := options()
+	few.MaxEntries = 300
+	if _, err = apply(t, few, unpack.OCI, archive(t, file(deep+"f", "x"))); !errs.Is(err, "image_too_many_files") {
+		t.Errorf("directories of names: %v", err)
 	}
 	many := make([]e, 100_000)
 	for i := range many {
