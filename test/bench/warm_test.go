@@ -3,11 +3,17 @@ package bench
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"skerry.dev/skerry/internal/guest/guestapi"
 	"skerry.dev/skerry/internal/testkit"
@@ -36,9 +42,36 @@ func pooled(b *testing.B, n int) {
 			b.Fatal(err)
 		}
 	}
+	// What sandboxes may write is reserved in full: a hundred of the usual size fit
+	// on few machines.
+	resized(b, 512)
 	restart(n)
 	refilled(b, n)
-	b.Cleanup(func() { restart(0) })
+	b.Cleanup(func() {
+		resized(b, 4096)
+		restart(0)
+	})
+}
+
+// resized changes the default disk of the default template.
+func resized(b *testing.B, mb int) {
+	b.Helper()
+	pid, err := os.ReadFile(filepath.Join(skerry.Data, "postgres", "postmaster.pid"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	lines := strings.Split(string(pid), "\n") // its port and its socket's directory are the fourth and the fifth
+	if len(lines) < 5 {
+		b.Fatalf("postmaster.pid is %q", pid)
+	}
+	db, err := pgx.Connect(context.Background(), fmt.Sprintf("user=skerry dbname=skerry host=%s port=%s sslmode=disable", lines[4], lines[3]))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer db.Close(context.Background())
+	if _, err := db.Exec(context.Background(), "UPDATE templates SET disk_mb = $1 WHERE name = 'base' AND deleted_at IS NULL", mb); err != nil {
+		b.Fatal(err)
+	}
 }
 
 // refilled waits until so many instances wait.
