@@ -110,7 +110,7 @@ func TestC1_MountedRoutesAreComparedWithTheDocument(t *testing.T) {
 func TestC8_MatrixOfCallersAndOperations(t *testing.T) {
 	s := newStack(t, options{})
 	for _, op := range documentOperations(t) {
-		if op.raw && !strings.HasPrefix(op.id, "get") {
+		if op.raw && strings.HasPrefix(op.path, "/v1/") {
 			s.web.Mount(web.Route{Method: op.method, Path: op.path, Operation: op.id, Handler: func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(299) }})
 		}
 	}

@@ -116,7 +116,11 @@ func (w *world) makers() map[string]struct {
 		"templates": {quota.Override{Templates: p(3)}, func(ctx context.Context) error {
 			tpl := id.NewTemplate()
 			digest := artifact.Digest(strings.Repeat("ab", 32))
-			_, err := templates.Publish(ctx, template.Template{ID: tpl, TeamID: w.team, Name: "t" + tpl.UUID().String(), ImageDigest: digest, ManifestDigest: digest},
+			image := id.NewArtifact()
+			if _, err := w.Pool.Exec(ctx, `INSERT INTO artifacts (id, team_id, kind, status, manifest_digest, ready_at) VALUES ($1, $2, 'image', 'ready', 'x', now())`, image, w.team); err != nil {
+				return err
+			}
+			_, err := templates.Publish(ctx, template.Template{ID: tpl, TeamID: w.team, Name: "t" + tpl.UUID().String(), Artifact: image, ImageDigest: digest, ManifestDigest: digest},
 				audit.By(w.owner).TemplateBuilt(w.team, tpl, "t", true))
 			return err
 		}},
