@@ -104,5 +104,7 @@ export async function data<T>(call: Promise<{ data?: T }>): Promise<T> {
 
 /** A key for a POST that may have to be sent twice. */
 export function idempotent(): { 'Idempotency-Key': string } {
-	return { 'Idempotency-Key': crypto.randomUUID() };
+	// randomUUID is there by HTTPS alone.
+	const random = crypto.getRandomValues(new Uint8Array(16));
+	return { 'Idempotency-Key': Array.from(random, (b) => b.toString(16).padStart(2, '0')).join('') };
 }

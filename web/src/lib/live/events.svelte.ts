@@ -46,6 +46,7 @@ class Events {
 		this.online = false;
 		this.#waiting = [];
 		clearTimeout(this.#timer);
+		this.#timer = undefined; // or nothing would be told any more
 	}
 
 	/** Calls fn with each batch of changes whose kind begins with one of the prefixes. */
@@ -60,6 +61,7 @@ class Events {
 
 	async #run(signal: AbortSignal): Promise<void> {
 		let pause = firstPause;
+		let again = false;
 		while (!signal.aborted) {
 			try {
 				const response = await authorized('/v1/events', {
@@ -70,6 +72,9 @@ class Events {
 				if (response.ok && response.body) {
 					this.online = true;
 					pause = firstPause;
+					// Nobody knows what changed while no stream was open.
+					if (again && !this.#last) this.#tell({ kind: 'reset', resource: '' });
+					again = true;
 					await this.#read(response.body, signal);
 				}
 			} catch {
@@ -79,7 +84,7 @@ class Events {
 			if (signal.aborted) return;
 			await new Promise((done) => setTimeout(done, pause * (0.75 + Math.random() / 2)));
 			pause = Math.min(pause * 2, longestPause);
-			if (!this.#last) this.#tell({ kind: 'reset', resource: '' });
+			again = true;
 		}
 	}
 

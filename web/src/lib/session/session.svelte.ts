@@ -70,13 +70,15 @@ class Session {
 		this.take(await data(api.POST('/v1/auth/switch-team', { body: { team_id: team } })));
 	}
 
+	/** Ends the session; where the server cannot be told, it goes on, and so does its cookie. */
 	async logout(): Promise<void> {
 		try {
 			await api.POST('/v1/auth/logout', {});
-		} finally {
-			this.#tabs?.postMessage('out');
-			this.#clear();
+		} catch (e) {
+			if (!(e instanceof ApiError && e.status === 401)) throw e;
 		}
+		this.#tabs?.postMessage('out');
+		this.#clear();
 	}
 
 	/** One renewal at a time, whoever asks. Empty when the session is over. */
@@ -87,9 +89,12 @@ class Session {
 	}
 
 	async #renew(): Promise<string> {
+		const before = this.epoch;
 		const response = await fetch('/v1/auth/refresh', { method: 'POST', headers: { 'X-Skerry-Refresh': '1' } }).catch(() => null);
-		if (response?.ok) {
-			this.take((await response.json()) as Auth, false);
+		const renewed = response?.ok ? ((await response.json()) as Auth) : null;
+		if (before !== this.epoch) return this.#token; // logged out, or in another team meanwhile
+		if (renewed) {
+			this.take(renewed, false);
 			return this.#token;
 		}
 		if (response && response.status < 500 && response.status !== 429) {
