@@ -17,6 +17,7 @@ import (
 const (
 	maxLine  = 8 << 10  // bytes; what is longer goes on in the next one
 	maxLog   = 10 << 20 // of one build
+	maxLines = 200_000  // of one build
 	maxWait  = 512      // lines that are not written yet
 	writeGap = 150 * time.Millisecond
 )
@@ -50,7 +51,7 @@ func newLogger(ctx context.Context, store Store, feed *Feed, lease Lease, b id.B
 		return nil, err
 	}
 	return &logger{
-		store: store, feed: feed, lease: lease, build: b, log: log, seq: seq, bytes: bytes, cut: bytes >= maxLog,
+		store: store, feed: feed, lease: lease, build: b, log: log, seq: seq, bytes: bytes, cut: bytes >= maxLog || seq >= maxLines,
 		parts: map[string][]byte{}, full: make(chan struct{}, 1),
 	}, nil
 }
@@ -152,16 +153,16 @@ func (l *logger) add(stream, text string) {
 }
 
 func (l *logger) put(stream, text string) {
-	if l.cut && stream != System || l.bytes > 2*maxLog {
+	if l.cut && stream != System || l.bytes > 2*maxLog || l.seq > 2*maxLines {
 		return
 	}
 	l.bytes += int64(len(text))
 	l.seq++
 	l.waiting = append(l.waiting, Line{Seq: l.seq, Step: l.step, At: time.Now(), Stream: stream, Text: text})
-	if l.bytes >= maxLog && !l.cut {
+	if (l.bytes >= maxLog || l.seq >= maxLines) && !l.cut {
 		l.cut = true
 		l.seq++
-		l.waiting = append(l.waiting, Line{Seq: l.seq, Step: l.step, At: time.Now(), Stream: System, Text: fmt.Sprintf("The log has %d MB; what commands say is left out from here on.", maxLog>>20)})
+		l.waiting = append(l.waiting, Line{Seq: l.seq, Step: l.step, At: time.Now(), Stream: System, Text: fmt.Sprintf("The log has %d MB or %d lines; what commands say is left out from here on.", maxLog>>20, maxLines)})
 	}
 	if len(l.waiting) >= maxWait/2 {
 		select {

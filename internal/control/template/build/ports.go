@@ -95,8 +95,9 @@ type Store interface {
 	Lines(ctx context.Context, b id.Build, after, limit int) ([]Line, error)
 	Heads(ctx context.Context, builds []id.Build) (map[id.Build]Head, error)
 
-	// Layers are those of the given keys that can be started from now.
-	Layers(ctx context.Context, team id.Team, keys [][32]byte) ([]Layer, error)
+	// Layers are those of the given keys that can be started from now; with since,
+	// those made from then on.
+	Layers(ctx context.Context, team id.Team, keys [][32]byte, since *time.Time) ([]Layer, error)
 	PutLayer(ctx context.Context, lease Lease, b id.Build, l Layer) error
 
 	BeginContext(ctx context.Context, c Context, n artifact.New, life time.Duration, most int) error

@@ -107,10 +107,14 @@ func (j *job) resume(ctx context.Context, from *id.Snapshot, done *int) (err err
 // nearest finds the last step whose outcome a former build has left, and how
 // many steps that are.
 func (j *job) nearest(ctx context.Context, keys [][32]byte) (*id.Snapshot, int, error) {
-	if j.b.Spec.NoCache && j.b.Attempts <= 1 || len(keys) == 0 {
+	if len(keys) == 0 {
 		return nil, 0, nil
 	}
-	found, err := j.d.Store.Layers(ctx, j.b.TeamID, keys)
+	var since *time.Time
+	if j.b.Spec.NoCache {
+		since = &j.b.CreatedAt // another try goes on from what this build has left
+	}
+	found, err := j.d.Store.Layers(ctx, j.b.TeamID, keys, since)
 	if err != nil {
 		return nil, 0, err
 	}

@@ -351,6 +351,45 @@ func TestP2_WhatCannotBeBuiltIsRefusedAtOnce(t *testing.T) {
 	w.whole(b)
 }
 
+// A build that wants nothing of former ones does not get it at another try either.
+func TestP2_AnotherTryTakesNothingThatABuildDidNotWant(t *testing.T) {
+	w := newBuildWorld(t)
+	b := w.serve(build.Config{})
+	by := w.User()
+	if got := w.ended(b, w.begin(b, by, build.Request{Name: "first", Recipe: "RUN one\nRUN two"})); got.Status != build.StatusReady {
+		t.Fatalf("%+v", got)
+	}
+	b.stop()
+	ran := w.ran
+	var died atomic.Bool
+	again := w.serve(build.Config{Lease: 300 * time.Millisecond, OnStep: func(s build.Step, _ id.Build) error {
+		if s == build.StepKept && died.CompareAndSwap(false, true) {
+			return errors.New("died")
+		}
+		return nil
+	}})
+	if got := w.ended(again, w.begin(again, by, build.Request{Name: "second", Recipe: "RUN one\nRUN two", NoCache: true})); got.Status != build.StatusReady || !died.Load() {
+		t.Fatalf("%+v", got)
+	}
+	if n := w.ran - ran; n != 2 { // the first step before the death, the second after it
+		t.Errorf("%d commands ran", n)
+	}
+}
+
+// One that waits for another try ends at once.
+func TestP2_ABuildThatWaitsForATryIsCanceled(t *testing.T) {
+	w := newBuildWorld(t)
+	b := w.serve(build.Config{})
+	by := w.User()
+	running := w.begin(b, by, build.Request{Name: "long", Recipe: "RUN block"})
+	<-w.blocked
+	w.sql(`UPDATE builds SET lease_owner = NULL, lease_until = now() + interval '10 minutes'`)
+	if got, err := b.Cancel(context.Background(), by, running); err != nil || got.Status != build.StatusCanceled {
+		t.Errorf("%+v %v", got, err)
+	}
+	w.whole(b)
+}
+
 func TestALogIsBounded(t *testing.T) {
 	w := newBuildWorld(t)
 	b := w.serve(build.Config{})

@@ -100,7 +100,9 @@ LIMIT sqlc.arg(max_rows);
 SELECT * FROM builds WHERE id = sqlc.arg(id) FOR NO KEY UPDATE;
 
 -- name: AskCancel :one
-UPDATE builds SET cancel_asked_at = coalesce(cancel_asked_at, now()) WHERE id = sqlc.arg(id) RETURNING *;
+-- One that waits for another try need not wait to end.
+UPDATE builds SET cancel_asked_at = coalesce(cancel_asked_at, now()), lease_until = CASE WHEN lease_owner IS NOT NULL THEN lease_until END
+WHERE id = sqlc.arg(id) RETURNING *;
 
 -- name: TakeBuilds :many
 UPDATE builds b SET lease_owner = sqlc.arg(owner)::uuid, lease_until = now() + make_interval(secs => sqlc.arg(lease_secs)::float8), attempts = attempts + 1,
@@ -151,20 +153,23 @@ RETURNING *;
 SELECT x.id FROM sandboxes x WHERE x.build_id = sqlc.arg(build_id) AND x.ended_at IS NULL;
 
 -- name: LeftSandboxes :many
--- What runs for builds that do not want it any more.
+-- What runs for builds that do not want it any more. One that starts has no name
+-- in its build yet, and may have to wait for its image.
 SELECT x.id FROM sandboxes x JOIN builds b ON b.id = x.build_id
 WHERE x.ended_at IS NULL AND x.status <> 'stopping'
-  AND (b.finished_at IS NOT NULL OR x.created_at < now() - interval '5 minutes' AND b.sandbox_id IS DISTINCT FROM x.id)
+  AND (b.finished_at IS NOT NULL OR x.created_at < now() - interval '30 minutes' AND b.sandbox_id IS DISTINCT FROM x.id)
 ORDER BY x.id
 LIMIT sqlc.arg(max_rows);
 
 -- name: LastLine :one
-SELECT coalesce(max(seq), 0)::integer AS seq, coalesce(sum(length(line)), 0)::bigint AS bytes FROM build_logs WHERE build_id = sqlc.arg(build_id);
+SELECT coalesce(max(seq), 0)::integer AS seq, coalesce(sum(octet_length(line)), 0)::bigint AS bytes FROM build_logs WHERE build_id = sqlc.arg(build_id);
 
 -- name: InsertLines :exec
+-- Whoever writes them again because no answer came has written them before.
 INSERT INTO build_logs (build_id, seq, step, at, stream, line)
 SELECT sqlc.arg(build_id), unnest(sqlc.arg(seqs)::integer[]), unnest(sqlc.arg(steps)::integer[]), unnest(sqlc.arg(ats)::timestamptz[]),
-    unnest(sqlc.arg(streams)::text[]), unnest(sqlc.arg(lines)::text[]);
+    unnest(sqlc.arg(streams)::text[]), unnest(sqlc.arg(lines)::text[])
+ON CONFLICT (build_id, seq) DO NOTHING;
 
 -- name: ListLines :many
 SELECT * FROM build_logs WHERE build_id = sqlc.arg(build_id) AND seq > sqlc.arg(after) ORDER BY seq LIMIT sqlc.arg(max_rows);
@@ -192,6 +197,7 @@ DELETE FROM builds WHERE id IN (
 SELECT l.key, l.snapshot_id FROM build_layers l
 JOIN snapshots s ON s.id = l.snapshot_id
 WHERE l.team_id = sqlc.arg(team_id) AND l.key = ANY(sqlc.arg(keys)::bytea[]) AND s.status = 'ready'
+  AND (sqlc.narg(since)::timestamptz IS NULL OR s.created_at >= sqlc.narg(since)::timestamptz)
   AND EXISTS (SELECT FROM state_copies c JOIN hosts h ON h.id = c.host_id
     WHERE c.snapshot_id = s.id AND c.drop_at IS NULL AND h.status = 'online' AND h.deleted_at IS NULL);
 

@@ -60,12 +60,12 @@ func (s *Builds) Heads(ctx context.Context, builds []id.Build) (map[id.Build]bui
 }
 
 // Layers implements build.Store.
-func (s *Builds) Layers(ctx context.Context, team id.Team, keys [][32]byte) ([]build.Layer, error) {
+func (s *Builds) Layers(ctx context.Context, team id.Team, keys [][32]byte, since *time.Time) ([]build.Layer, error) {
 	raw := make([][]byte, len(keys))
 	for i := range keys {
 		raw[i] = keys[i][:]
 	}
-	rows, err := s.q.FindLayers(ctx, s.pool, sqlcgen.FindLayersParams{TeamID: team, Keys: raw})
+	rows, err := s.q.FindLayers(ctx, s.pool, sqlcgen.FindLayersParams{TeamID: team, Keys: raw, Since: since})
 	if err != nil {
 		return nil, pg.Map(err)
 	}

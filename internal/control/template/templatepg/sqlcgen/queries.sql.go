@@ -15,9 +15,11 @@ import (
 )
 
 const askCancel = `-- name: AskCancel :one
-UPDATE builds SET cancel_asked_at = coalesce(cancel_asked_at, now()) WHERE id = $1 RETURNING id, team_id, name, status, recipe, secrets_sealed, context_id, tarball_id, sandbox_id, base_id, template_id, step, steps, reason, error, cancel_asked_at, attempts, lease_owner, lease_until, created_by_type, created_by_id, created_by_name, created_at, started_at, finished_at
+UPDATE builds SET cancel_asked_at = coalesce(cancel_asked_at, now()), lease_until = CASE WHEN lease_owner IS NOT NULL THEN lease_until END
+WHERE id = $1 RETURNING id, team_id, name, status, recipe, secrets_sealed, context_id, tarball_id, sandbox_id, base_id, template_id, step, steps, reason, error, cancel_asked_at, attempts, lease_owner, lease_until, created_by_type, created_by_id, created_by_name, created_at, started_at, finished_at
 `
 
+// One that waits for another try need not wait to end.
 func (q *Queries) AskCancel(ctx context.Context, db DBTX, argID id.Build) (Build, error) {
 	row := db.QueryRow(ctx, askCancel, argID)
 	var i Build
@@ -244,6 +246,7 @@ const findLayers = `-- name: FindLayers :many
 SELECT l.key, l.snapshot_id FROM build_layers l
 JOIN snapshots s ON s.id = l.snapshot_id
 WHERE l.team_id = $1 AND l.key = ANY($2::bytea[]) AND s.status = 'ready'
+  AND ($3::timestamptz IS NULL OR s.created_at >= $3::timestamptz)
   AND EXISTS (SELECT FROM state_copies c JOIN hosts h ON h.id = c.host_id
     WHERE c.snapshot_id = s.id AND c.drop_at IS NULL AND h.status = 'online' AND h.deleted_at IS NULL)
 `
@@ -251,6 +254,7 @@ WHERE l.team_id = $1 AND l.key = ANY($2::bytea[]) AND s.status = 'ready'
 type FindLayersParams struct {
 	TeamID id.Team
 	Keys   [][]byte
+	Since  *time.Time
 }
 
 type FindLayersRow struct {
@@ -260,7 +264,7 @@ type FindLayersRow struct {
 
 // Those of the given layers that can be started from now.
 func (q *Queries) FindLayers(ctx context.Context, db DBTX, arg FindLayersParams) ([]FindLayersRow, error) {
-	rows, err := db.Query(ctx, findLayers, arg.TeamID, arg.Keys)
+	rows, err := db.Query(ctx, findLayers, arg.TeamID, arg.Keys, arg.Since)
 	if err != nil {
 		return nil, err
 	}
@@ -698,6 +702,7 @@ const insertLines = `-- name: InsertLines :exec
 INSERT INTO build_logs (build_id, seq, step, at, stream, line)
 SELECT $1, unnest($2::integer[]), unnest($3::integer[]), unnest($4::timestamptz[]),
     unnest($5::text[]), unnest($6::text[])
+ON CONFLICT (build_id, seq) DO NOTHING
 `
 
 type InsertLinesParams struct {
@@ -709,6 +714,7 @@ type InsertLinesParams struct {
 	Lines   []string
 }
 
+// Whoever writes them again because no answer came has written them before.
 func (q *Queries) InsertLines(ctx context.Context, db DBTX, arg InsertLinesParams) error {
 	_, err := db.Exec(ctx, insertLines,
 		arg.BuildID,
@@ -747,7 +753,7 @@ func (q *Queries) KeepContext(ctx context.Context, db DBTX, arg KeepContextParam
 }
 
 const lastLine = `-- name: LastLine :one
-SELECT coalesce(max(seq), 0)::integer AS seq, coalesce(sum(length(line)), 0)::bigint AS bytes FROM build_logs WHERE build_id = $1
+SELECT coalesce(max(seq), 0)::integer AS seq, coalesce(sum(octet_length(line)), 0)::bigint AS bytes FROM build_logs WHERE build_id = $1
 `
 
 type LastLineRow struct {
@@ -765,12 +771,13 @@ func (q *Queries) LastLine(ctx context.Context, db DBTX, buildID id.Build) (Last
 const leftSandboxes = `-- name: LeftSandboxes :many
 SELECT x.id FROM sandboxes x JOIN builds b ON b.id = x.build_id
 WHERE x.ended_at IS NULL AND x.status <> 'stopping'
-  AND (b.finished_at IS NOT NULL OR x.created_at < now() - interval '5 minutes' AND b.sandbox_id IS DISTINCT FROM x.id)
+  AND (b.finished_at IS NOT NULL OR x.created_at < now() - interval '30 minutes' AND b.sandbox_id IS DISTINCT FROM x.id)
 ORDER BY x.id
 LIMIT $1
 `
 
-// What runs for builds that do not want it any more.
+// What runs for builds that do not want it any more. One that starts has no name
+// in its build yet, and may have to wait for its image.
 func (q *Queries) LeftSandboxes(ctx context.Context, db DBTX, maxRows int32) ([]id.Sandbox, error) {
 	rows, err := db.Query(ctx, leftSandboxes, maxRows)
 	if err != nil {
