@@ -9,6 +9,7 @@ import (
 	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/kernel/errs"
+	"skerry.dev/skerry/internal/kernel/id"
 )
 
 // Pace of saving. A limit that does not grow with the size turns a large healthy
@@ -218,11 +219,14 @@ func (r *Runner) driveResume(ctx context.Context, op Operation) error {
 		return InvalidState(x)
 	}
 	if !time.Now().Before(op.DeadlineAt) {
+		if r.neverThere(ctx, x, op.Params.State) {
+			return r.resumeFailed(ctx, op, x, errs.Unavailable("deadline_exceeded", "The host could not be brought what the sandbox goes on from in time."))
+		}
 		return r.lose(ctx, op, x, StatusResuming)
 	}
 	timeout := time.Duration(op.Params.TimeoutSec) * time.Second
 	if err := r.equip(ctx, &op, x, op.Params.State); err != nil {
-		if r.unsure(ctx, err) || errors.Is(err, errAbandoned) {
+		if errors.Is(err, errAbandoned) || r.unsure(ctx, err) && (ctx.Err() != nil || x.Host.Online || !r.neverThere(ctx, x, op.Params.State)) {
 			return err
 		}
 		return r.resumeFailed(ctx, op, x, err)
@@ -258,6 +262,13 @@ func (r *Runner) driveResume(ctx context.Context, op Operation) error {
 		return err
 	}
 	return r.step(StepResumeRunning, op)
+}
+
+// neverThere says that a sandbox cannot have been started on its host: the state
+// that it is to go on from is in the store and was not brought there.
+func (r *Runner) neverThere(ctx context.Context, x Sandbox, state id.Snapshot) bool {
+	needs, err := r.store.Needs(ctx, x.Host.ID, state)
+	return err == nil && needs.State != nil
 }
 
 func (r *Runner) resumeFailed(ctx context.Context, op Operation, x Sandbox, why error) error {

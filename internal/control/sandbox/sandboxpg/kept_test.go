@@ -144,6 +144,39 @@ func TestS16_APausedSandboxGoesAfterItsTimeAndIsWarnedBefore(t *testing.T) {
 	testkit.Eventually(t, 20*time.Second, "it is gone", func() bool { return get(t, w, x.ID).Status == sandbox.StatusStopped })
 }
 
+// What has ended and could be recovered from keeps no disk full: its host would
+// not let go of the state, and no other copy would be given up any more.
+func TestS16_WhatIsLeftToRecoverFromHoldsUpNothing(t *testing.T) {
+	w, s := travellers(t)
+	x := paused(t, w, s, create(t, w, s, request()).ID)
+	at := x.Host.ID
+	exec(t, w, `UPDATE hosts SET status = 'unreachable' WHERE id <> $1`, at)
+	stored(t, w)
+	exec(t, w, `UPDATE sandboxes SET status = 'stopped', ended_at = now(), end_reason = 'lost', deadline_at = NULL WHERE id = $1`, x.ID)
+	exec(t, w, `UPDATE hosts SET disk_bytes = 1000 << 20, load = jsonb_build_object('disk_free_bytes', 100 << 20), last_heartbeat_at = now() WHERE id = $1`, at)
+	if err := sandbox.NewEvictor(w.Store, 0.15, slog.New(slog.DiscardHandler)).Pass(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Eventually(t, 20*time.Second, "its state is gone from the host", func() bool {
+		look(t, w, s, at)
+		exec(t, w, `UPDATE state_copies SET drop_at = now() WHERE drop_at IS NOT NULL`)
+		if err := s.Sweep.Pass(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return !w.Agents.HoldsState(at, *x.StateID)
+	})
+	exec(t, w, `UPDATE hosts SET disk_bytes = 1::bigint << 40 WHERE id = $1`, at)
+	if _, err := s.Service.Recover(t.Context(), w.User(), x.ID); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		look(t, w, s, at)
+	}
+	if got := resumed(t, w, s, x.ID); got.Host.ID != at || w.Agents.Transfers("fetch") != 1 {
+		t.Errorf("resumed on %s with %d fetches", got.Host.ID, w.Agents.Transfers("fetch"))
+	}
+}
+
 func TestS16_AFullDiskIsEmptiedOfWhatIsStored(t *testing.T) {
 	w, s := travellers(t)
 	first := w.Hosts[0]

@@ -630,9 +630,11 @@ SELECT snapshot_id FROM state_copies WHERE host_id = sqlc.arg(host_id) AND ready
 
 -- name: LostCopies :exec
 -- Of copies that are not there those are forgotten of which the state is
--- elsewhere too.
+-- elsewhere too. While something is being started from one there it stays: a host
+-- that was never said to have it was never told to start it.
 DELETE FROM state_copies c
 WHERE c.host_id = sqlc.arg(host_id) AND c.snapshot_id = ANY(sqlc.arg(ids)::uuid[]) AND c.drop_at IS NULL
+  AND NOT EXISTS (SELECT FROM sandboxes x WHERE x.state_id = c.snapshot_id AND x.host_id = c.host_id AND x.status = 'resuming')
   AND (EXISTS (SELECT FROM snapshots p JOIN artifacts a ON a.id = p.artifact_id WHERE p.id = c.snapshot_id AND a.status = 'ready')
     OR EXISTS (SELECT FROM state_copies o WHERE o.snapshot_id = c.snapshot_id AND o.host_id <> c.host_id AND o.ready_at IS NOT NULL AND o.drop_at IS NULL));
 
@@ -1022,11 +1024,12 @@ LIMIT 1;
 
 -- name: BringCopy :execrows
 -- A copy that is about to be fetched: from here on it is removed where it is not
--- wanted.
+-- wanted. One that somebody else has just brought stays said to be there.
 INSERT INTO state_copies (snapshot_id, host_id)
 SELECT p.id, h.id FROM snapshots p JOIN hosts h ON h.id = sqlc.arg(host_id) AND h.deleted_at IS NULL
 WHERE p.id = sqlc.arg(snapshot_id) AND p.status IN ('ready', 'deleting')
-ON CONFLICT (snapshot_id, host_id) DO UPDATE SET ready_at = NULL, drop_at = NULL, made_at = now(), used_at = now();
+ON CONFLICT (snapshot_id, host_id) DO UPDATE SET ready_at = CASE WHEN state_copies.drop_at IS NULL THEN state_copies.ready_at END,
+    drop_at = NULL, made_at = now(), used_at = now();
 
 -- name: CopyMade :exec
 UPDATE state_copies SET ready_at = now() WHERE snapshot_id = sqlc.arg(snapshot_id) AND host_id = sqlc.arg(host_id) AND drop_at IS NULL;
@@ -1047,7 +1050,8 @@ UPDATE departures SET cleared_at = now() WHERE sandbox_id = sqlc.arg(sandbox_id)
 
 -- name: GoHome :exec
 -- A resume elsewhere that came to nothing before its state was there: the sandbox
--- is where it was about to leave, while that has its state.
+-- is where it was about to leave, while that has its state. Whatever the other
+-- host may show of it all the same is set aside.
 WITH back AS (
     DELETE FROM departures d USING sandboxes s, hosts h, state_copies c
     WHERE s.id = sqlc.arg(id) AND s.status = 'paused' AND d.sandbox_id = s.id AND d.host_id <> s.host_id
@@ -1055,7 +1059,11 @@ WITH back AS (
       AND h.id = d.host_id AND h.deleted_at IS NULL
       AND c.snapshot_id = d.state_id AND c.host_id = d.host_id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL
       AND NOT EXISTS (SELECT FROM state_copies k WHERE k.snapshot_id = s.state_id AND k.host_id = s.host_id AND k.ready_at IS NOT NULL AND k.drop_at IS NULL)
-    RETURNING d.sandbox_id, d.host_id
+    RETURNING d.sandbox_id, d.host_id, d.state_id
+), left_behind AS (
+    INSERT INTO departures (sandbox_id, host_id, incarnation, state_id)
+    SELECT x.id, x.host_id, x.incarnation, back.state_id FROM back JOIN sandboxes x ON x.id = back.sandbox_id JOIN hosts o ON o.id = x.host_id AND o.deleted_at IS NULL
+    ON CONFLICT (sandbox_id, host_id) DO UPDATE SET incarnation = excluded.incarnation, state_id = excluded.state_id, at = now(), cleared_at = NULL
 )
 UPDATE sandboxes SET host_id = back.host_id FROM back WHERE sandboxes.id = back.sandbox_id;
 
@@ -1119,14 +1127,17 @@ WHERE c.snapshot_id = sqlc.arg(snapshot_id) AND c.host_id = sqlc.arg(host_id) AN
   AND NOT EXISTS (SELECT FROM sandboxes s WHERE s.state_id = c.snapshot_id AND s.host_id = c.host_id AND s.ended_at IS NULL AND s.status <> 'paused');
 
 -- name: LockLivingFrom :many
-SELECT id FROM sandboxes WHERE state_id = sqlc.arg(snapshot_id)::uuid AND host_id = sqlc.arg(host_id) AND ended_at IS NULL ORDER BY id FOR NO KEY UPDATE;
+-- And those that could be recovered from it.
+SELECT id FROM sandboxes WHERE state_id = sqlc.arg(snapshot_id)::uuid AND host_id = sqlc.arg(host_id) ORDER BY id FOR NO KEY UPDATE;
 
 -- name: DepartFrom :exec
--- What is paused on a host with a copy that is given up is nothing there any more.
+-- What is paused on a host with a copy that is given up is nothing there any more;
+-- nor is what has ended and could be recovered from it: its host would never let
+-- go of the copy.
 WITH gone AS (
     INSERT INTO departures (sandbox_id, host_id, incarnation, state_id)
     SELECT s.id, s.host_id, s.incarnation, s.state_id FROM sandboxes s
-    WHERE s.state_id = sqlc.arg(snapshot_id)::uuid AND s.host_id = sqlc.arg(host_id) AND s.status = 'paused'
+    WHERE s.state_id = sqlc.arg(snapshot_id)::uuid AND s.host_id = sqlc.arg(host_id) AND (s.status = 'paused' OR s.ended_at IS NOT NULL)
     ON CONFLICT (sandbox_id, host_id) DO UPDATE SET incarnation = excluded.incarnation, state_id = excluded.state_id, at = now(), cleared_at = NULL
     RETURNING sandbox_id, host_id
 )

@@ -245,6 +245,47 @@ func TestP5_AMoveWithoutItsStateStaysAtHome(t *testing.T) {
 	}
 }
 
+// A host that goes away while state is brought to it was never given the sandbox:
+// it is paused as before at once, and not missing once its time is over.
+func TestP5_AHostThatGoesWhileStateIsBroughtThereLosesNothing(t *testing.T) {
+	for _, goes := range []bool{true, false} {
+		t.Run(map[bool]string{true: "away", false: "until the end of its time"}[goes], func(t *testing.T) {
+			w, s := travellers(t)
+			x := paused(t, w, s, create(t, w, s, request()).ID)
+			stored(t, w)
+			away(t, w, x.Host.ID, time.Hour)
+			to := other(w, x.Host.ID)
+			w.Agents.Before = func(ctx context.Context, call string, _ id.Sandbox) error {
+				if call != "fetch" {
+					return ctx.Err()
+				}
+				if goes {
+					exec(t, w, `UPDATE hosts SET status = 'unreachable' WHERE id = $1`, to)
+				} else {
+					exec(t, w, `UPDATE operations SET deadline_at = now() WHERE sandbox_id = $1 AND status = 'open'`, x.ID)
+				}
+				return errs.Unavailable("host_unavailable", "The host went away.")
+			}
+			if _, err := s.Service.Resume(t.Context(), w.User(), x.ID, nil, false, true); !errs.Is(err, "resume_failed") {
+				t.Errorf("resumed: %v", err)
+			}
+			got := get(t, w, x.ID)
+			if got.Status != sandbox.StatusPaused || got.Host.ID != x.Host.ID || *got.StateID != *x.StateID {
+				t.Fatalf("afterwards %s on %s", got.Status, got.Host.ID)
+			}
+			oneReservation(t, w, got)
+			w.Agents.Before = nil
+			exec(t, w, `UPDATE hosts SET status = 'online' WHERE id = $1`, to)
+			for range 3 {
+				look(t, w, s, to)
+			}
+			if again := resumed(t, w, s, x.ID); again.Host.ID != to || again.Incarnation != 3 {
+				t.Errorf("resumed on %s in incarnation %d", again.Host.ID, again.Incarnation)
+			}
+		})
+	}
+}
+
 func TestP5_ALostOrDamagedCopyIsFetchedAgain(t *testing.T) {
 	for _, what := range []string{"lost", "damaged"} {
 		t.Run(what, func(t *testing.T) {

@@ -524,7 +524,8 @@ const bringCopy = `-- name: BringCopy :execrows
 INSERT INTO state_copies (snapshot_id, host_id)
 SELECT p.id, h.id FROM snapshots p JOIN hosts h ON h.id = $1 AND h.deleted_at IS NULL
 WHERE p.id = $2 AND p.status IN ('ready', 'deleting')
-ON CONFLICT (snapshot_id, host_id) DO UPDATE SET ready_at = NULL, drop_at = NULL, made_at = now(), used_at = now()
+ON CONFLICT (snapshot_id, host_id) DO UPDATE SET ready_at = CASE WHEN state_copies.drop_at IS NULL THEN state_copies.ready_at END,
+    drop_at = NULL, made_at = now(), used_at = now()
 `
 
 type BringCopyParams struct {
@@ -533,7 +534,7 @@ type BringCopyParams struct {
 }
 
 // A copy that is about to be fetched: from here on it is removed where it is not
-// wanted.
+// wanted. One that somebody else has just brought stays said to be there.
 func (q *Queries) BringCopy(ctx context.Context, db DBTX, arg BringCopyParams) (int64, error) {
 	result, err := db.Exec(ctx, bringCopy, arg.HostID, arg.SnapshotID)
 	if err != nil {
@@ -864,7 +865,7 @@ const departFrom = `-- name: DepartFrom :exec
 WITH gone AS (
     INSERT INTO departures (sandbox_id, host_id, incarnation, state_id)
     SELECT s.id, s.host_id, s.incarnation, s.state_id FROM sandboxes s
-    WHERE s.state_id = $1::uuid AND s.host_id = $2 AND s.status = 'paused'
+    WHERE s.state_id = $1::uuid AND s.host_id = $2 AND (s.status = 'paused' OR s.ended_at IS NOT NULL)
     ON CONFLICT (sandbox_id, host_id) DO UPDATE SET incarnation = excluded.incarnation, state_id = excluded.state_id, at = now(), cleared_at = NULL
     RETURNING sandbox_id, host_id
 )
@@ -878,7 +879,9 @@ type DepartFromParams struct {
 	HostID     id.Host
 }
 
-// What is paused on a host with a copy that is given up is nothing there any more.
+// What is paused on a host with a copy that is given up is nothing there any more;
+// nor is what has ended and could be recovered from it: its host would never let
+// go of the copy.
 func (q *Queries) DepartFrom(ctx context.Context, db DBTX, arg DepartFromParams) error {
 	_, err := db.Exec(ctx, departFrom, arg.SnapshotID, arg.HostID)
 	return err
@@ -1602,13 +1605,18 @@ WITH back AS (
       AND h.id = d.host_id AND h.deleted_at IS NULL
       AND c.snapshot_id = d.state_id AND c.host_id = d.host_id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL
       AND NOT EXISTS (SELECT FROM state_copies k WHERE k.snapshot_id = s.state_id AND k.host_id = s.host_id AND k.ready_at IS NOT NULL AND k.drop_at IS NULL)
-    RETURNING d.sandbox_id, d.host_id
+    RETURNING d.sandbox_id, d.host_id, d.state_id
+), left_behind AS (
+    INSERT INTO departures (sandbox_id, host_id, incarnation, state_id)
+    SELECT x.id, x.host_id, x.incarnation, back.state_id FROM back JOIN sandboxes x ON x.id = back.sandbox_id JOIN hosts o ON o.id = x.host_id AND o.deleted_at IS NULL
+    ON CONFLICT (sandbox_id, host_id) DO UPDATE SET incarnation = excluded.incarnation, state_id = excluded.state_id, at = now(), cleared_at = NULL
 )
 UPDATE sandboxes SET host_id = back.host_id FROM back WHERE sandboxes.id = back.sandbox_id
 `
 
 // A resume elsewhere that came to nothing before its state was there: the sandbox
-// is where it was about to leave, while that has its state.
+// is where it was about to leave, while that has its state. Whatever the other
+// host may show of it all the same is set aside.
 func (q *Queries) GoHome(ctx context.Context, db DBTX, argID id.Sandbox) error {
 	_, err := db.Exec(ctx, goHome, argID)
 	return err
@@ -2606,7 +2614,7 @@ func (q *Queries) LockHost(ctx context.Context, db DBTX, arg LockHostParams) ([]
 }
 
 const lockLivingFrom = `-- name: LockLivingFrom :many
-SELECT id FROM sandboxes WHERE state_id = $1::uuid AND host_id = $2 AND ended_at IS NULL ORDER BY id FOR NO KEY UPDATE
+SELECT id FROM sandboxes WHERE state_id = $1::uuid AND host_id = $2 ORDER BY id FOR NO KEY UPDATE
 `
 
 type LockLivingFromParams struct {
@@ -2614,6 +2622,7 @@ type LockLivingFromParams struct {
 	HostID     id.Host
 }
 
+// And those that could be recovered from it.
 func (q *Queries) LockLivingFrom(ctx context.Context, db DBTX, arg LockLivingFromParams) ([]id.Sandbox, error) {
 	rows, err := db.Query(ctx, lockLivingFrom, arg.SnapshotID, arg.HostID)
 	if err != nil {
@@ -2794,6 +2803,7 @@ func (q *Queries) LockState(ctx context.Context, db DBTX, argID id.Snapshot) (Sn
 const lostCopies = `-- name: LostCopies :exec
 DELETE FROM state_copies c
 WHERE c.host_id = $1 AND c.snapshot_id = ANY($2::uuid[]) AND c.drop_at IS NULL
+  AND NOT EXISTS (SELECT FROM sandboxes x WHERE x.state_id = c.snapshot_id AND x.host_id = c.host_id AND x.status = 'resuming')
   AND (EXISTS (SELECT FROM snapshots p JOIN artifacts a ON a.id = p.artifact_id WHERE p.id = c.snapshot_id AND a.status = 'ready')
     OR EXISTS (SELECT FROM state_copies o WHERE o.snapshot_id = c.snapshot_id AND o.host_id <> c.host_id AND o.ready_at IS NOT NULL AND o.drop_at IS NULL))
 `
@@ -2804,7 +2814,8 @@ type LostCopiesParams struct {
 }
 
 // Of copies that are not there those are forgotten of which the state is
-// elsewhere too.
+// elsewhere too. While something is being started from one there it stays: a host
+// that was never said to have it was never told to start it.
 func (q *Queries) LostCopies(ctx context.Context, db DBTX, arg LostCopiesParams) error {
 	_, err := db.Exec(ctx, lostCopies, arg.HostID, arg.Ids)
 	return err
