@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"time"
 
 	"skerry.dev/skerry/internal/control/artifact"
@@ -21,6 +22,7 @@ const (
 	contextLife = 24 * time.Hour
 	maxContexts = 50 // of a team at a time
 	maxUploads  = 8  // on this server at a time
+	teamUploads = 3  // of them of one team
 	// uploadLife is how long one is kept that is not complete.
 	uploadLife = time.Hour
 )
@@ -32,12 +34,11 @@ func (s *Service) Upload(ctx context.Context, by principal.Principal, body io.Re
 	if err != nil {
 		return Context{}, err
 	}
-	select {
-	case s.uploads <- struct{}{}:
-		defer func() { <-s.uploads }()
-	default:
+	done, ok := s.uploads.begin(team)
+	if !ok {
 		return Context{}, errs.Unavailable("server_busy", "This server takes as many archives as it can. Try again in a moment.").After(2 * time.Second)
 	}
+	defer done()
 	f, err := os.CreateTemp(s.scratch, "upload-*")
 	if err != nil {
 		return Context{}, errs.Internal(err)
@@ -67,6 +68,32 @@ func (s *Service) Upload(ctx context.Context, by principal.Principal, body io.Re
 		return Context{}, err
 	}
 	return c, nil
+}
+
+// uploads are those under way on this server.
+type uploads struct {
+	mu    sync.Mutex
+	total int
+	of    map[id.Team]int
+}
+
+// begin takes a place, unless there is none for the team.
+func (u *uploads) begin(team id.Team) (done func(), ok bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.total >= maxUploads || u.of[team] >= teamUploads {
+		return nil, false
+	}
+	u.total++
+	u.of[team]++
+	return func() {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		u.total--
+		if u.of[team]--; u.of[team] == 0 {
+			delete(u.of, team)
+		}
+	}, true
 }
 
 // spool writes what is sent to a file, as much as may be.

@@ -214,6 +214,9 @@ func (j *job) add(ctx context.Context, got Image, image artifact.New, like templ
 	return j.d.Store.AddImage(ctx, j.d.lease, j.b.ID, like)
 }
 
+// maxPicked bounds what is kept in memory of what COPY takes.
+const maxPicked = 1_000_000
+
 // choose finds out what COPY takes.
 func (j *job) choose(ctx context.Context) error {
 	j.picks = map[int]*buildcontext.Selection{}
@@ -240,12 +243,16 @@ func (j *job) choose(ctx context.Context) error {
 		return err
 	}
 	// Packed text grows by much; what it may grow to is bounded all the same.
-	if j.archive, err = buildcontext.Open(packed, filepath.Join(j.dir, "plain"), 4*d.cfg.MaxContextBytes); err != nil {
+	if j.archive, err = buildcontext.Open(ctx, packed, filepath.Join(j.dir, "plain"), 4*d.cfg.MaxContextBytes); err != nil {
 		return err
 	}
+	files := 0
 	for i, a := range j.plan.Actions {
 		if a.Kind != recipe.Copy {
 			continue
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
 		pick, err := j.archive.Select(a.Copy.Sources, a.Copy.IntoDir)
 		var missing *buildcontext.NoSuchFileError
@@ -256,6 +263,10 @@ func (j *job) choose(ctx context.Context) error {
 		}
 		if err != nil {
 			return err
+		}
+		if files += pick.Files(); files > maxPicked {
+			j.lines.at(i + 1)
+			return recipe.InvalidAt(a.Line, "COPY: all of them together take more than %d files", maxPicked)
 		}
 		j.picks[i] = pick
 	}

@@ -28,7 +28,7 @@ type Service struct {
 	secret    keyring.Secret
 	scratch   string
 	maxBytes  int64
-	uploads   chan struct{}
+	uploads   *uploads
 	log       *slog.Logger
 }
 
@@ -44,7 +44,7 @@ type ServiceConfig struct {
 func NewService(store Store, templates Templates, artifacts Artifacts, feed *Feed, driver *Driver, secret keyring.Secret, cfg ServiceConfig, log *slog.Logger) *Service {
 	return &Service{
 		store: store, templates: templates, artifacts: artifacts, feed: feed, driver: driver, secret: secret, scratch: cfg.Scratch, maxBytes: cfg.MaxContextBytes,
-		uploads: make(chan struct{}, maxUploads), log: log,
+		uploads: &uploads{of: map[id.Team]int{}}, log: log,
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"archive/tar"
 	"bufio"
 	"compress/gzip"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -28,6 +29,8 @@ import (
 const (
 	maxEntries = 200_000
 	maxName    = 4096
+	maxNames   = 32 << 20 // bytes of all names and links
+	maxDepth   = 200
 	maxLinks   = 40
 )
 
@@ -64,12 +67,12 @@ type Archive struct {
 
 // Open indexes the archive in the file, as it is or packed by gzip or zstd. What
 // is packed is unpacked to scratch, a new file, of at most maxBytes.
-func Open(name, scratch string, maxBytes int64) (*Archive, error) {
+func Open(ctx context.Context, name, scratch string, maxBytes int64) (*Archive, error) {
 	file, err := os.Open(name)
 	if err != nil {
 		return nil, fmt.Errorf("open a build context: %w", err)
 	}
-	plain, err := unpacked(file, scratch, maxBytes)
+	plain, err := unpacked(ctx, file, scratch, maxBytes)
 	if plain != file {
 		file.Close()
 	}
@@ -77,7 +80,7 @@ func Open(name, scratch string, maxBytes int64) (*Archive, error) {
 		return nil, err
 	}
 	a := &Archive{file: plain, entries: map[string]*entry{}, hashes: map[*entry][sha256.Size]byte{}}
-	if err := a.index(); err != nil {
+	if err := a.index(ctx); err != nil {
 		plain.Close()
 		return nil, err
 	}
@@ -88,7 +91,7 @@ func Open(name, scratch string, maxBytes int64) (*Archive, error) {
 func (a *Archive) Close() error { return a.file.Close() }
 
 // unpacked returns the file itself, or what it unpacks to.
-func unpacked(file *os.File, scratch string, maxBytes int64) (*os.File, error) {
+func unpacked(ctx context.Context, file *os.File, scratch string, maxBytes int64) (*os.File, error) {
 	head := make([]byte, 4)
 	n, err := io.ReadFull(file, head)
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
@@ -119,8 +122,10 @@ func unpacked(file *os.File, scratch string, maxBytes int64) (*os.File, error) {
 	if err != nil {
 		return file, fmt.Errorf("unpack a build context: %w", err)
 	}
-	written, err := io.Copy(out, io.LimitReader(from, maxBytes+1))
+	written, err := io.Copy(out, io.LimitReader(until{ctx, from}, maxBytes+1))
 	switch {
+	case ctx.Err() != nil:
+		err = context.Cause(ctx)
 	case err != nil && !writing(err):
 		err = refused("its compressed data is broken")
 	case err == nil && written > maxBytes:
@@ -135,6 +140,19 @@ func unpacked(file *os.File, scratch string, maxBytes int64) (*os.File, error) {
 	return out, nil
 }
 
+// until is a reader that ends with ctx.
+type until struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (u until) Read(p []byte) (int, error) {
+	if err := u.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return u.r.Read(p)
+}
+
 // writing reports whether an error is of our own disk.
 func writing(err error) bool {
 	var e *os.PathError
@@ -142,11 +160,15 @@ func writing(err error) bool {
 }
 
 // index reads all headers.
-func (a *Archive) index() error {
+func (a *Archive) index(ctx context.Context) error {
 	a.add(&entry{name: ".", kind: tar.TypeDir, mode: 0o755, modified: epoch()})
 	links := map[*entry]string{}
+	names := 0
 	r := tar.NewReader(a.file)
 	for {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		h, err := r.Next()
 		if errors.Is(err, io.EOF) {
 			break
@@ -184,6 +206,9 @@ func (a *Archive) index() error {
 		if e.name, err = inside(h.Name); err != nil {
 			return err
 		}
+		if names += len(e.name) + len(e.link); names > maxNames {
+			return refused("its names have more than %d MB together", maxNames>>20)
+		}
 		if strings.ContainsRune(e.link, 0) || len(e.link) > maxName {
 			return refused("%q leads to what is no name", clip(h.Name))
 		}
@@ -203,9 +228,9 @@ func (a *Archive) index() error {
 		if err != nil {
 			return err
 		}
-		for range maxLinks { // a link to a link
+		for hops := 0; ; hops++ { // a link to a link
 			target := a.entries[name]
-			if target == nil || target.kind != tar.TypeReg || target == e {
+			if target == nil || target.kind != tar.TypeReg || target == e || hops == maxLinks {
 				return refused("%q is linked to %q, which is no file in it", clip(e.name), clip(to))
 			}
 			next, again := links[target]
@@ -218,7 +243,7 @@ func (a *Archive) index() error {
 			}
 		}
 	}
-	return a.leaveOut()
+	return a.leaveOut(ctx)
 }
 
 // inside is a name as it is within the archive.
@@ -226,6 +251,9 @@ func inside(name string) (string, error) {
 	clean := path.Clean(strings.TrimLeft(name, "/"))
 	if clean == ".." || strings.HasPrefix(clean, "../") || len(clean) > maxName || strings.ContainsRune(clean, 0) {
 		return "", refused("the name %q leads out of it", clip(name))
+	}
+	if strings.Count(clean, "/") >= maxDepth {
+		return "", refused("%q lies more than %d directories deep", clip(name), maxDepth)
 	}
 	return clean, nil
 }
@@ -251,7 +279,7 @@ func (a *Archive) parents(name string) error {
 
 // leaveOut applies the context's own .dockerignore, which whoever packed it may
 // not have heeded, and sorts what is left.
-func (a *Archive) leaveOut() error {
+func (a *Archive) leaveOut(ctx context.Context) error {
 	if e := a.entries[dockerignore.FileName]; e != nil && e.kind == tar.TypeReg && e.size <= dockerignore.MaxBytes {
 		text, err := io.ReadAll(a.content(e))
 		if err != nil {
@@ -262,6 +290,9 @@ func (a *Archive) leaveOut() error {
 		}
 	}
 	for name, e := range a.entries {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		if name != "." && a.ignore.Excludes(name) {
 			delete(a.entries, name)
 			continue

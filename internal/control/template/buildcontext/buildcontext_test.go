@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -62,7 +63,7 @@ func open(t testing.TB, raw []byte) (*buildcontext.Archive, error) {
 	if err := os.WriteFile(name, raw, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	a, err := buildcontext.Open(name, filepath.Join(dir, "plain"), 1<<20)
+	a, err := buildcontext.Open(context.Background(), name, filepath.Join(dir, "plain"), 1<<20)
 	if err == nil {
 		t.Cleanup(func() { a.Close() })
 	}
@@ -202,7 +203,16 @@ func TestP2_AnArchiveMayBePackedAndIsBounded(t *testing.T) {
 	w = gzip.NewWriter(&bomb)
 	_, _ = w.Write(make([]byte, 2<<20))
 	w.Close()
+	chain := []string{"l0 = A"}
+	for i := range 60 {
+		chain = append(chain, fmt.Sprintf("l%d == l%d", i+1, i))
+	}
+	many := make([]string, 8_500)
+	for i := range many {
+		many[i] = fmt.Sprintf("%d -> %s", i, strings.Repeat("x", 4000))
+	}
 	for name, b := range map[string][]byte{
+		"links of links": packed(t, chain...), "deep": packed(t, strings.Repeat("d/", 300)+"f = F"), "long names": packed(t, many...),
 		"a bomb": bomb.Bytes(), "cut": gz.Bytes()[:20], "cut zstd": zs.Bytes()[:len(zs.Bytes())-4], "no archive": []byte(strings.Repeat("x", 2000)),
 		"outside": packed(t, "../x = X"), "outside by a link": packed(t, "a == ../../etc/passwd"), "linked to nothing": packed(t, "a == b"), "linked to itself": packed(t, "a == b", "b == a"),
 		"below a file": packed(t, "a = A", "a/b = B"), "a bad .dockerignore": packed(t, ".dockerignore = [a"),
@@ -210,6 +220,23 @@ func TestP2_AnArchiveMayBePackedAndIsBounded(t *testing.T) {
 		if _, err := open(t, b); !errs.Is(err, "invalid_context") {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+func TestACopyIsBounded(t *testing.T) {
+	lines := make([]string, 1000)
+	for i := range lines {
+		lines[i] = fmt.Sprintf("f%d = x", i)
+	}
+	a, err := open(t, packed(t, lines...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, err := a.Select(slices.Repeat([]string{"."}, 200), true); err != nil || s.Files() != 200_000 {
+		t.Errorf("as many as may be: %v", err)
+	}
+	if _, err := a.Select(slices.Repeat([]string{"."}, 201), true); !errs.Is(err, "invalid_context") {
+		t.Errorf("more than may be: %v", err)
 	}
 }
 

@@ -72,7 +72,14 @@ func (a *Archive) Select(sources []string, intoDir bool) (*Selection, error) {
 				continue
 			}
 			dirs++
-			a.below(e, func(x *entry, rel string) { s.items = append(s.items, item{x, rel}) })
+			a.below(e, func(x *entry, rel string) {
+				if len(s.items) <= maxEntries {
+					s.items = append(s.items, item{x, rel})
+				}
+			})
+			if len(s.items) > maxEntries {
+				return nil, refused("one COPY takes more than %d files", maxEntries)
+			}
 		}
 	}
 	s.File = files == 1 && dirs == 0 && !intoDir

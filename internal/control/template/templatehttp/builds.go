@@ -3,6 +3,7 @@ package templatehttp
 import (
 	"context"
 	"encoding/json"
+	"io"
 	"net/http"
 	"strconv"
 	"sync"
@@ -123,7 +124,8 @@ type uploaded struct {
 
 // UploadContext serves uploadBuildContext: the body is the archive.
 func (h *Handlers) UploadContext(w http.ResponseWriter, r *http.Request) {
-	c, err := h.builds.Upload(r.Context(), principal.From(r.Context()), r.Body)
+	body := &timedUpload{body: r.Body, control: http.NewResponseController(w), ends: time.Now().Add(uploadWithin)}
+	c, err := h.builds.Upload(r.Context(), principal.From(r.Context()), body)
 	if err != nil {
 		h.writeError(w, r, err)
 		return
@@ -136,6 +138,32 @@ func (h *Handlers) UploadContext(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusCreated)
 	_, _ = w.Write(raw) // who sent it may be gone
+}
+
+// Bounds of the time an upload takes: it holds one of the places there are.
+const (
+	uploadWithin = time.Hour
+	uploadStall  = 30 * time.Second
+)
+
+// timedUpload is a body that has to go on coming.
+type timedUpload struct {
+	body    io.Reader
+	control *http.ResponseController
+	ends    time.Time
+}
+
+func (u *timedUpload) Read(p []byte) (int, error) {
+	until := time.Now().Add(uploadStall)
+	if u.ends.Before(until) {
+		until = u.ends
+	}
+	_ = u.control.SetReadDeadline(until) // in-memory transports have none
+	n, err := u.body.Read(p)
+	if err == io.EOF {
+		_ = u.control.SetReadDeadline(time.Time{})
+	}
+	return n, err
 }
 
 // logLine is a line of a log on the wire.

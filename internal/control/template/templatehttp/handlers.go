@@ -127,11 +127,21 @@ func (l *lines) raw(b []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.last = time.Now()
+	// Whoever does not read on holds nobody up. In-memory transports have no
+	// deadlines; the connection may serve others afterwards.
+	_ = l.control.SetWriteDeadline(l.last.Add(writeWithin))
 	if _, err := l.w.Write(b); err != nil {
 		return err
 	}
-	return l.control.Flush()
+	if err := l.control.Flush(); err != nil {
+		return err
+	}
+	_ = l.control.SetWriteDeadline(time.Time{})
+	return nil
 }
+
+// writeWithin is how long a client may take to read what is sent to it.
+const writeWithin = 30 * time.Second
 
 func (l *lines) keepAlive(ctx context.Context) {
 	ticker := time.NewTicker(quiet / 3)
