@@ -375,6 +375,14 @@ func (j *job) start(ctx context.Context, t template.Template, from *id.Snapshot)
 		return x, err
 	}
 	if err := d.Store.SetSandbox(ctx, d.lease, b.ID, &x.ID); err != nil {
+		if errs.Is(err, ErrOvertaken.Reason) {
+			// Whoever drives the build now may have looked for it too early.
+			ectx, end := context.WithTimeout(context.WithoutCancel(ctx), endWait)
+			defer end()
+			if err := d.Sandboxes.EndForBuild(ectx, x.ID); err != nil {
+				d.log.WarnContext(ectx, "a sandbox of a build that is driven elsewhere runs on; the sweep ends it", "sandbox_id", x.ID.String(), "error", err)
+			}
+		}
 		return x, err
 	}
 	return x, d.step(StepNamed, b.ID)

@@ -350,6 +350,10 @@ func (j *job) comeUp(ctx context.Context, made template.Template, start, ready s
 	}
 	limit := time.NewTimer(j.d.cfg.ReadyLimit)
 	defer limit.Stop()
+	notReady := errs.FailedPrecondition("not_ready", fmt.Sprintf("READY did not succeed within %s. The log says what START said.", j.d.cfg.ReadyLimit))
+	// One that does not end is not ready either.
+	rctx, stop := context.WithTimeout(ctx, j.d.cfg.ReadyLimit)
+	defer stop()
 	pause := j.d.cfg.ReadyEvery
 	if ready == "" {
 		pause = min(plainWait, j.d.cfg.ReadyLimit/2)
@@ -360,8 +364,11 @@ func (j *job) comeUp(ctx context.Context, made template.Template, start, ready s
 	defer ticker.Stop()
 	for tries := 1; ; tries++ {
 		if ready != "" {
-			code, err := j.d.Guests.Run(ctx, j.b.TeamID, j.box.ID, in(ready), nil, func(string, []byte) {})
-			if err != nil {
+			code, err := j.d.Guests.Run(rctx, j.b.TeamID, j.box.ID, in(ready), nil, func(string, []byte) {})
+			switch {
+			case err != nil && rctx.Err() != nil && ctx.Err() == nil:
+				return notReady
+			case err != nil:
 				return err
 			}
 			if code == 0 {
@@ -378,7 +385,7 @@ func (j *job) comeUp(ctx context.Context, made template.Template, start, ready s
 			}
 			ended = nil // it left something that runs on, or has done its work
 		case <-limit.C:
-			return errs.FailedPrecondition("not_ready", fmt.Sprintf("READY did not succeed within %s. The log says what START said.", j.d.cfg.ReadyLimit))
+			return notReady
 		case <-ticker.C:
 			if ready == "" {
 				return nil

@@ -390,6 +390,17 @@ func TestP2_ABuildThatWaitsForATryIsCanceled(t *testing.T) {
 	w.whole(b)
 }
 
+// READY that does not end is no reason to wait for longer than there is.
+func TestP2_AReadyThatHangsIsNotReady(t *testing.T) {
+	w := newBuildWorld(t)
+	b := w.serve(build.Config{ReadyLimit: 200 * time.Millisecond})
+	got := w.ended(b, w.begin(b, w.User(), build.Request{Name: "hung", Recipe: "READY block"}))
+	if got.Status != build.StatusFailed || got.Reason != "not_ready" {
+		t.Errorf("%+v", got)
+	}
+	w.whole(b)
+}
+
 func TestALogIsBounded(t *testing.T) {
 	w := newBuildWorld(t)
 	b := w.serve(build.Config{})
