@@ -23,6 +23,9 @@ type Ledger interface {
 	Wanted(ctx context.Context, a id.Artifact, host id.Host, d artifact.Digest) (artifact.Key, int64, error)
 	// Put notes that chunks were seen in the store in their size.
 	Put(ctx context.Context, a id.Artifact, chunks []artifact.Key) error
+	// Lost takes it back that claimed chunks of a are in the store: they are not,
+	// and whoever claims one hears that it is missing.
+	Lost(ctx context.Context, a id.Artifact, chunks []artifact.Key) error
 	// Unseen are the claimed chunks of a that nobody has seen in the store.
 	Unseen(ctx context.Context, a id.Artifact) ([]artifact.Key, []int64, error)
 	// Name says what the manifest of a will be, before it is put, and answers

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 
@@ -135,23 +136,35 @@ func (h *handler) putManifest(w http.ResponseWriter, r *http.Request, g grant) e
 	return writeJSON(w, storedAnswer{Digest: digest})
 }
 
-// see looks in the store for chunks of the manifest that went there without
-// passing through here, and notes them. What an earlier try claimed and this one
+// see looks in the store for each chunk of the manifest and notes which of them
+// are there: those that went there without passing through here, and those that
+// others brought long ago. What is lost of the latter is to be brought again:
+// nothing is ready that cannot be read. What an earlier try claimed and this one
 // has no use for is left alone.
 func (h *handler) see(ctx context.Context, g grant, pieces map[artifact.Digest]int64) error {
-	claimed, _, err := h.ledger.Unseen(ctx, g.artifact)
-	if err != nil {
-		return err
+	digests := slices.Sorted(maps.Keys(pieces))
+	for part := range slices.Chunk(digests, maxAsk) {
+		keys, err := h.ledger.Keys(ctx, g.artifact, part)
+		if err != nil {
+			return err
+		}
+		if err := h.seeSome(ctx, g, slices.Collect(maps.Values(keys)), pieces); err != nil {
+			return err
+		}
 	}
-	keys := slices.DeleteFunc(claimed, func(k artifact.Key) bool { return pieces[k.Digest] == 0 })
+	return nil
+}
+
+func (h *handler) seeSome(ctx context.Context, g grant, keys []artifact.Key, pieces map[artifact.Digest]int64) error {
+	missing := make([]bool, len(keys))
 	group, statCtx := errgroup.WithContext(ctx)
 	group.SetLimit(parallelStats)
-	for _, key := range keys {
+	for i, key := range keys {
 		group.Go(func() error {
 			info, err := h.store.Stat(statCtx, key)
 			if errors.Is(err, artifact.ErrNotFound) || (err == nil && info.Size != pieces[key.Digest]) {
-				return errs.FailedPrecondition("chunks_missing", "The artifact has a chunk that is not in the store in its size. Store the chunks first.").
-					With("digest", string(key.Digest))
+				missing[i] = true
+				return nil
 			}
 			return err
 		})
@@ -159,10 +172,20 @@ func (h *handler) see(ctx context.Context, g grant, pieces map[artifact.Digest]i
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	for part := range slices.Chunk(keys, maxAsk) {
-		if err := h.ledger.Put(ctx, g.artifact, part); err != nil {
-			return err
+	var there, lost []artifact.Key
+	for i, key := range keys {
+		if missing[i] {
+			lost = append(lost, key)
+		} else {
+			there = append(there, key)
 		}
 	}
-	return nil
+	if err := h.ledger.Put(ctx, g.artifact, there); err != nil || len(lost) == 0 {
+		return err
+	}
+	if err := h.ledger.Lost(ctx, g.artifact, lost); err != nil {
+		return err
+	}
+	return errs.FailedPrecondition("chunks_missing", "The artifact has a chunk that is not in the store in its size. Store the chunks first.").
+		With("digest", string(lost[0].Digest))
 }

@@ -218,6 +218,27 @@ func TestUpload_AChunkThatNeverCameIsBroughtAgain(t *testing.T) {
 	holds(t, dir, map[string][]byte{"f": content})
 }
 
+// What the store has lost of what others brought long ago is brought again, and
+// heals what they brought.
+func TestTS01_WhatTheStoreLostIsBroughtAgain(t *testing.T) {
+	w := newWorld(t, inMemory())
+	path, content := sample(t)
+	team := id.NewTeam()
+	before, _ := w.put(t, team, nil, transfer.File{Name: "f", Path: path})
+	blobs := w.blobs(t, team, artifact.KindChunk)
+	must(t, w.store.Delete(t.Context(), blobs[1].Key))
+	w.puts.Store(0)
+	again, _ := w.put(t, team, nil, transfer.File{Name: "f", Path: path})
+	if n := w.puts.Load(); n != 1 {
+		t.Errorf("%d chunks were brought again", n)
+	}
+	for _, a := range []id.Artifact{before, again} {
+		dir := t.TempDir()
+		must(t, w.fetch(t, a, nil, dir, nil))
+		holds(t, dir, map[string][]byte{"f": content})
+	}
+}
+
 func TestUpload_ALostAnswerIsNoFailure(t *testing.T) {
 	w := newWorld(t, inMemory())
 	var lost atomic.Bool

@@ -165,6 +165,18 @@ func (l *Ledger) Put(_ context.Context, _ id.Artifact, keys []artifact.Key) erro
 	return nil
 }
 
+// Lost implements transfer.Ledger.
+func (l *Ledger) Lost(_ context.Context, _ id.Artifact, keys []artifact.Key) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, k := range keys {
+		if c := l.chunks[place{k.Team, k.Digest}]; c != nil && c.key == k {
+			c.seen = false
+		}
+	}
+	return nil
+}
+
 // Unseen implements transfer.Ledger.
 func (l *Ledger) Unseen(_ context.Context, a id.Artifact) (keys []artifact.Key, sizes []int64, err error) {
 	l.mu.Lock()

@@ -161,7 +161,17 @@ func (s *Store) Wanted(ctx context.Context, a id.Artifact, host id.Host, d conte
 
 // Put implements transfer.Ledger.
 func (s *Store) Put(ctx context.Context, a id.Artifact, chunks []content.Key) error {
-	params := sqlcgen.SetStoredParams{ArtifactID: a, Digests: make([][]byte, len(chunks)), Objects: make([]int64, len(chunks))}
+	return s.believe(ctx, a, chunks, true)
+}
+
+// Lost implements transfer.Ledger.
+func (s *Store) Lost(ctx context.Context, a id.Artifact, chunks []content.Key) error {
+	return s.believe(ctx, a, chunks, false)
+}
+
+// believe notes whether chunks are in the store.
+func (s *Store) believe(ctx context.Context, a id.Artifact, chunks []content.Key, stored bool) error {
+	params := sqlcgen.SetStoredParams{ArtifactID: a, Digests: make([][]byte, len(chunks)), Objects: make([]int64, len(chunks)), Stored: stored}
 	for i, k := range chunks {
 		b, err := raw(k.Digest)
 		if err != nil {

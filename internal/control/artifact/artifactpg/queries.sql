@@ -73,11 +73,11 @@ WITH seen AS (
     SELECT c.team_id, c.digest FROM chunks c
     JOIN (SELECT unnest(sqlc.arg(digests)::bytea[]) AS digest, unnest(sqlc.arg(objects)::bigint[]) AS object) AS w ON w.digest = c.digest AND w.object = c.object
     JOIN artifact_chunks p ON p.artifact_id = sqlc.arg(artifact_id) AND p.team_id = c.team_id AND p.digest = c.digest
-    WHERE NOT c.stored
+    WHERE c.stored <> sqlc.arg(stored)::bool
     ORDER BY c.digest
     FOR NO KEY UPDATE OF c
 )
-UPDATE chunks SET stored = true FROM seen WHERE chunks.team_id = seen.team_id AND chunks.digest = seen.digest;
+UPDATE chunks SET stored = sqlc.arg(stored)::bool FROM seen WHERE chunks.team_id = seen.team_id AND chunks.digest = seen.digest;
 
 -- name: NameManifest :one
 -- Another name gets another object: the former one is being removed.

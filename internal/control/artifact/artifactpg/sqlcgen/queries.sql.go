@@ -689,16 +689,17 @@ func (q *Queries) SetReady(ctx context.Context, db DBTX, arg SetReadyParams) err
 const setStored = `-- name: SetStored :exec
 WITH seen AS (
     SELECT c.team_id, c.digest FROM chunks c
-    JOIN (SELECT unnest($1::bytea[]) AS digest, unnest($2::bigint[]) AS object) AS w ON w.digest = c.digest AND w.object = c.object
-    JOIN artifact_chunks p ON p.artifact_id = $3 AND p.team_id = c.team_id AND p.digest = c.digest
-    WHERE NOT c.stored
+    JOIN (SELECT unnest($2::bytea[]) AS digest, unnest($3::bigint[]) AS object) AS w ON w.digest = c.digest AND w.object = c.object
+    JOIN artifact_chunks p ON p.artifact_id = $4 AND p.team_id = c.team_id AND p.digest = c.digest
+    WHERE c.stored <> $1::bool
     ORDER BY c.digest
     FOR NO KEY UPDATE OF c
 )
-UPDATE chunks SET stored = true FROM seen WHERE chunks.team_id = seen.team_id AND chunks.digest = seen.digest
+UPDATE chunks SET stored = $1::bool FROM seen WHERE chunks.team_id = seen.team_id AND chunks.digest = seen.digest
 `
 
 type SetStoredParams struct {
+	Stored     bool
 	Digests    [][]byte
 	Objects    []int64
 	ArtifactID id.Artifact
@@ -706,7 +707,12 @@ type SetStoredParams struct {
 
 // By its object too: it may have been collected and claimed anew since.
 func (q *Queries) SetStored(ctx context.Context, db DBTX, arg SetStoredParams) error {
-	_, err := db.Exec(ctx, setStored, arg.Digests, arg.Objects, arg.ArtifactID)
+	_, err := db.Exec(ctx, setStored,
+		arg.Stored,
+		arg.Digests,
+		arg.Objects,
+		arg.ArtifactID,
+	)
 	return err
 }
 
