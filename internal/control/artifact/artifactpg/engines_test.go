@@ -3,6 +3,7 @@ package artifactpg_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
@@ -131,5 +132,31 @@ func TestP7_TheStoreHasEachBuildOfAnEngine(t *testing.T) {
 	}
 	if left != "bca" { // the platform's b and c, and the team's own a, which its host still has
 		t.Errorf("builds %q are left", left)
+	}
+}
+
+// TestP7_ATeamsMachinesHoldUpNoBuildOfThePlatforms: they may say that they have
+// any number of builds.
+func TestP7_ATeamsMachinesHoldUpNoBuildOfThePlatforms(t *testing.T) {
+	w := newWorld(t)
+	own, ours := w.host(w.team), w.host(id.PlatformTeamID)
+	many := make([]scheduler.EngineBuild, 20)
+	for i := range many {
+		many[i] = scheduler.EngineBuild{Version: fmt.Sprint(i), Digest: strings.Repeat(fmt.Sprintf("%02x", i), 32)}
+	}
+	w.exec(`UPDATE hosts SET engines = $2, arch = 'amd64', address = 'h:1' WHERE id = $1`, own,
+		host.EnginesJSON([]scheduler.Engine{{Name: "gvisor", Version: "own", Digest: strings.Repeat("e", 64), Healthy: true, Builds: many}}))
+	c := &carriers{w: w}
+	keeper := artifact.NewEngineKeeper(w.rows, c, w.service(), slog.New(slog.DiscardHandler))
+	if err := keeper.Pass(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.says(ours, "a", "")
+	c.asked = nil
+	if err := keeper.Pass(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(c.asked) == 0 || c.asked[0].Version != "a" {
+		t.Errorf("asked for %v", c.asked)
 	}
 }

@@ -197,7 +197,8 @@ ON CONFLICT (team_id, engine, version, arch) DO UPDATE SET seen_at = now()
 WHERE engine_builds.seen_at < now() - interval '1 hour';
 
 -- name: TakeEngineUpload :one
--- One that the store lacks and a host in reach has.
+-- One that the store lacks and a host in reach has. The platform's come first: what
+-- teams' machines say of themselves does not hold them up.
 SELECT b.team_id, b.engine, b.version, b.arch, b.digest, b.artifact_id, h.id AS host_id, h.address, h.generation
 FROM engine_builds b
 JOIN LATERAL (
@@ -210,7 +211,7 @@ JOIN LATERAL (
 ) h ON true
 WHERE (b.upload_at IS NULL OR b.upload_at <= now())
   AND NOT EXISTS (SELECT FROM artifacts a WHERE a.id = b.artifact_id AND a.status = 'ready')
-ORDER BY b.upload_at NULLS FIRST LIMIT 1 FOR UPDATE OF b SKIP LOCKED;
+ORDER BY (b.team_id = '00000000-0000-0000-0000-000000000000') DESC, b.upload_at NULLS FIRST LIMIT 1 FOR UPDATE OF b SKIP LOCKED;
 
 -- name: SetEngineUpload :exec
 UPDATE engine_builds SET artifact_id = sqlc.narg(artifact_id), upload_at = now() + make_interval(secs => sqlc.arg(secs)::float8)

@@ -905,7 +905,7 @@ JOIN LATERAL (
 ) h ON true
 WHERE (b.upload_at IS NULL OR b.upload_at <= now())
   AND NOT EXISTS (SELECT FROM artifacts a WHERE a.id = b.artifact_id AND a.status = 'ready')
-ORDER BY b.upload_at NULLS FIRST LIMIT 1 FOR UPDATE OF b SKIP LOCKED
+ORDER BY (b.team_id = '00000000-0000-0000-0000-000000000000') DESC, b.upload_at NULLS FIRST LIMIT 1 FOR UPDATE OF b SKIP LOCKED
 `
 
 type TakeEngineUploadRow struct {
@@ -920,7 +920,8 @@ type TakeEngineUploadRow struct {
 	Generation int64
 }
 
-// One that the store lacks and a host in reach has.
+// One that the store lacks and a host in reach has. The platform's come first: what
+// teams' machines say of themselves does not hold them up.
 func (q *Queries) TakeEngineUpload(ctx context.Context, db DBTX) (TakeEngineUploadRow, error) {
 	row := db.QueryRow(ctx, takeEngineUpload)
 	var i TakeEngineUploadRow
