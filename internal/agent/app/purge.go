@@ -124,7 +124,7 @@ func purgeEngines(ctx context.Context, cfg Config, tag string, say func(string))
 
 // mountsBelow lists what is mounted below a directory.
 func mountsBelow(dir string) ([]string, error) {
-	raw, err := os.ReadFile("/proc/self/mountinfo")
+	raw, err := os.ReadFile("/proc/thread-self/mountinfo")
 	if err != nil {
 		return nil, err
 	}

@@ -169,27 +169,39 @@ func packMerged(ctx context.Context, layers []string, at, file string) error {
 	if err := os.Mkdir(at, 0o700); err != nil {
 		return err
 	}
+	return onLostThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("a mount namespace: %w", err)
+		}
+		// What is mounted here is seen nowhere else.
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+			return fmt.Errorf("a mount namespace: %w", err)
+		}
+		if err := unix.Mount("skerry", at, "overlay", mountFlags, "lowerdir="+strings.Join(layers, ":")); err != nil {
+			return fmt.Errorf("overlay on %s: %w", at, err)
+		}
+		newest, err := newestOf(ctx, at)
+		if err != nil {
+			return err
+		}
+		return packErofs(ctx, at, file, newest)
+	})
+}
+
+// onLostThread calls do on a thread that ends afterwards, with whatever it has
+// made its own. The process's first thread is never that one: it cannot end, and
+// what /proc/self says of the process is what it says of that thread.
+func onLostThread(do func() error) error {
 	failed := make(chan error, 1)
 	go func() {
-		// Never unlocked: the runtime ends the thread with the goroutine.
 		runtime.LockOSThread()
-		failed <- func() error {
-			if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-				return fmt.Errorf("a mount namespace: %w", err)
-			}
-			// What is mounted here is seen nowhere else.
-			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
-				return fmt.Errorf("a mount namespace: %w", err)
-			}
-			if err := unix.Mount("skerry", at, "overlay", mountFlags, "lowerdir="+strings.Join(layers, ":")); err != nil {
-				return fmt.Errorf("overlay on %s: %w", at, err)
-			}
-			newest, err := newestOf(ctx, at)
-			if err != nil {
-				return err
-			}
-			return packErofs(ctx, at, file, newest)
-		}()
+		if unix.Gettid() == unix.Getpid() {
+			// Held meanwhile, so that the next try is on another one.
+			defer runtime.UnlockOSThread()
+			failed <- onLostThread(do)
+			return
+		}
+		failed <- do() // never unlocked: the runtime ends the thread with the goroutine
 	}()
 	return <-failed
 }

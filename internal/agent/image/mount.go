@@ -133,7 +133,7 @@ func (c *Cache) unmount(d artifact.Digest) error {
 // mountsBelow lists the mount points at or below dir in the order they were
 // mounted.
 func mountsBelow(dir string) ([]string, error) {
-	f, err := os.Open("/proc/self/mountinfo")
+	f, err := os.Open("/proc/thread-self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
