@@ -177,6 +177,32 @@ func TestS16_WhatIsLeftToRecoverFromHoldsUpNothing(t *testing.T) {
 	}
 }
 
+// A host forgets a build of its engine that none of its states needs: a copy stays
+// until the store has the build too.
+func TestP7_ACopyStaysUntilItsEngineIsStored(t *testing.T) {
+	w, s := travellers(t)
+	x := paused(t, w, s, create(t, w, s, request()).ID)
+	stored(t, w)
+	exec(t, w, `UPDATE hosts SET disk_bytes = 1000 << 20, load = jsonb_build_object('disk_free_bytes', 100 << 20), last_heartbeat_at = now() WHERE id = $1`, x.Host.ID)
+	engineStored(t, w, sandboxtest.Version)
+	evict := sandbox.NewEvictor(w.Store, 0.15, slog.New(slog.DiscardHandler))
+	for _, is := range []struct {
+		status string
+		gone   int
+	}{{"deleting", 0}, {"ready", 1}} {
+		exec(t, w, `UPDATE artifacts SET status = $1 WHERE kind = 'engine'`, is.status)
+		if given, err := w.Store.GiveUpCopy(t.Context(), x.Host.ID, *x.StateID); is.gone == 0 && (err != nil || given) {
+			t.Errorf("given up while the store lacks its engine (%v)", err)
+		}
+		if err := evict.Pass(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if n := tally(t, w, `state_copies WHERE snapshot_id = $1 AND drop_at IS NOT NULL`, x.StateID); n != is.gone {
+			t.Errorf("with its engine %s in the store, %d copies go, want %d", is.status, n, is.gone)
+		}
+	}
+}
+
 func TestS16_AFullDiskIsEmptiedOfWhatIsStored(t *testing.T) {
 	w, s := travellers(t)
 	first := w.Hosts[0]

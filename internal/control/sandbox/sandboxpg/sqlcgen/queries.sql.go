@@ -1579,6 +1579,9 @@ const giveUpCopy = `-- name: GiveUpCopy :execrows
 UPDATE state_copies c SET drop_at = now()
 WHERE c.snapshot_id = $1 AND c.host_id = $2 AND c.ready_at IS NOT NULL AND c.drop_at IS NULL
   AND EXISTS (SELECT FROM snapshots p JOIN artifacts a ON a.id = p.artifact_id AND a.status = 'ready' WHERE p.id = c.snapshot_id AND p.status = 'ready')
+  AND NOT EXISTS (SELECT FROM snapshots p JOIN hosts h ON h.id = c.host_id JOIN engine_builds b ON b.team_id = h.team_id AND b.arch = h.arch
+      WHERE p.id = c.snapshot_id AND p.memory AND b.engine = p.engine AND b.version = p.engine_version
+        AND NOT EXISTS (SELECT FROM artifacts e WHERE e.id = b.artifact_id AND e.status = 'ready'))
   AND NOT EXISTS (SELECT FROM sandboxes x WHERE x.from_snapshot_id = c.snapshot_id AND x.host_id = c.host_id AND x.status IN ('pending', 'starting'))
   AND NOT EXISTS (SELECT FROM sandboxes s WHERE s.state_id = c.snapshot_id AND s.host_id = c.host_id AND s.ended_at IS NULL AND s.status <> 'paused')
 `
@@ -4196,6 +4199,9 @@ LEFT JOIN sandboxes s ON s.state_id = p.id AND s.host_id = c.host_id AND s.ended
 WHERE c.host_id = $1 AND c.ready_at IS NOT NULL AND c.drop_at IS NULL AND p.status = 'ready' AND p.upload_at IS NULL
   AND (s.id IS NULL OR s.status = 'paused')
   AND NOT EXISTS (SELECT FROM sandboxes x WHERE x.from_snapshot_id = p.id AND x.host_id = c.host_id AND x.status IN ('pending', 'starting'))
+  AND NOT EXISTS (SELECT FROM hosts h JOIN engine_builds b ON b.team_id = h.team_id AND b.arch = h.arch
+      WHERE h.id = c.host_id AND p.memory AND b.engine = p.engine AND b.version = p.engine_version
+        AND NOT EXISTS (SELECT FROM artifacts e WHERE e.id = b.artifact_id AND e.status = 'ready'))
 ORDER BY c.used_at
 LIMIT $2
 `
@@ -4211,7 +4217,8 @@ type SpareRow struct {
 }
 
 // The longest unused copies on a host of what is in the store, and that nothing
-// there is running from or about to.
+// there is running from or about to. As long as the store lacks the engine's build
+// that a memory was saved under, its copy keeps that on the host.
 func (q *Queries) Spare(ctx context.Context, db DBTX, arg SpareParams) ([]SpareRow, error) {
 	rows, err := db.Query(ctx, spare, arg.HostID, arg.MaxRows)
 	if err != nil {
