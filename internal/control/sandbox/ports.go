@@ -125,6 +125,8 @@ type Reach struct {
 	EngineArches []string
 	// Avoid are hosts that may hold another life of the sandbox.
 	Avoid []id.Host
+	// Later are hosts that have a later life of the sandbox than is known of it.
+	Later []id.Host
 }
 
 // Due is why the sweep begins something.

@@ -39,6 +39,19 @@ func NoState(x Sandbox) *errs.Error {
 		strings.Join(where, ", "))).With("hosts", where)
 }
 
+// LaterLife is what a caller gets who wants to go on from a state of a sandbox of
+// which other hosts say that they have a later life, as after an older database
+// was restored: it would run twice, and go back.
+func LaterLife(at []id.Host) *errs.Error {
+	where := make([]string, len(at))
+	for i, h := range at {
+		where[i] = h.String()
+	}
+	return errs.FailedPrecondition("later_life", fmt.Sprintf(
+		"The sandbox went on elsewhere after what the database knows of it, as before a backup was restored: a later life of it is on %s. "+
+			"Save what is wanted of that, have the stray destroyed there, and try again.", strings.Join(where, ", "))).With("hosts", where)
+}
+
 // Recover gives up what the host of a missing sandbox still has of it, or brings
 // back one that ended by itself: it is paused with its newest saved state then.
 // Should the host come back with anything else, that is set aside.

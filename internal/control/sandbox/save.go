@@ -112,6 +112,9 @@ func (s *Service) resuming(ctx context.Context, x Sandbox, by principal.Principa
 	if err != nil {
 		return Begin{}, err
 	}
+	if len(reach.Later) > 0 {
+		return Begin{}, LaterLife(reach.Later)
+	}
 	want := wanted(x, state, reach)
 	want.Avoid = reach.Avoid
 	entry := audit.By(by).SandboxResumed(x.TeamID, x.ID)

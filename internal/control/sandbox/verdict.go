@@ -270,6 +270,9 @@ func (r *Reconciler) goOn(ctx context.Context, x Sandbox) error {
 		return nil
 	}
 	b, err := r.service.resuming(ctx, x, principal.System("reconcile"), false)
+	if errs.Is(err, "later_life") {
+		return nil // it is for people to judge
+	}
 	if err != nil {
 		return err
 	}

@@ -70,7 +70,11 @@ func (s *Store) Reach(ctx context.Context, state sandbox.Snapshot, team id.Team,
 		return out, pg.Map(err)
 	}
 	held, err := s.q.HeldBack(ctx, s.pool, x)
+	if err != nil {
+		return out, pg.Map(err)
+	}
 	out.Avoid = hosts(held)
+	out.Later, err = s.q.LaterLives(ctx, s.pool, x)
 	return out, pg.Map(err)
 }
 

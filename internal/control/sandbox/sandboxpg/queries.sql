@@ -1003,6 +1003,16 @@ SELECT d.host_id::uuid AS host_id FROM departures d WHERE d.sandbox_id = sqlc.ar
 UNION
 SELECT k.host_id::uuid FROM host_strays k WHERE k.sandbox_id = sqlc.arg(sandbox_id);
 
+-- name: LaterLives :many
+-- Hosts of a sandbox's pool that say they have a later life of it than its row
+-- knows. Lives are written down before a host hears of them: the row is of an
+-- older database, from before the sandbox went there.
+SELECT k.host_id FROM host_strays k
+JOIN sandboxes s ON s.id = k.sandbox_id JOIN teams t ON t.id = s.team_id JOIN hosts h ON h.id = k.host_id AND h.deleted_at IS NULL
+WHERE k.sandbox_id = sqlc.arg(sandbox_id) AND k.kind = 'foreign' AND k.incarnation > s.incarnation
+  AND h.team_id = CASE WHEN t.is_byoc THEN t.id ELSE '00000000-0000-0000-0000-000000000000'::uuid END
+ORDER BY k.host_id;
+
 -- name: NeedsOf :one
 -- What a host lacks to start from a state.
 WITH used AS (

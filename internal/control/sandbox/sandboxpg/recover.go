@@ -49,6 +49,13 @@ func (s *Store) BringBack(ctx context.Context, b sandbox.BringBack) (sandbox.San
 		if _, err := s.q.ShareState(ctx, tx, *x.StateID); err != nil {
 			return err
 		}
+		later, err := s.q.LaterLives(ctx, tx, b.ID)
+		if err != nil {
+			return err
+		}
+		if len(later) > 0 {
+			return sandbox.LaterLife(later)
+		}
 		there, err := s.q.Recoverable(ctx, tx, b.ID)
 		if err != nil {
 			return err

@@ -286,6 +286,44 @@ func TestP5_AHostThatGoesWhileStateIsBroughtThereLosesNothing(t *testing.T) {
 	}
 }
 
+// An older database was restored, from before a sandbox went on elsewhere: it runs
+// there, and is not started a second time from what it was then.
+func TestH8_WhatWentOnElsewhereSinceTheBackupIsNotStartedTwice(t *testing.T) {
+	w, s := travellers(t)
+	x := paused(t, w, s, create(t, w, s, request()).ID)
+	stored(t, w)
+	away(t, w, x.Host.ID, time.Hour)
+	there := resumed(t, w, s, x.ID).Host.ID
+	back(t, w, x.Host.ID)
+	for range 3 {
+		look(t, w, s, x.Host.ID)
+	}
+	exec(t, w, `DELETE FROM departures`)
+	exec(t, w, `UPDATE sandboxes SET host_id = $2, status = 'paused', incarnation = 1, paused_at = now(), deadline_at = NULL WHERE id = $1`, x.ID, x.Host.ID)
+	for range 3 {
+		look(t, w, s, there)
+		look(t, w, s, x.Host.ID)
+	}
+	if _, err := s.Service.Resume(t.Context(), w.User(), x.ID, nil, false, true); !errs.Is(err, "later_life") {
+		t.Errorf("resumed: %v", err)
+	}
+	exec(t, w, `UPDATE sandboxes SET status = 'missing' WHERE id = $1`, x.ID)
+	if _, err := s.Service.Recover(t.Context(), w.User(), x.ID); !errs.Is(err, "later_life") {
+		t.Errorf("recovered: %v", err)
+	}
+	if phase, at := w.Agents.On(there, x.ID); phase != sandbox.PhaseRunning || at != 2 {
+		t.Errorf("it is %q/%d where it went", phase, at)
+	}
+	if phase, _ := w.Agents.On(x.Host.ID, x.ID); phase == sandbox.PhaseRunning {
+		t.Error("it runs twice")
+	}
+	// Once that is given up, by whoever manages the host, it goes on from what is known.
+	exec(t, w, `DELETE FROM host_strays WHERE sandbox_id = $1`, x.ID)
+	if _, err := s.Service.Recover(t.Context(), w.User(), x.ID); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestP5_ALostOrDamagedCopyIsFetchedAgain(t *testing.T) {
 	for _, what := range []string{"lost", "damaged"} {
 		t.Run(what, func(t *testing.T) {

@@ -1987,6 +1987,37 @@ func (q *Queries) InsertState(ctx context.Context, db DBTX, arg InsertStateParam
 	return err
 }
 
+const laterLives = `-- name: LaterLives :many
+SELECT k.host_id FROM host_strays k
+JOIN sandboxes s ON s.id = k.sandbox_id JOIN teams t ON t.id = s.team_id JOIN hosts h ON h.id = k.host_id AND h.deleted_at IS NULL
+WHERE k.sandbox_id = $1 AND k.kind = 'foreign' AND k.incarnation > s.incarnation
+  AND h.team_id = CASE WHEN t.is_byoc THEN t.id ELSE '00000000-0000-0000-0000-000000000000'::uuid END
+ORDER BY k.host_id
+`
+
+// Hosts of a sandbox's pool that say they have a later life of it than its row
+// knows. Lives are written down before a host hears of them: the row is of an
+// older database, from before the sandbox went there.
+func (q *Queries) LaterLives(ctx context.Context, db DBTX, sandboxID id.Sandbox) ([]id.Host, error) {
+	rows, err := db.Query(ctx, laterLives, sandboxID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []id.Host
+	for rows.Next() {
+		var host_id id.Host
+		if err := rows.Scan(&host_id); err != nil {
+			return nil, err
+		}
+		items = append(items, host_id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const leftStates = `-- name: LeftStates :many
 SELECT p.id, p.team_id, p.name FROM snapshots p
 WHERE p.team_id IN (SELECT t.id FROM teams t WHERE t.deleted_at IS NOT NULL) AND p.deleted_at IS NULL AND p.status = 'ready' AND p.kind <> 'fork'
