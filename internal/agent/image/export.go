@@ -8,13 +8,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"skerry.dev/skerry/internal/agent/image/unpack"
+	"skerry.dev/skerry/internal/agent/thread"
 	"skerry.dev/skerry/internal/artifact"
 	"skerry.dev/skerry/internal/artifact/transfer"
 )
@@ -169,7 +169,7 @@ func packMerged(ctx context.Context, layers []string, at, file string) error {
 	if err := os.Mkdir(at, 0o700); err != nil {
 		return err
 	}
-	return onLostThread(func() error {
+	return thread.Lose(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 			return fmt.Errorf("a mount namespace: %w", err)
 		}
@@ -186,24 +186,6 @@ func packMerged(ctx context.Context, layers []string, at, file string) error {
 		}
 		return packErofs(ctx, at, file, newest)
 	})
-}
-
-// onLostThread calls do on a thread that ends afterwards, with whatever it has
-// made its own. The process's first thread is never that one: it cannot end, and
-// what /proc/self says of the process is what it says of that thread.
-func onLostThread(do func() error) error {
-	failed := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			// Held meanwhile, so that the next try is on another one.
-			defer runtime.UnlockOSThread()
-			failed <- onLostThread(do)
-			return
-		}
-		failed <- do() // never unlocked: the runtime ends the thread with the goroutine
-	}()
-	return <-failed
 }
 
 // newestOf is the time of the youngest file: the image is dated by it, and

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"skerry.dev/skerry/internal/kernel/errs"
@@ -193,32 +192,5 @@ func TestP2_AnExportThatFailsLeavesNothing(t *testing.T) {
 	}
 	if after, err := mountsBelow("/"); err != nil || len(after) != len(before) {
 		t.Errorf("%d mounts became %d, %v", len(before), len(after), err)
-	}
-}
-
-// What a thread has made its own is never what the process's first one has: it
-// would stay, and everything that asks the process would be told of it.
-func TestTheFirstThreadIsNeverLost(t *testing.T) {
-	testkit.Root(t)
-	before, err := os.Readlink("/proc/self/ns/mnt")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var group errgroup.Group
-	for range 300 {
-		group.Go(func() error {
-			return onLostThread(func() error {
-				if unix.Gettid() == unix.Getpid() {
-					return errors.New("it is the first thread")
-				}
-				return unix.Unshare(unix.CLONE_NEWNS)
-			})
-		})
-	}
-	if err := group.Wait(); err != nil {
-		t.Fatal(err)
-	}
-	if after, err := os.Readlink("/proc/self/ns/mnt"); err != nil || after != before {
-		t.Errorf("the process is in %s, not %s, %v", after, before, err)
 	}
 }

@@ -8,11 +8,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"skerry.dev/skerry/internal/agent/thread"
 )
 
 // buildLink makes the namespace and the link of a slot, up and addressed on
@@ -58,27 +59,20 @@ func newNamespace(path string) error {
 		return err
 	}
 	f.Close()
-	result := make(chan error, 1)
-	go func() {
-		// Never unlocked: the thread that entered the namespace ends with this
-		// goroutine and can carry no other into it.
-		runtime.LockOSThread()
-		result <- func() error {
-			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+	return thread.Lose(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		if err := unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, ""); err != nil {
+			return err
+		}
+		for _, which := range []string{"all", "default"} {
+			if err := disableIPv6(which); err != nil {
 				return err
 			}
-			if err := unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, ""); err != nil {
-				return err
-			}
-			for _, which := range []string{"all", "default"} {
-				if err := disableIPv6(which); err != nil {
-					return err
-				}
-			}
-			return nil
-		}()
-	}()
-	return <-result
+		}
+		return nil
+	})
 }
 
 // disableIPv6 acts on an interface of the calling thread's namespace. A kernel
