@@ -16,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"skerry.dev/skerry/internal/kernel/errs"
-	"skerry.dev/skerry/internal/testkit"
 )
 
 // lowerTree is the mounted image of a sandbox.
