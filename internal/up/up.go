@@ -344,7 +344,18 @@ func (u *instance) baseTemplate(ctx context.Context, known credentials, admin *s
 		u.show.done("not looked at: see `skerry template list`")
 		return nil
 	}
-	t, err = admin.BuildBase(ctx, u.show.detail)
+	// The host counts as online from before the agent was started again.
+	for deadline := time.Now().Add(hostWithin); ; {
+		t, err = admin.BuildBase(ctx, u.show.detail)
+		if !errors.As(err, &refused) || refused.Code != "host_unavailable" && refused.Code != "no_host" || time.Now().After(deadline) {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(250 * time.Millisecond):
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("build the base template: %w", err)
 	}
