@@ -24,7 +24,7 @@ const verbs: Record<string, string> = {
 
 /** One line that a person understands. */
 export function sentence(e: Entry): string {
-	const who = e.actor.name || (e.actor.type === 'system' ? 'Skerry' : words(e.actor.type));
+	const who = e.actor.type === 'system' ? 'Skerry' : e.actor.name || words(e.actor.type);
 	const object = e.metadata['name'] ?? e.metadata['email'] ?? '';
 	if (e.action === 'refused') return `${who} was refused: ${words(e.resource_type)}`;
 	const verb = verbs[`${e.resource_type}.${e.action}`] ?? `${e.action.replaceAll('_', ' ')} (${e.resource_type.replaceAll('_', ' ')})`;
