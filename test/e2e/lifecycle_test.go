@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	_ "embed"
 	"encoding/json"
 	"fmt"
@@ -250,7 +251,7 @@ func (in *machine) noStates(t testing.TB) {
 		var kept struct {
 			Items []struct{ ID, Type string }
 		}
-		if _, err := in.Try(t.Context(), "GET", "/v1/snapshots?type=all&limit=200", nil, &kept); err != nil {
+		if _, err := in.Try(context.WithoutCancel(t.Context()), "GET", "/v1/snapshots?type=all&limit=200", nil, &kept); err != nil { // cleanups look, too
 			return false
 		}
 		entries, err := os.ReadDir(filepath.Join(in.Data, "agent", "states"))
