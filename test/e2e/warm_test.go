@@ -30,7 +30,11 @@ func TestS1_WarmStarts(t *testing.T) {
 	restart("auto")
 	seen := map[string][]string{}
 	for range 2 {
-		testkit.Eventually(t, time.Minute, "an instance that waits", func() bool { return in.Waiting() > 0 })
+		// Other tests' templates and sizes are waited for as well, one after the other.
+		testkit.Eventually(t, time.Minute, "as many instances wait as are to", func() bool {
+			wanted := in.Wanted()
+			return wanted > 0 && in.Waiting() >= wanted
+		})
 		began := time.Now()
 		box := in.Create(t, nil)
 		took := time.Since(began)

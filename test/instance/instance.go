@@ -225,16 +225,21 @@ func personal() []string {
 	return []string{"/v1/hosts", "/v1/api-keys", "/v1/me", "/v1/teams", "/v1/admin", "/v1/auth/switch-team"}
 }
 
-// Waiting is how many instances the agent keeps for sandboxes that come; none
-// while it does not answer.
-func (in *Instance) Waiting() (n int) {
-	res, err := http.Get(in.AgentMetrics + "/metrics")
+// Waiting is how many instances wait on the host for a sandbox, Wanted how many
+// are to wait, of all templates and sizes; zero while nobody says so.
+func (in *Instance) Waiting() int { return figure(in.AgentMetrics, "skerry_agent_warm_instances") }
+
+// Wanted is explained at Waiting.
+func (in *Instance) Wanted() int { return figure(in.Metrics, `skerry_warm_instances{state="wanted"}`) }
+
+func figure(at, name string) (n int) {
+	res, err := http.Get(at + "/metrics")
 	if err != nil {
 		return 0
 	}
 	defer res.Body.Close()
 	for lines := bufio.NewScanner(res.Body); lines.Scan(); {
-		if rest, ok := strings.CutPrefix(lines.Text(), "skerry_agent_warm_instances "); ok {
+		if rest, ok := strings.CutPrefix(lines.Text(), name+" "); ok {
 			n, _ = strconv.Atoi(rest)
 		}
 	}
