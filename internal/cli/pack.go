@@ -2,6 +2,7 @@ package cli
 
 import (
 	"archive/tar"
+	"cmp"
 	"compress/gzip"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"skerry.dev/skerry/internal/dockerignore"
 	"skerry.dev/skerry/sdk"
@@ -26,8 +28,40 @@ func send(e *Env, c *sdk.Client, name string, archive io.Reader) (string, error)
 	return made.ID, nil
 }
 
+// Bounds of waiting for a server that takes no more archives for now.
+const (
+	sendTries = 30
+	sendPause = 2 * time.Second // where the server names none
+)
+
+// untilTaken sends again what a server has no place for at the moment.
+func untilTaken(e *Env, send func() error) error {
+	for try := 1; ; try++ {
+		err := send()
+		var refused *sdk.Error
+		if try == sendTries || !errors.As(err, &refused) || refused.Code != "server_busy" {
+			return err
+		}
+		select {
+		case <-e.Context.Done():
+			return err
+		case <-time.After(cmp.Or(refused.RetryAfter, sendPause)):
+		}
+	}
+}
+
 // sendDir packs a directory on its way.
-func sendDir(e *Env, c *sdk.Client, dir string) (string, error) {
+func sendDir(e *Env, c *sdk.Client, dir string) (id string, err error) {
+	err = untilTaken(e, func() error {
+		id, err = sendPacked(e, c, dir)
+		return err
+	})
+	return id, err
+}
+
+var errUploadEnded = errors.New("the upload has ended")
+
+func sendPacked(e *Env, c *sdk.Client, dir string) (string, error) {
 	r, w := io.Pipe()
 	packed := make(chan error, 1)
 	go func() {
@@ -36,9 +70,10 @@ func sendDir(e *Env, c *sdk.Client, dir string) (string, error) {
 		w.CloseWithError(err)
 	}()
 	id, err := send(e, c, "context", r)
-	r.CloseWithError(errors.New("the upload has ended"))
-	// What went wrong here says more than what the server made of it.
-	if perr := <-packed; perr != nil && err != nil {
+	r.CloseWithError(errUploadEnded)
+	// What went wrong here says more than what the server made of it, unless it is
+	// just that the server would not read on.
+	if perr := <-packed; perr != nil && err != nil && !errors.Is(perr, errUploadEnded) {
 		return "", perr
 	}
 	return id, err

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"unicode"
 
 	"skerry.dev/skerry/sdk"
 )
@@ -139,7 +140,14 @@ func (cmd *templateBuildCmd) Run(e *Env, g *Globals) error {
 			return err
 		}
 		defer f.Close()
-		if o.FromTarball, err = send(e, c, filepath.Base(cmd.Tarball), f); err != nil {
+		err = untilTaken(e, func() error {
+			_, err := f.Seek(0, io.SeekStart)
+			if err == nil {
+				o.FromTarball, err = send(e, c, filepath.Base(cmd.Tarball), f)
+			}
+			return err
+		})
+		if err != nil {
 			return err
 		}
 	}
@@ -217,15 +225,30 @@ func (cmd *templateBuildCmd) password(e *Env) (string, error) {
 	return strings.TrimRight(string(raw), "\r\n"), err
 }
 
-// copies reports whether a recipe takes files from a context.
+// copies reports whether a recipe takes files from a context: an instruction
+// begins where none is continued.
 func copies(recipe string) bool {
+	instruction := ""
 	for line := range strings.Lines(recipe) {
-		word, _, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if strings.EqualFold(word, "COPY") || strings.HasPrefix(strings.ToUpper(word), "COPY\t") {
+		if text := strings.TrimSpace(line); text == "" || text[0] == '#' {
+			continue // also amid an instruction
+		}
+		line = strings.TrimRightFunc(line, unicode.IsSpace)
+		part, goesOn := strings.CutSuffix(line, `\`)
+		if instruction += part; goesOn {
+			continue
+		}
+		if copying(instruction) {
 			return true
 		}
+		instruction = ""
 	}
-	return false
+	return copying(instruction)
+}
+
+func copying(instruction string) bool {
+	words := strings.Fields(instruction)
+	return len(words) > 0 && strings.EqualFold(words[0], "COPY")
 }
 
 // watchBuild shows a build as it goes on. The first interrupt asks to cancel it,
