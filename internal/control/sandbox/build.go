@@ -106,7 +106,7 @@ func (s *Service) EndForBuild(ctx context.Context, sandbox id.Sandbox) error {
 	if x.BuildID == nil {
 		return errs.Internal(errors.New("sandbox: not a build's"))
 	}
-	_, err = s.end(ctx, builder(x.TeamID), sandbox, &x.TeamID, EndBuild)
+	_, err = s.end(ctx, builder(x.TeamID), sandbox, nil, EndBuild)
 	return err
 }
 

@@ -53,7 +53,7 @@ func (s *Service) findState(ctx context.Context, team id.Team, nameOrID string) 
 		return named, nameErr
 	}
 	got, err := s.store.State(ctx, state)
-	if err == nil && (got.TeamID != team || got.Status == StateDeleted) {
+	if err == nil && (got.TeamID != team || got.Status == StateDeleted || got.Kind.internal()) {
 		return Snapshot{}, ErrStateNotFound
 	}
 	return got, err

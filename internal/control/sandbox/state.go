@@ -24,6 +24,9 @@ const (
 	StateTemplate   StateKind = "template" // what sandboxes of a template start from
 )
 
+// internal states are of builds and templates, which alone use them.
+func (k StateKind) internal() bool { return k == StateLayer || k == StateTemplate }
+
 // StateStatus is where a saved state is in its life.
 type StateStatus string
 

@@ -235,7 +235,7 @@ func (s *Store) BeginDelete(ctx context.Context, d sandbox.Delete) (sandbox.Sand
 	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
 		op = sandbox.Operation{}
 		locked, err := s.q.LockSandbox(ctx, tx, d.ID)
-		if errors.Is(err, pgx.ErrNoRows) || err == nil && d.Team != nil && locked.Sandbox.TeamID != *d.Team {
+		if errors.Is(err, pgx.ErrNoRows) || err == nil && d.Team != nil && (locked.Sandbox.TeamID != *d.Team || locked.Sandbox.BuildID != nil) {
 			return sandbox.ErrNotFound
 		}
 		if err != nil {

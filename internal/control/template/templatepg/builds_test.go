@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"skerry.dev/skerry/internal/control/principal"
+	"skerry.dev/skerry/internal/control/sandbox"
 	"skerry.dev/skerry/internal/control/template/build"
 	"skerry.dev/skerry/internal/control/template/templatepg"
 	"skerry.dev/skerry/internal/kernel/errs"
@@ -123,6 +124,66 @@ func TestP2_ABuildMakesWhatItsRecipeSays(t *testing.T) {
 	if err != nil || len(list.Items) != 2 || list.NextCursor == "" || list.Items[0].ID != third {
 		t.Errorf("%+v %v", list, err)
 	}
+}
+
+// What builds run in and leave is theirs alone: to its team, who may learn its id,
+// none of it is there.
+func TestP2_WhatIsABuildsIsNobodysToUse(t *testing.T) {
+	w := newBuildWorld(t)
+	b := w.serve(build.Config{})
+	ctx := context.Background()
+	by := w.User()
+	w.ended(b, w.begin(b, by, build.Request{Name: "app", Recipe: "RUN one\nSTART serve\nREADY check"}))
+	rows, err := w.Pool.Query(ctx, `SELECT id, kind FROM snapshots WHERE team_id = $1 AND status = 'ready'`, w.Team)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kinds := map[string]int{}
+	var states []id.Snapshot
+	for rows.Next() {
+		var state id.Snapshot
+		var kind string
+		if err := rows.Scan(&state, &kind); err != nil {
+			t.Fatal(err)
+		}
+		kinds[kind]++
+		states = append(states, state)
+	}
+	if err := rows.Err(); err != nil || kinds["layer"] == 0 || kinds["template"] == 0 {
+		t.Fatalf("the build left %v, %v", kinds, err)
+	}
+	for _, state := range states {
+		_, getErr := b.rooms.GetSnapshot(ctx, by, state.String())
+		_, startErr := b.rooms.Create(ctx, by, sandbox.CreateRequest{Snapshot: state.String()})
+		for verb, err := range map[string]error{"get": getErr, "start": startErr, "delete": b.rooms.DeleteSnapshot(ctx, by, state.String())} {
+			if !errs.Is(err, sandbox.ErrStateNotFound.Reason) {
+				t.Errorf("%s: %v", verb, err)
+			}
+		}
+	}
+	if list, err := b.rooms.ListSnapshots(ctx, by, sandbox.StateFilter{}, page.Request{Limit: 10}); err != nil || len(list.Items) != 0 {
+		t.Errorf("listed: %+v, %v", list.Items, err)
+	}
+
+	<-w.blocked // what START began
+	made := w.begin(b, by, build.Request{Name: "goes-on", Recipe: "RUN block"})
+	box := <-w.blocked
+	_, getErr := b.rooms.Get(ctx, by, box)
+	_, pauseErr := b.rooms.Pause(ctx, by, box, true, true)
+	_, forkErr := b.rooms.Fork(ctx, by, box, sandbox.ForkRequest{Count: 1})
+	for verb, err := range map[string]error{"get": getErr, "pause": pauseErr, "fork": forkErr, "delete": b.rooms.Delete(ctx, by, box)} {
+		if !errs.Is(err, sandbox.ErrNotFound.Reason) {
+			t.Errorf("%s: %v", verb, err)
+		}
+	}
+	if n := w.count(`sandboxes WHERE id = $1 AND ended_at IS NULL AND status = 'running'`, box); n != 1 {
+		t.Error("the build's sandbox does not run any more")
+	}
+	if _, err := b.Cancel(ctx, by, made); err != nil {
+		t.Fatal(err)
+	}
+	w.ended(b, made)
+	w.whole(b)
 }
 
 func TestP2_AFailingStepShowsItsLogAndItsLine(t *testing.T) {

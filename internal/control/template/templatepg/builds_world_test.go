@@ -80,6 +80,7 @@ type buildServer struct {
 	store  *templatepg.Builds
 	driver *build.Driver
 	sweep  *build.Sweep
+	rooms  boxes
 	stop   func()
 }
 
@@ -96,7 +97,7 @@ func (w *buildWorld) serve(cfg build.Config) *buildServer {
 	if cfg.Lease == 0 {
 		cfg.Lease = 3 * time.Second
 	}
-	b := &buildServer{store: store}
+	b := &buildServer{store: store, rooms: rooms}
 	b.driver = build.NewDriver(build.Ports{
 		Store: store, Agents: buildAgents{w}, Sandboxes: rooms, Guests: buildGuests{w}, Templates: templates, Artifacts: buildStore{w}, Feed: feed, Secret: w.Secret,
 	}, cfg, log)
