@@ -30,7 +30,7 @@ func skerry(t *testing.T) *machine {
 			return
 		}
 		var in *instance.Instance
-		in, sharedErr = instance.New(context.Background(), "SKERRY_DNS="+resolver)
+		in, sharedErr = instance.New(context.Background(), "SKERRY_DNS="+resolver, "SKERRY_REGISTRY_NETWORKS=127.0.0.0/8")
 		if in != nil {
 			shared = &machine{in}
 		}

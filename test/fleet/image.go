@@ -37,7 +37,7 @@ var programs = []string{
 // whole Debian takes a minute to build and shows nothing more of a fleet.
 func publishBase(ctx context.Context, pool *pgxpool.Pool, storeDir, work string) error {
 	root := filepath.Join(work, "root")
-	if err := plant(root); err != nil {
+	if err := Plant(root); err != nil {
 		return err
 	}
 	file := filepath.Join(work, "base.erofs")
@@ -80,8 +80,9 @@ func publishBase(ctx context.Context, pool *pgxpool.Pool, storeDir, work string)
 
 var libraries = regexp.MustCompile(`(?m)(/\S+) \(0x`)
 
-// plant makes a root tree of the programs and the libraries they need.
-func plant(root string) error {
+// Plant makes a root tree of a few programs of this machine and the libraries they
+// need.
+func Plant(root string) error {
 	for _, dir := range []string{"bin", "dev", "etc", "home/user", "proc", "root", "run", "sys", "tmp", "usr/bin", "var/tmp"} {
 		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
 			return err
