@@ -46,11 +46,14 @@ type images struct {
 	clients transfer.Clients
 }
 
-func (i images) Acquire(ctx context.Context, img journal.Image, owner string) (string, error) {
-	return i.cache.Acquire(ctx, image.Image{
+func (i images) Acquire(ctx context.Context, img journal.Image, daemon manager.Daemon, owner string) (manager.Tree, error) {
+	tree, err := i.cache.Acquire(ctx, image.Image{
 		Digest: artifact.Digest(img.Digest), SizeBytes: img.SizeBytes, From: img.From,
-	}, owner, i.clients)
+	}, image.Daemon{Digest: artifact.Digest(daemon.Digest), File: daemon.File}, owner, i.clients)
+	return manager.Tree{Dir: tree.Dir, Daemon: string(tree.Daemon)}, err
 }
+
+func (i images) DaemonFile(daemon string) string { return i.cache.DaemonFile(artifact.Digest(daemon)) }
 
 // Fetch implements carry.Images.
 func (i images) Fetch(ctx context.Context, img journal.Image, progress transfer.Progress) error {
@@ -61,12 +64,12 @@ func (i images) Release(ctx context.Context, digest, owner string) error {
 	return i.cache.Release(ctx, artifact.Digest(digest), owner)
 }
 
-func (i images) Recover(ctx context.Context, owners map[string]string) error {
-	digests := make(map[string]artifact.Digest, len(owners))
-	for owner, digest := range owners {
-		digests[owner] = artifact.Digest(digest)
+func (i images) Recover(ctx context.Context, owners map[string]manager.Holding) error {
+	trees := make(map[string]image.Holding, len(owners))
+	for owner, h := range owners {
+		trees[owner] = image.Holding{Image: artifact.Digest(h.Image), Daemon: artifact.Digest(h.Daemon)}
 	}
-	return i.cache.Recover(ctx, digests)
+	return i.cache.Recover(ctx, trees)
 }
 
 // newGuest links the manager to guest daemons.

@@ -26,6 +26,7 @@ import (
 	"skerry.dev/skerry/internal/agent/identity"
 	"skerry.dev/skerry/internal/agent/image"
 	"skerry.dev/skerry/internal/agent/journal"
+	"skerry.dev/skerry/internal/agent/manager"
 	"skerry.dev/skerry/internal/agent/network"
 	"skerry.dev/skerry/internal/agent/shim"
 	"skerry.dev/skerry/internal/artifact"
@@ -62,9 +63,12 @@ func TestMain(m *testing.M) {
 // daemon and nothing else.
 type tree struct{ dir string }
 
-func (r tree) Acquire(context.Context, journal.Image, string) (string, error) { return r.dir, nil }
-func (r tree) Release(context.Context, string, string) error                  { return nil }
-func (r tree) Recover(context.Context, map[string]string) error               { return nil }
+func (r tree) Acquire(context.Context, journal.Image, manager.Daemon, string) (manager.Tree, error) {
+	return manager.Tree{Dir: r.dir}, nil
+}
+func (r tree) DaemonFile(string) string                                  { return "" }
+func (r tree) Release(context.Context, string, string) error             { return nil }
+func (r tree) Recover(context.Context, map[string]manager.Holding) error { return nil }
 
 func newTree(t *testing.T) tree {
 	t.Helper()

@@ -106,13 +106,18 @@ func try(ctx context.Context, cfg Config) (version string, err error) {
 type bare struct{ root string }
 
 // Acquire implements manager.Images.
-func (b bare) Acquire(context.Context, journal.Image, string) (string, error) { return b.root, nil }
+func (b bare) Acquire(context.Context, journal.Image, manager.Daemon, string) (manager.Tree, error) {
+	return manager.Tree{Dir: b.root}, nil
+}
+
+// DaemonFile implements manager.Images: nothing is saved.
+func (bare) DaemonFile(string) string { return "" }
 
 // Release implements manager.Images.
 func (bare) Release(context.Context, string, string) error { return nil }
 
 // Recover implements manager.Images.
-func (bare) Recover(context.Context, map[string]string) error { return nil }
+func (bare) Recover(context.Context, map[string]manager.Holding) error { return nil }
 
 // bareTree makes a root tree with the guest daemon and nothing else.
 func bareTree(cfg Config) (string, error) {

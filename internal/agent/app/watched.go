@@ -154,12 +154,12 @@ type watchedImages struct {
 }
 
 // Acquire implements manager.Images.
-func (i watchedImages) Acquire(ctx context.Context, img journal.Image, owner string) (root string, err error) {
+func (i watchedImages) Acquire(ctx context.Context, img journal.Image, daemon manager.Daemon, owner string) (tree manager.Tree, err error) {
 	err = i.w.do(ctx, "image", "acquire", func(ctx context.Context) (err error) {
-		root, err = i.Images.Acquire(ctx, img, owner)
+		tree, err = i.Images.Acquire(ctx, img, daemon, owner)
 		return err
 	})
-	return root, err
+	return tree, err
 }
 
 type watchedGuest struct {

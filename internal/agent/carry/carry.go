@@ -25,7 +25,7 @@ const (
 	// maxProgram bounds the program of an engine.
 	maxProgram = 1 << 30
 	// maxBeside bounds what comes with the files of a state's image, over and above
-	// their size once more: its description, its disk in another form.
+	// their size once more: its description, its disk in another form, its daemon.
 	maxBeside = 64 << 20
 	// leftFor is how long what a broken fetch of a program left stays.
 	leftFor = 24 * time.Hour
@@ -109,7 +109,7 @@ func (c *Carrier) UploadState(ctx context.Context, which id.Snapshot, to artifac
 		defer held.Release()
 		var files []transfer.File
 		for _, p := range held.Parts() {
-			files = append(files, transfer.File{Name: p.Name, Path: p.Path, Mode: 0o600})
+			files = append(files, transfer.File{Name: p.Name, Path: p.Path, Mode: p.Mode})
 		}
 		return transfer.Upload(ctx, c.cfg.Clients, to, files, artifact.MediaTypeState, transfer.Options{Progress: progress})
 	})

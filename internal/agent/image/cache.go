@@ -28,6 +28,7 @@ const (
 	imagesDir   = "images"
 	guestsDir   = "guests"
 	mountsDir   = "mounts"
+	rootPrefix  = "root-"
 )
 
 // Config says where the cache lives and how much it may hold.
@@ -62,10 +63,21 @@ const GuestPath = "/.skerry/guest"
 type entry struct {
 	digest  artifact.Digest
 	turn    chan struct{}
-	owners  map[string]struct{}
+	owners  map[string]artifact.Digest // each has the tree with that daemon
 	lastUse time.Time
-	checked bool // the file had its digest since this process started
-	mounted bool // lower and the current root
+	checked bool                     // the file had its digest since this process started
+	mounted map[artifact.Digest]bool // trees, by daemon; guarded by the Cache
+}
+
+// owned tells whether somebody has the tree with a daemon. Called with Cache.mu
+// held.
+func (e *entry) owned(daemon artifact.Digest) bool {
+	for _, d := range e.owners {
+		if d == daemon {
+			return true
+		}
+	}
+	return false
 }
 
 // Cache hands out root trees. Safe for concurrent use.
@@ -75,6 +87,11 @@ type Cache struct {
 
 	mu      sync.Mutex
 	entries map[artifact.Digest]*entry
+
+	// layers is held from looking for a daemon's layer until it is mounted, and
+	// while one that nothing is mounted on is removed. Taken before mu.
+	layers sync.Mutex
+	intact map[artifact.Digest]bool // daemons that had their digest since this process started
 }
 
 // New opens the cache and installs the guest daemon in it. Nothing is mounted
@@ -98,21 +115,15 @@ func New(cfg Config) (*Cache, error) {
 			return nil, err
 		}
 	}
-	c := &Cache{cfg: cfg, entries: make(map[artifact.Digest]*entry)}
-	guest, err := c.installGuest()
-	if err != nil {
+	c := &Cache{cfg: cfg, entries: make(map[artifact.Digest]*entry), intact: make(map[artifact.Digest]bool)}
+	if err := c.installCurrent(); err != nil {
 		return nil, fmt.Errorf("installing the guest daemon: %w", err)
 	}
-	c.guest = guest
 	return c, nil
 }
 
 func (c *Cache) imagePath(d artifact.Digest) string {
 	return filepath.Join(c.cfg.Dir, imagesDir, string(d)+imageSuffix)
-}
-
-func (c *Cache) guestLayer(guest artifact.Digest) string {
-	return filepath.Join(c.cfg.Dir, guestsDir, string(guest))
 }
 
 func (c *Cache) mountDir(d artifact.Digest) string {
@@ -121,40 +132,8 @@ func (c *Cache) mountDir(d artifact.Digest) string {
 
 func (c *Cache) lower(d artifact.Digest) string { return filepath.Join(c.mountDir(d), "lower") }
 
-func (c *Cache) root(d artifact.Digest) string {
-	return filepath.Join(c.mountDir(d), "root-"+string(c.guest))
-}
-
-// installGuest copies the daemon to a directory named by its digest; what is
-// there already, perhaps below a mount, is never touched.
-func (c *Cache) installGuest() (artifact.Digest, error) {
-	digest, err := fileDigest(context.Background(), c.cfg.GuestBinary)
-	if err != nil {
-		return "", err
-	}
-	layer := c.guestLayer(digest)
-	if got, err := fileDigest(context.Background(), filepath.Join(layer, GuestPath)); err == nil && got == digest {
-		return digest, nil
-	}
-	tmp, err := os.MkdirTemp(filepath.Join(c.cfg.Dir, guestsDir), ".new-")
-	if err != nil {
-		return "", err
-	}
-	defer os.RemoveAll(tmp)
-	if err := errors.Join(os.Chmod(tmp, 0o755), os.Mkdir(filepath.Join(tmp, filepath.Dir(GuestPath)), 0o755)); err != nil {
-		return "", err
-	}
-	if err := copyFile(c.cfg.GuestBinary, filepath.Join(tmp, GuestPath), 0o555); err != nil {
-		return "", err
-	}
-	// A damaged one that nothing is mounted on gives way.
-	if err := os.RemoveAll(layer); err != nil {
-		return "", err
-	}
-	if err := os.Rename(tmp, layer); err != nil {
-		return "", err
-	}
-	return digest, syncDir(filepath.Dir(layer))
+func (c *Cache) root(d, daemon artifact.Digest) string {
+	return filepath.Join(c.mountDir(d), rootPrefix+string(daemon))
 }
 
 // take waits for the turn of an image and returns it.
@@ -173,7 +152,10 @@ func (c *Cache) take(ctx context.Context, d artifact.Digest) (*entry, error) {
 func (c *Cache) entryLocked(d artifact.Digest) *entry {
 	e := c.entries[d]
 	if e == nil {
-		e = &entry{digest: d, turn: make(chan struct{}, 1), owners: make(map[string]struct{})}
+		e = &entry{
+			digest: d, turn: make(chan struct{}, 1),
+			owners: make(map[string]artifact.Digest), mounted: make(map[artifact.Digest]bool),
+		}
 		c.entries[d] = e
 	}
 	return e
@@ -181,50 +163,73 @@ func (c *Cache) entryLocked(d artifact.Digest) *entry {
 
 func (e *entry) give() { <-e.turn }
 
-// Acquire returns the read-only root tree of img for owner, fetching, checking
-// and mounting what is missing. Concurrent calls for one image share the work.
-// Repeated for the same owner it returns the same tree and counts once.
-func (c *Cache) Acquire(ctx context.Context, img Image, owner string, clients transfer.Clients) (rootDir string, err error) {
-	if err := img.Digest.Validate(); err != nil {
-		return "", err
+// Tree is a root tree that somebody has.
+type Tree struct {
+	Dir    string
+	Daemon artifact.Digest // the one in it
+}
+
+// Acquire returns the read-only root tree of img with a build of the daemon for
+// owner, fetching, checking and mounting what is missing. Concurrent calls for one
+// image share the work. Repeated for the same owner it returns the same tree and
+// counts once; with another daemon the owner has that tree instead. Reasons:
+// image_not_on_host, image_damaged, image_cache_full, guest_build_missing, and
+// those of a download.
+func (c *Cache) Acquire(ctx context.Context, img Image, daemon Daemon, owner string, clients transfer.Clients) (Tree, error) {
+	if daemon.Digest == "" {
+		daemon = Daemon{Digest: c.guest}
+	}
+	if err := errors.Join(img.Digest.Validate(), daemon.Digest.Validate()); err != nil {
+		return Tree{}, err
 	}
 	if owner == "" {
-		return "", errs.Field("owner", "An image needs an owner.")
+		return Tree{}, errs.Field("owner", "An image needs an owner.")
 	}
 	e, err := c.take(ctx, img.Digest)
 	if err != nil {
-		return "", err
+		return Tree{}, err
 	}
 	defer e.give()
 	// Counted first, so that nobody makes room by removing it meanwhile.
 	c.mu.Lock()
-	_, held := e.owners[owner]
-	e.owners[owner] = struct{}{}
+	before, held := e.owners[owner]
+	e.owners[owner] = daemon.Digest
 	e.lastUse = time.Now()
 	c.mu.Unlock()
-	if err := c.ready(ctx, e, img, clients); err != nil {
-		if !held {
-			c.mu.Lock()
-			delete(e.owners, owner)
-			c.mu.Unlock()
+	if err := c.ready(ctx, e, img, daemon, clients); err != nil {
+		c.mu.Lock()
+		delete(e.owners, owner)
+		if held {
+			e.owners[owner] = before
 		}
-		return "", err
+		c.mu.Unlock()
+		return Tree{}, err
 	}
-	return c.root(img.Digest), nil
+	return Tree{Dir: c.root(img.Digest, daemon.Digest), Daemon: daemon.Digest}, nil
 }
 
-// ready brings the image to be mounted. The turn is held.
-func (c *Cache) ready(ctx context.Context, e *entry, img Image, clients transfer.Clients) error {
-	if e.mounted {
+// ready brings the tree to be mounted. The turn is held.
+func (c *Cache) ready(ctx context.Context, e *entry, img Image, daemon Daemon, clients transfer.Clients) error {
+	c.mu.Lock()
+	mounted := e.mounted[daemon.Digest]
+	c.mu.Unlock()
+	if mounted {
 		return nil
 	}
 	if err := c.bring(ctx, e, img, clients, nil); err != nil {
 		return err
 	}
-	if err := c.mount(e.digest); err != nil {
+	c.layers.Lock()
+	defer c.layers.Unlock()
+	if err := c.layer(ctx, daemon); err != nil {
+		return err
+	}
+	if err := c.mount(e.digest, daemon.Digest); err != nil {
 		return fmt.Errorf("mounting image %s: %w", e.digest, err)
 	}
-	e.mounted = true
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e.mounted[daemon.Digest] = true
 	return nil
 }
 

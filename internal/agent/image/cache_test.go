@@ -122,9 +122,9 @@ func (s *shelf) fetch(t *testing.T, img Image, file string) {
 
 func (s *shelf) acquire(t *testing.T, c *Cache, img Image, owner string) string {
 	t.Helper()
-	root, err := c.Acquire(t.Context(), img, owner, s.clients())
+	tree, err := c.Acquire(t.Context(), img, Daemon{}, owner, s.clients())
 	must(t, err)
-	return root
+	return tree.Dir
 }
 
 func newCache(t *testing.T, dir string, change func(*Config)) *Cache {
@@ -171,10 +171,11 @@ func TestP1_OneMountForAllOwners(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range roots {
 		wg.Go(func() {
-			var err error
-			if roots[i], err = c.Acquire(context.Background(), img, fmt.Sprint("owner ", i), s.clients()); err != nil {
+			tree, err := c.Acquire(context.Background(), img, Daemon{}, fmt.Sprint("owner ", i), s.clients())
+			if err != nil {
 				t.Error(err)
 			}
+			roots[i] = tree.Dir
 		})
 	}
 	wg.Wait()
@@ -241,7 +242,7 @@ func TestLL01_AFewStayWarmAndNoMore(t *testing.T) {
 		s.acquire(t, c, img, "o")
 		must(t, c.Release(t.Context(), img.Digest, "o"))
 	}
-	reads(t, c.root(images[0].Digest), "image 0")
+	reads(t, c.root(images[0].Digest, c.guest), "image 0")
 	must(t, f.Close())
 	must(t, c.cool(t.Context()))
 	if have := c.mounts(t); len(have) != 4 {
@@ -263,13 +264,14 @@ func TestTS02_ARestartKeepsWhatIsOwnedAndDropsTheRest(t *testing.T) {
 
 	// The new agent brings a new daemon; the old tree stays as it was.
 	newGuest := func(c *Config) { must(t, os.WriteFile(c.GuestBinary, []byte("a newer daemon"), 0o755)) }
+	old := c.guest
 	c = newCache(t, dir, newGuest)
 	if leaks, err := c.Leaks(t.Context()); err != nil || len(leaks) != 4 {
 		t.Errorf("before recovery: %q %v", leaks, err)
 	}
-	must(t, c.Recover(t.Context(), map[string]artifact.Digest{"a": owned.Digest}))
+	must(t, c.Recover(t.Context(), map[string]Holding{"a": {Image: owned.Digest, Daemon: old}}))
 	noLeaks(t, c)
-	if have := c.mounts(t); len(have) != 3 || slices.Contains(have, c.lower(orphan.Digest)) {
+	if have := c.mounts(t); len(have) != 2 || slices.Contains(have, c.lower(orphan.Digest)) {
 		t.Errorf("mounted: %q", have)
 	}
 	if b, err := os.ReadFile(filepath.Join(oldRoot, GuestPath)); err != nil || string(b) != "the daemon" {
@@ -286,12 +288,14 @@ func TestTS02_ARestartKeepsWhatIsOwnedAndDropsTheRest(t *testing.T) {
 		must(t, unix.Unmount(m, 0))
 	}
 	c = newCache(t, dir, newGuest)
-	must(t, c.Recover(t.Context(), map[string]artifact.Digest{"a": owned.Digest}))
+	must(t, c.Recover(t.Context(), map[string]Holding{"a": {Image: owned.Digest, Daemon: old}, "c": {Image: owned.Digest}}))
 	reads(t, newRoot, "owned")
+	reads(t, oldRoot, "owned")
+	must(t, c.Release(t.Context(), owned.Digest, "a"))
 	if old, err := filepath.Glob(filepath.Join(dir, guestsDir, "*")); err != nil || len(old) != 1 {
 		t.Errorf("daemons left: %v %v", old, err)
 	}
-	if err := c.Recover(t.Context(), map[string]artifact.Digest{"z": artifact.DigestOf([]byte("lost"))}); !errs.Is(err, "image_not_on_host") {
+	if err := c.Recover(t.Context(), map[string]Holding{"z": {Image: artifact.DigestOf([]byte("lost"))}}); !errs.Is(err, "image_not_on_host") {
 		t.Errorf("an owner of a lost image: %v", err)
 	}
 }
@@ -314,7 +318,7 @@ func TestTS02_ADamagedImageIsNeverMounted(t *testing.T) {
 	must(t, errors.Join(err, f.Close()))
 
 	c = newCache(t, dir, nil)
-	if _, err := c.Acquire(t.Context(), img, "a", s.clients()); !errs.Is(err, "image_damaged") {
+	if _, err := c.Acquire(t.Context(), img, Daemon{}, "a", s.clients()); !errs.Is(err, "image_damaged") {
 		t.Errorf("with sandboxes on it: %v", err)
 	}
 	must(t, c.Recover(t.Context(), nil))
@@ -335,7 +339,7 @@ func TestCache_BoundedAndNeverAtTheCostOfOwners(t *testing.T) {
 	t.Cleanup(func() { must(t, c.Purge(context.Background())) })
 	s.acquire(t, c, a, "o")
 	s.acquire(t, c, b, "o")
-	if _, err := c.Acquire(t.Context(), d, "o", s.clients()); !errs.Is(err, "image_cache_full") {
+	if _, err := c.Acquire(t.Context(), d, Daemon{}, "o", s.clients()); !errs.Is(err, "image_cache_full") {
 		t.Errorf("beyond the bound: %v", err)
 	}
 	must(t, c.Release(t.Context(), a.Digest, "o"))

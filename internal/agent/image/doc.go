@@ -8,7 +8,8 @@
 //
 //	images/<digest>.erofs        the file, 0400
 //	images/<digest>.erofs.part   a download that will be resumed
-//	guests/<digest>/.skerry/guest the daemon, one directory per build of it
+//	guests/<digest>/.skerry/guest the daemon, one directory per build of it: the
+//	                             current one, and those that trees are mounted with
 //	mounts/<digest>/lower        the image
 //	mounts/<digest>/root-<guest> image and daemon merged, what instances are given
 //

@@ -204,7 +204,7 @@ func newestOf(ctx context.Context, root string) (time.Time, error) {
 // Hold mounts an image that is on this host for owner and returns its own tree,
 // without the daemon. Release ends it.
 func (c *Cache) Hold(ctx context.Context, digest artifact.Digest, owner string) (dir string, err error) {
-	if _, err := c.Acquire(ctx, Image{Digest: digest}, owner, transfer.Clients{}); err != nil {
+	if _, err := c.Acquire(ctx, Image{Digest: digest}, Daemon{}, owner, transfer.Clients{}); err != nil {
 		return "", err
 	}
 	return c.lower(digest), nil

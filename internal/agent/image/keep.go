@@ -21,7 +21,8 @@ import (
 const partAge = 24 * time.Hour
 
 // Release gives the tree back. Succeeds on what is not held. A few unused
-// images stay mounted; of the others the longest unused is unmounted.
+// images stay mounted; of the others the longest unused is unmounted. Of a daemon
+// that is not the current one nothing stays.
 func (c *Cache) Release(ctx context.Context, digest artifact.Digest, owner string) error {
 	c.mu.Lock()
 	if e := c.entries[digest]; e != nil {
@@ -48,9 +49,11 @@ func (c *Cache) unused() []*entry {
 	return out
 }
 
-// cool unmounts unused images beyond the warm ones. One that is busy, with an
-// Acquire or an open file, is left for the next time.
+// cool unmounts unused images beyond the warm ones, and unused trees with other
+// daemons than the current one. What is busy, with an Acquire or an open file, is
+// left for the next time.
 func (c *Cache) cool(ctx context.Context) error {
+	failed := []error{c.coolTrees()}
 	var warm []*entry
 	for _, e := range c.unused() {
 		if have, err := mountsBelow(c.mountDir(e.digest)); err != nil {
@@ -59,10 +62,34 @@ func (c *Cache) cool(ctx context.Context) error {
 			warm = append(warm, e)
 		}
 	}
-	var failed []error
 	for i := 0; i < len(warm)-c.cfg.WarmMounts && ctx.Err() == nil; i++ {
 		if err := c.drop(warm[i], false); err != nil {
 			failed = append(failed, err)
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// coolTrees unmounts trees with other daemons than the current one that nobody has.
+func (c *Cache) coolTrees() error {
+	c.mu.Lock()
+	var stale []*entry
+	for _, e := range c.entries {
+		for daemon := range e.mounted {
+			if daemon != c.guest && !e.owned(daemon) {
+				stale = append(stale, e)
+				break
+			}
+		}
+	}
+	c.mu.Unlock()
+	var failed []error
+	for _, e := range stale {
+		select {
+		case e.turn <- struct{}{}:
+			failed = append(failed, c.dropTrees(e))
+			e.give()
+		default:
 		}
 	}
 	return errors.Join(failed...)
@@ -83,7 +110,12 @@ func (c *Cache) drop(e *entry, file bool) error {
 	if owned {
 		return nil
 	}
-	e.mounted = false
+	if err := c.dropTrees(e); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	clear(e.mounted)
+	c.mu.Unlock()
 	if err := c.unmount(e.digest); err != nil {
 		if errors.Is(err, unix.EBUSY) {
 			c.cfg.Logger.Warn("an unused image is still open and stays mounted", "digest", e.digest)
@@ -153,15 +185,30 @@ func (c *Cache) usage() (int64, error) {
 	return sum, nil
 }
 
+// Holding is the tree somebody has.
+type Holding struct {
+	Image  artifact.Digest
+	Daemon artifact.Digest // empty is the current one
+}
+
 // Recover is called once at the agent's start with every owner the journal
 // knows. It mounts what they need and is missing, as after a reboot, and
 // unmounts what nobody owns. An owner whose image cannot be mounted is named in
-// the error and does not stop the others.
-func (c *Cache) Recover(ctx context.Context, owners map[string]artifact.Digest) error {
+// the error and does not stop the others. One whose daemon is gone has its image
+// all the same: what runs there has the daemon open.
+func (c *Cache) Recover(ctx context.Context, owners map[string]Holding) error {
 	var failed []error
-	for owner, d := range owners {
-		if _, err := c.Acquire(ctx, Image{Digest: d}, owner, transfer.Clients{}); err != nil {
-			failed = append(failed, fmt.Errorf("image %s of %s: %w", d, owner, err))
+	for owner, h := range owners {
+		_, err := c.Acquire(ctx, Image{Digest: h.Image}, Daemon{Digest: h.Daemon}, owner, transfer.Clients{})
+		if errs.Is(err, "guest_build_missing") {
+			c.cfg.Logger.Error("the guest daemon of a sandbox that runs here is gone", "owner", owner, "guest_digest", h.Daemon)
+			c.mu.Lock()
+			c.entryLocked(h.Image).owners[owner] = h.Daemon
+			c.mu.Unlock()
+			continue
+		}
+		if err != nil {
+			failed = append(failed, fmt.Errorf("image %s of %s: %w", h.Image, owner, err))
 		}
 	}
 	mounted, err := os.ReadDir(filepath.Join(c.cfg.Dir, mountsDir))
@@ -173,39 +220,20 @@ func (c *Cache) Recover(ctx context.Context, owners map[string]artifact.Digest) 
 		if err != nil {
 			continue
 		}
-		c.mu.Lock()
-		e := c.entryLocked(d)
-		c.mu.Unlock()
-		failed = append(failed, c.drop(e, false))
+		e, err := c.take(ctx, d)
+		if err != nil {
+			return errors.Join(append(failed, err)...)
+		}
+		err = c.dropTrees(e)
+		e.give()
+		failed = append(failed, err, c.drop(e, false))
 	}
-	failed = append(failed, c.removeStale())
+	failed = append(failed, c.dropLayers(), c.removeStale())
 	return errors.Join(failed...)
 }
 
-// removeStale removes daemons of earlier builds no mount needs any more, and
-// what broken downloads and installs left.
+// removeStale removes what broken downloads left.
 func (c *Cache) removeStale() error {
-	inUse := map[string]bool{string(c.guest): true}
-	have, err := mountsBelow(filepath.Join(c.cfg.Dir, mountsDir))
-	if err != nil {
-		return err
-	}
-	for _, m := range have {
-		if guest, ok := strings.CutPrefix(filepath.Base(m), "root-"); ok {
-			inUse[guest] = true
-		}
-	}
-	guests, err := os.ReadDir(filepath.Join(c.cfg.Dir, guestsDir))
-	if err != nil {
-		return err
-	}
-	for _, g := range guests {
-		if !inUse[g.Name()] {
-			if err := os.RemoveAll(filepath.Join(c.cfg.Dir, guestsDir, g.Name())); err != nil {
-				return err
-			}
-		}
-	}
 	files, err := os.ReadDir(filepath.Join(c.cfg.Dir, imagesDir))
 	if err != nil {
 		return err
@@ -236,9 +264,11 @@ func (c *Cache) Leaks(context.Context) ([]string, error) {
 	for _, m := range have {
 		d := artifact.Digest(filepath.Base(filepath.Dir(m)))
 		e := c.entries[d]
+		daemon, tree := daemonOf(m)
 		switch {
-		case e != nil && (len(e.owners) > 0 || len(e.turn) > 0):
-		case e != nil && e.mounted:
+		case e != nil && len(e.turn) > 0:
+		case e != nil && len(e.owners) > 0 && (!tree || daemon == c.guest || e.owned(daemon)):
+		case e != nil && e.mounted[c.guest] && (!tree || daemon == c.guest):
 			warm[d] = true
 		default:
 			leaks = append(leaks, "mount "+m)

@@ -20,9 +20,9 @@ import (
 const mountFlags = unix.MS_RDONLY | unix.MS_NODEV | unix.MS_NOSUID
 
 // mount mounts what is missing of an image: its tree, and over it the layer
-// with the guest daemon.
-func (c *Cache) mount(d artifact.Digest) error {
-	lower, root := c.lower(d), c.root(d)
+// with a build of the guest daemon.
+func (c *Cache) mount(d, daemon artifact.Digest) error {
+	lower, root := c.lower(d), c.root(d, daemon)
 	have, err := mountsBelow(c.mountDir(d))
 	if err != nil {
 		return err
@@ -40,7 +40,7 @@ func (c *Cache) mount(d artifact.Digest) error {
 	if slices.Contains(have, root) {
 		return nil
 	}
-	options := "lowerdir=" + c.guestLayer(c.guest) + ":" + lower
+	options := "lowerdir=" + c.guestLayer(daemon) + ":" + lower
 	if err := unix.Mount("skerry", root, "overlay", mountFlags, options); err != nil {
 		return fmt.Errorf("overlay on %s: %w", root, err)
 	}

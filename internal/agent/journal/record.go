@@ -89,6 +89,9 @@ type Record struct {
 	Instance      engine.InstanceID `json:"instance"`
 	EngineVersion string            `json:"engine_version,omitempty"`
 	Handle        engine.Handle     `json:"handle,omitempty"`
+	// Guest is the SHA-256 of the guest daemon in its root tree, hex; empty in
+	// records of releases that did not write it down.
+	Guest string `json:"guest,omitempty"`
 	// Slot is the network slot's index, -1 while there is none.
 	Slot int `json:"slot"`
 	// InitSecret proves the agent to the guest daemon.

@@ -24,7 +24,8 @@ import (
 // Reasons: stale_incarnation, create_mismatch, host_busy, engine_unavailable,
 // network_unavailable, image_unavailable, engine_failed, guest_unresponsive,
 // sandbox_exited, superseded, agent_stopping, state_mismatch, sandbox_running,
-// unknown_state, state_damaged, state_incompatible.
+// unknown_state, state_damaged, state_incompatible, engine_build_missing,
+// guest_build_missing.
 func (m *Manager) Create(ctx context.Context, spec journal.Spec) (Report, error) {
 	if err := validate(spec); err != nil {
 		return Report{}, err

@@ -284,6 +284,10 @@ func (m *Manager) seal(ctx context.Context, draft *state.Draft, rec journal.Reco
 		if manifest.GuestSeq, err = m.guestSeq(rec); err != nil {
 			return state.State{}, err
 		}
+		manifest.GuestDigest = rec.Guest
+		if err := m.keepDaemon(draft, rec); err != nil {
+			return state.State{}, err
+		}
 	}
 	return draft.Seal(ctx, manifest)
 }

@@ -26,7 +26,7 @@ func (w *world) powerCut(t testing.TB, disk *statetest.Disk, rng *rand.Rand) {
 	t.Helper()
 	w.sim.Reboot()
 	w.mu.Lock()
-	w.slots, w.images = map[int]engine.InstanceID{}, map[string]string{}
+	w.slots, w.images = map[int]engine.InstanceID{}, map[string]manager.Holding{}
 	w.mu.Unlock()
 	if err := disk.PowerCut(rng); err != nil {
 		t.Fatal(err)

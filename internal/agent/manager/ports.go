@@ -36,16 +36,36 @@ type Networks interface {
 	Slots() []OwnedSlot
 }
 
+// Daemon names a build of the guest daemon.
+type Daemon struct {
+	Digest string // SHA-256 of the program, hex; empty is the one that this host ships
+	// File has it, should the host not keep it; empty where nobody has it.
+	File string
+}
+
+// Tree is a root tree.
+type Tree struct {
+	Dir    string
+	Daemon string // digest of the one in it
+}
+
+// Holding is what a living owner has: an image's tree with a daemon.
+type Holding struct{ Image, Daemon string }
+
 // Images hands out read-only root trees.
 type Images interface {
 	// Acquire fetches and mounts what is missing; it may take minutes. Repeated
-	// for the same owner it counts once.
-	Acquire(ctx context.Context, img journal.Image, owner string) (rootDir string, err error)
+	// for the same owner it counts once; with another daemon the owner has that
+	// tree instead. Reason, where the daemon is not to be had: guest_build_missing.
+	Acquire(ctx context.Context, img journal.Image, daemon Daemon, owner string) (Tree, error)
 	// Release gives the tree back and succeeds on what is not held.
 	Release(ctx context.Context, digest, owner string) error
-	// Recover is called once, with the digest each living owner holds, and
-	// unmounts what nobody owns.
-	Recover(ctx context.Context, owners map[string]string) error
+	// DaemonFile is the program of a daemon that somebody holds a tree with. It is
+	// never written to.
+	DaemonFile(daemon string) string
+	// Recover is called once, with what each living owner holds, and unmounts what
+	// nobody owns.
+	Recover(ctx context.Context, owners map[string]Holding) error
 }
 
 // Guest is the agent's end of one sandbox's daemon.

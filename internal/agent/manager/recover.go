@@ -269,17 +269,17 @@ func (m *Manager) settleExit(s *entry, op *operation, rec journal.Record, exit e
 // sweepUnowned gives back what no record accounts for.
 func (m *Manager) sweepUnowned(ctx context.Context) error {
 	m.mu.Lock()
-	images := make(map[string]string, len(m.sandboxes))
+	images := make(map[string]Holding, len(m.sandboxes))
 	owners := make(map[engine.InstanceID]bool, len(m.sandboxes))
 	for _, s := range m.sandboxes {
 		if s.rec.Phase != journal.PhaseExited && s.rec.Phase != journal.PhasePaused {
-			images[string(s.rec.Instance)] = s.rec.Spec.Image.Digest
+			images[string(s.rec.Instance)] = Holding{s.rec.Spec.Image.Digest, s.rec.Guest}
 		}
 		owners[s.rec.Instance] = true
 	}
 	for _, all := range []map[engine.InstanceID]*warm{m.warm.ready, m.warm.going} {
 		for i, w := range all {
-			images[string(i)] = w.kept.Record.Spec.Image.Digest
+			images[string(i)] = Holding{w.kept.Record.Spec.Image.Digest, w.kept.Record.Guest}
 			owners[i] = true
 		}
 	}

@@ -32,7 +32,7 @@ func TestH15_RestartReadoptsAndNoticesExits(t *testing.T) {
 	w.sim.Script(fake.Wait, fake.Fault{ID: runs[1].Instance, Err: engine.ErrNotFound})
 	w.mu.Lock()
 	w.slots[99] = "0000000000000000000000000000dead"
-	w.images["0000000000000000000000000000dead"] = "d"
+	w.images["0000000000000000000000000000dead"] = manager.Holding{Image: "d"}
 	w.mu.Unlock()
 
 	b := boot(t, w, dir, func(c *manager.Config) { c.BootID = "boot-2" })

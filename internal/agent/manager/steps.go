@@ -165,7 +165,7 @@ type build struct {
 	engine engine.Engine
 	rec    journal.Record // published to s.rec after each step
 	slot   Slot
-	root   string
+	tree   Tree
 	link   Guest
 	held   *state.Held             // the state it is restored from
 	woken  bool                    // with the state's memory, or from having waited
@@ -189,12 +189,25 @@ func (b *build) claimSlot(ctx context.Context) error {
 	return nil
 }
 
+// acquireImage takes the tree that the instance starts on: what goes on with its
+// memory has the daemon that is in there, all else the one of this host.
 func (b *build) acquireImage(ctx context.Context) error {
-	root, err := b.m.cfg.Images.Acquire(ctx, b.rec.Spec.Image, string(b.rec.Instance))
+	if b.held != nil && b.held.Memory && !b.rec.Spec.DiskOnly {
+		err := b.acquire(ctx, b.ownDaemon())
+		if errs.Is(err, guestBuildMissing) {
+			err = b.unrestored(err)
+		}
+		return err
+	}
+	return b.acquire(ctx, Daemon{})
+}
+
+func (b *build) acquire(ctx context.Context, daemon Daemon) error {
+	tree, err := b.m.cfg.Images.Acquire(ctx, b.rec.Spec.Image, daemon, string(b.rec.Instance))
 	if err != nil {
 		return blame(err, "image_unavailable", "The template could not be fetched to this host. Try again.")
 	}
-	b.root = root
+	b.tree, b.rec.Guest = tree, tree.Daemon
 	return nil
 }
 
@@ -215,7 +228,7 @@ func (b *build) prepare(ctx context.Context) error {
 		return fmt.Errorf("manager: %w", err)
 	}
 	h, err := b.engine.Prepare(ctx, engine.Spec{
-		ID: b.rec.Instance, RootDir: b.root, WorkDir: dir, Hostname: spec.Hostname,
+		ID: b.rec.Instance, RootDir: b.tree.Dir, WorkDir: dir, Hostname: spec.Hostname,
 		Args:  b.m.cfg.GuestArgs,
 		Env:   []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
 		Stdin: stdin, Network: b.slot.Net,

@@ -143,7 +143,7 @@ func (b *build) ready(context.Context) error {
 // claimedRecord is rec with the instance that waits.
 func claimedRecord(rec journal.Record, w *warm) journal.Record {
 	was := w.kept.Record
-	rec.Instance, rec.Slot, rec.Handle, rec.EngineVersion = was.Instance, was.Slot, was.Handle, was.EngineVersion
+	rec.Instance, rec.Slot, rec.Handle, rec.EngineVersion, rec.Guest = was.Instance, was.Slot, was.Handle, was.EngineVersion, was.Guest
 	return rec
 }
 

@@ -18,6 +18,7 @@ import (
 	"skerry.dev/skerry/internal/agent/manager"
 	"skerry.dev/skerry/internal/agent/state"
 	"skerry.dev/skerry/internal/guest/guestapi"
+	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
 )
 
@@ -27,13 +28,17 @@ type world struct {
 
 	mu     sync.Mutex
 	slots  map[int]engine.InstanceID
-	images map[string]string
-	fail   map[string]error         // by call name
-	block  map[string]chan struct{} // by call name, until closed or ctx ends
-	called map[string]int
-	inits  []greeting
-	idle   atomic.Int64 // what every daemon says, in nanoseconds
-	disk   state.FS     // below the states
+	images map[string]manager.Holding
+	// daemon is what hosts ship, daemons what they keep else; programs are by name.
+	daemon   string
+	daemons  map[string]bool
+	programs string
+	fail     map[string]error         // by call name
+	block    map[string]chan struct{} // by call name, until closed or ctx ends
+	called   map[string]int
+	inits    []greeting
+	idle     atomic.Int64 // what every daemon says, in nanoseconds
+	disk     state.FS     // below the states
 }
 
 // greeting is a daemon's configuration and the secret it came with.
@@ -44,7 +49,7 @@ type greeting struct {
 
 func newWorld() *world {
 	return &world{
-		sim: fake.NewWorld(), slots: map[int]engine.InstanceID{}, images: map[string]string{},
+		sim: fake.NewWorld(), slots: map[int]engine.InstanceID{}, images: map[string]manager.Holding{}, daemons: map[string]bool{},
 		fail: map[string]error{}, block: map[string]chan struct{}{}, called: map[string]int{}, disk: state.Disk{},
 	}
 }
@@ -226,6 +231,10 @@ func (f files) Rename(from, to string) error {
 	return f.do(func() error { return f.v.disk.Rename(from, to) })
 }
 
+func (f files) Link(from, to string) error {
+	return f.do(func() error { return f.v.disk.Link(from, to) })
+}
+
 func (f files) Remove(path string) error { return f.do(func() error { return f.v.disk.Remove(path) }) }
 
 func (f files) Truncate(path string) error {
@@ -280,15 +289,30 @@ func (n networks) Slots() []manager.OwnedSlot {
 
 type images struct{ *view }
 
-func (im images) Acquire(ctx context.Context, img journal.Image, owner string) (string, error) {
+func (im images) Acquire(ctx context.Context, img journal.Image, daemon manager.Daemon, owner string) (manager.Tree, error) {
 	if err := im.call(ctx, "acquire_image"); err != nil {
-		return "", err
+		return manager.Tree{}, err
 	}
 	im.mu.Lock()
 	defer im.mu.Unlock()
-	im.images[owner] = img.Digest
-	return "/root", nil
+	tree := manager.Tree{Dir: "/root-" + daemon.Digest, Daemon: daemon.Digest}
+	switch {
+	case daemon.Digest == "":
+		tree = manager.Tree{Dir: "/root", Daemon: im.daemon}
+	case daemon.Digest != im.daemon && !im.daemons[daemon.Digest] && !contains(daemon.File, daemon.Digest):
+		return manager.Tree{}, errs.FailedPrecondition("guest_build_missing", "It is not here.")
+	}
+	im.images[owner] = manager.Holding{Image: img.Digest, Daemon: tree.Daemon}
+	return tree, nil
 }
+
+// contains tells whether a file says just that.
+func contains(file, text string) bool {
+	b, err := os.ReadFile(file)
+	return err == nil && string(b) == text
+}
+
+func (im images) DaemonFile(daemon string) string { return filepath.Join(im.programs, daemon) }
 
 func (im images) Release(ctx context.Context, _, owner string) error {
 	if err := im.call(ctx, "release_image"); err != nil {
@@ -300,9 +324,12 @@ func (im images) Release(ctx context.Context, _, owner string) error {
 	return nil
 }
 
-func (im images) Recover(_ context.Context, owners map[string]string) error {
+func (im images) Recover(_ context.Context, owners map[string]manager.Holding) error {
 	im.mu.Lock()
 	defer im.mu.Unlock()
+	for o, h := range owners {
+		im.images[o] = h
+	}
 	for o := range im.images {
 		if _, known := owners[o]; !known {
 			delete(im.images, o)

@@ -47,7 +47,7 @@ func TestP7_AStateMayHaveItsDiskOnItsOwn(t *testing.T) {
 	if _, _, err := h.KeepDisk(ended, writeDisk); !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
-	if left, _ := filepath.Glob(filepath.Join(dir, "*", "disk*")); len(left) > 0 || h.HasDisk() || len(h.Parts()) != 3 {
+	if left, _ := filepath.Glob(filepath.Join(dir, "*", "disk*")); len(left) > 0 || h.HasDisk() || len(h.Parts()) != 4 {
 		t.Fatalf("%v are left", left)
 	}
 	content, size, err := h.KeepDisk(t.Context(), writeDisk)

@@ -3,6 +3,7 @@ package state
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
@@ -20,6 +21,9 @@ type FS interface {
 	// Sync returns when what the file or directory holds is on the disk.
 	Sync(path string) error
 	Rename(from, to string) error
+	// Link gives a file that is never written to a second name, or makes a copy
+	// of it where the disk cannot.
+	Link(from, to string) error
 	// Remove removes a tree and succeeds on nothing.
 	Remove(path string) error
 	// Truncate gives a file's space back, also when it is still open elsewhere.
@@ -50,6 +54,34 @@ func (Disk) Sync(path string) error {
 
 // Rename implements FS.
 func (Disk) Rename(from, to string) error { return os.Rename(from, to) }
+
+// Link implements FS.
+func (Disk) Link(from, to string) error {
+	err := os.Link(from, to)
+	if err == nil || errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return copyTo(from, to) // another disk, or one that knows no links
+}
+
+// copyTo copies a file with its mode.
+func copyTo(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	info, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Chmod(info.Mode().Perm()), out.Close())
+}
 
 // Remove implements FS.
 func (Disk) Remove(path string) error { return os.RemoveAll(path) }

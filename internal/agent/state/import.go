@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,26 +31,37 @@ type Copy struct {
 }
 
 // Part is one file of a state as it travels: Name is relative to the state's
-// directory, with slashes.
-type Part struct{ Name, Path string }
+// directory, with slashes. Mode is that of a copy.
+type Part struct {
+	Name, Path string
+	Mode       fs.FileMode
+}
 
 // Parts are the files of a held state, state.json last. A copy has them all.
 func (h *Held) Parts() []Part {
 	dir := filepath.Dir(h.Dir)
-	out := make([]Part, 0, len(h.Files)+3)
+	out := make([]Part, 0, len(h.Files)+4)
+	add := func(name string, mode fs.FileMode) {
+		out = append(out, Part{Name: name, Path: filepath.Join(dir, filepath.FromSlash(name)), Mode: mode})
+	}
 	for _, f := range h.Files {
-		out = append(out, Part{Name: imageDir + "/" + f.Name, Path: filepath.Join(h.Dir, f.Name)})
+		add(imageDir+"/"+f.Name, 0o600)
 	}
 	if h.HasDisk() {
-		out = append(out, Part{diskTar, filepath.Join(dir, diskTar)}, Part{diskAbout, filepath.Join(dir, diskAbout)})
+		add(diskTar, 0o600)
+		add(diskAbout, 0o600)
 	}
-	return append(out, Part{manifestName, filepath.Join(dir, manifestName)})
+	if h.GuestFile() != "" {
+		add(guestFile, 0o555)
+	}
+	add(manifestName, 0o600)
+	return out
 }
 
 // Accepts tells whether a file of that name may be part of a state.
 func Accepts(name string) bool {
 	switch name {
-	case manifestName, diskTar, diskAbout:
+	case manifestName, diskTar, diskAbout, guestFile:
 		return true
 	}
 	base, ok := strings.CutPrefix(name, imageDir+"/")
@@ -60,10 +72,11 @@ func Accepts(name string) bool {
 // their names, and finds there what a broken try left, which is kept for a day.
 // The state exists when every byte was read and found to be what its digest
 // names; nothing else ever gets its name. It succeeds at once on what is there,
-// and puts a good copy in the place of a damaged one. One at a time for a state.
+// but that it brings the daemon that one lacks, where the copy has it, and puts a
+// good copy in the place of a damaged one. One at a time for a state.
 // Reasons: disk_full, state_exists (another one has the id), content_mismatch.
 func (s *Store) Import(ctx context.Context, want Copy, fill func(ctx context.Context, dir string) error) (State, error) {
-	if st, ok, err := s.already(ctx, want); ok || err != nil {
+	if st, ok, err := s.already(ctx, want, fill); ok || err != nil {
 		return st, err
 	}
 	e, need, err := s.expect(ctx, want)
@@ -89,7 +102,7 @@ func (s *Store) Import(ctx context.Context, want Copy, fill func(ctx context.Con
 }
 
 // already finds a copy that is here and whole.
-func (s *Store) already(ctx context.Context, want Copy) (State, bool, error) {
+func (s *Store) already(ctx context.Context, want Copy, fill func(ctx context.Context, dir string) error) (State, bool, error) {
 	st, ok := s.Get(want.ID)
 	if !ok {
 		return State{}, false, nil
@@ -101,8 +114,11 @@ func (s *Store) already(ctx context.Context, want Copy) (State, bool, error) {
 	h, err := s.Hold(ctx, want.ID)
 	switch {
 	case err == nil:
-		h.Release()
-		return st, true, nil
+		defer h.Release()
+		if !guestOf(ctx, s.path(want.ID), st.Manifest) {
+			err = s.mend(ctx, h, fill)
+		}
+		return st, true, err
 	case !errs.Is(err, "state_damaged"):
 		return State{}, false, err
 	}
@@ -176,7 +192,7 @@ func (s *Store) bring(ctx context.Context, want Copy, fill func(context.Context,
 	for _, f := range st.Files {
 		paths = append(paths, filepath.Join(dir, imageDir, f.Name))
 	}
-	for _, p := range []string{manifestName, diskTar, diskAbout} {
+	for _, p := range []string{manifestName, diskTar, diskAbout, guestFile} {
 		if _, err := os.Stat(filepath.Join(dir, p)); err == nil {
 			paths = append(paths, filepath.Join(dir, p))
 		}
@@ -249,7 +265,7 @@ func (s *Store) inspect(ctx context.Context, dir string, want Copy) (State, []st
 		err = verify(ctx, dir, st.Files)
 	}
 	if err == nil {
-		err = s.drop(dir, st)
+		err = s.drop(ctx, dir, st)
 	}
 	if err != nil {
 		return State{}, nil, wrong(err)
@@ -259,8 +275,11 @@ func (s *Store) inspect(ctx context.Context, dir string, want Copy) (State, []st
 }
 
 // drop removes what the state does not consist of.
-func (s *Store) drop(dir string, st State) error {
+func (s *Store) drop(ctx context.Context, dir string, st State) error {
 	names := []string{manifestName, imageDir, diskTar, diskAbout}
+	if st.GuestDigest != "" && guestOf(ctx, dir, st.Manifest) { // what has it not is as good for its disk
+		names = append(names, guestFile)
+	}
 	var of []string
 	for _, f := range st.Files {
 		of = append(of, f.Name)
@@ -305,7 +324,7 @@ func (s *Store) tidyIncoming() {
 		s.sweeping.Lock()
 		s.mu.Lock()
 		e := s.states[which]
-		old := !ok || e != nil && !e.busy && e.fault == nil || (e == nil || !e.busy) && time.Since(info.ModTime()) > resumable
+		old := !ok || e != nil && !e.busy && e.fault == nil && e.holders == 0 || (e == nil || !e.busy) && time.Since(info.ModTime()) > resumable
 		if old {
 			s.debris[dir] = true
 		}

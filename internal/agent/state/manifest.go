@@ -36,6 +36,10 @@ type Manifest struct {
 	Engine      string      `json:"engine"`
 	// EngineVersion is exact: a state with memory starts under an equal one only.
 	EngineVersion string `json:"engine_version"`
+	// GuestDigest is the SHA-256 of the guest daemon in the memory, hex, without
+	// which that cannot start. Empty without memory, and in states of releases that
+	// did not write it down: they are tried with the daemon at hand.
+	GuestDigest string `json:"guest_digest,omitempty"`
 	// CPUFeatures are what the machine had, sorted; empty without memory.
 	CPUFeatures []string          `json:"cpu_features,omitempty"`
 	ImageDigest string            `json:"image_digest"`

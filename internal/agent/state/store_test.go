@@ -2,6 +2,8 @@ package state_test
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -52,13 +54,36 @@ func save(s *state.Store, which id.Snapshot, sandbox id.Sandbox, text string) (s
 			return st, err
 		}
 	}
-	st, err = d.Seal(context.Background(), state.Manifest{Sandbox: sandbox, Incarnation: 3, Engine: "fake", Memory: true, InitSecret: "s", CreatedAt: time.Now().UTC()})
+	if err = keepGuest(d, "the daemon"); err == nil {
+		st, err = d.Seal(context.Background(), state.Manifest{
+			Sandbox: sandbox, Incarnation: 3, Engine: "fake", Memory: true, InitSecret: "s", CreatedAt: time.Now().UTC(), GuestDigest: digest("the daemon"),
+		})
+	}
 	if err != nil {
 		d.Discard()
 		return st, err
 	}
 	d.Keep()
 	return st, nil
+}
+
+// keepGuest gives a draft a daemon whose file is gone at once.
+func keepGuest(d *state.Draft, program string) error {
+	dir, err := os.MkdirTemp("", "")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	file := filepath.Join(dir, "program")
+	if err := os.WriteFile(file, []byte(program), 0o555); err != nil {
+		return err
+	}
+	return d.KeepGuest(file)
+}
+
+func digest(content string) string {
+	sum := sha256.Sum256([]byte(content))
+	return hex.EncodeToString(sum[:])
 }
 
 func mustSave(t *testing.T, s *state.Store, which id.Snapshot, sandbox id.Sandbox, text string) state.State {
@@ -83,6 +108,9 @@ func whole(t *testing.T, s *state.Store, which id.Snapshot, text string) {
 		if got, err := os.ReadFile(filepath.Join(h.Dir, name)); err != nil || string(got) != want {
 			t.Errorf("%s has other bytes: %v", name, err)
 		}
+	}
+	if got, err := os.ReadFile(h.GuestFile()); err != nil || digest(string(got)) != h.GuestDigest {
+		t.Errorf("its daemon is lost: %q, %v", got, err)
 	}
 }
 

@@ -104,12 +104,15 @@ func (n Networks) Slots() []manager.OwnedSlot {
 type Images struct{ m *Machine }
 
 // Acquire implements manager.Images.
-func (i Images) Acquire(_ context.Context, img journal.Image, owner string) (string, error) {
+func (i Images) Acquire(_ context.Context, img journal.Image, _ manager.Daemon, owner string) (manager.Tree, error) {
 	i.m.mu.Lock()
 	defer i.m.mu.Unlock()
 	i.m.images[owner] = img.Digest
-	return "/", nil
+	return manager.Tree{Dir: "/"}, nil
 }
+
+// DaemonFile implements manager.Images: there are none.
+func (Images) DaemonFile(string) string { return "" }
 
 // Fetch implements carry.Images: every image is there.
 func (Images) Fetch(context.Context, journal.Image, transfer.Progress) error { return nil }
@@ -123,7 +126,7 @@ func (i Images) Release(_ context.Context, _, owner string) error {
 }
 
 // Recover implements manager.Images.
-func (i Images) Recover(_ context.Context, owners map[string]string) error {
+func (i Images) Recover(_ context.Context, owners map[string]manager.Holding) error {
 	i.m.mu.Lock()
 	defer i.m.mu.Unlock()
 	maps.DeleteFunc(i.m.images, func(owner, _ string) bool {

@@ -129,6 +129,14 @@ func (d *Disk) Rename(from, to string) error {
 	return d.Disk.Rename(from, to)
 }
 
+// Link implements state.FS.
+func (d *Disk) Link(from, to string) error {
+	if err := d.may("link", to); err != nil {
+		return err
+	}
+	return d.Disk.Link(from, to)
+}
+
 // Remove implements state.FS.
 func (d *Disk) Remove(path string) error {
 	if err := d.may("remove", path); err != nil {
