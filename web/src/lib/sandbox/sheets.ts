@@ -1,42 +1,40 @@
 /**
- * A document for code that writes style sheets as elements, which the page's policy
- * forbids: elements named style become sheets that the document adopts. Everything
- * else is the document itself.
+ * Runs code that writes style sheets as elements, which the page's policy forbids:
+ * while it runs, elements named style are stand-ins for sheets that the document
+ * adopts. Gives what takes the sheets out again.
  */
-export function adopting(real: Document): { document: Document; drop: () => void } {
+export function adopting(document: Document, act: () => void): () => void {
 	const mine = new Set<CSSStyleSheet>();
-	const adopt = () => {
-		const others = real.adoptedStyleSheets.filter((s) => !mine.has(s));
-		real.adoptedStyleSheets = [...others, ...mine];
-	};
+	const without = (gone: Set<CSSStyleSheet>) => document.adoptedStyleSheets.filter((s) => !gone.has(s));
 	function style(): HTMLElement {
 		const sheet = new CSSStyleSheet();
 		mine.add(sheet);
-		adopt();
+		document.adoptedStyleSheets = [...document.adoptedStyleSheets, sheet];
 		// Something to be put into the tree and taken out again; it holds nothing.
-		const stand = real.createElement('template');
+		const stand = document.createElement('template');
 		Object.defineProperty(stand, 'textContent', { get: () => '', set: (text: string) => sheet.replaceSync(text ?? '') });
 		Object.defineProperty(stand, 'sheet', { get: () => sheet });
 		const remove = stand.remove.bind(stand);
 		stand.remove = () => {
 			mine.delete(sheet);
-			real.adoptedStyleSheets = real.adoptedStyleSheets.filter((s) => s !== sheet);
+			document.adoptedStyleSheets = without(new Set([sheet]));
 			remove();
 		};
 		return stand;
 	}
-	const document = new Proxy(real, {
-		get(target, name) {
-			if (name === 'createElement') return (tag: string, options?: ElementCreationOptions) => (tag === 'style' ? style() : target.createElement(tag, options));
-			const value: unknown = Reflect.get(target, name, target);
-			return typeof value === 'function' ? value.bind(target) : value;
-		}
+	const create = document.createElement.bind(document) as (tag: string, options?: ElementCreationOptions) => HTMLElement;
+	// The document's own, which hides its prototype's until it is deleted.
+	Object.defineProperty(document, 'createElement', {
+		configurable: true,
+		value: (tag: string, options?: ElementCreationOptions) => (tag === 'style' ? style() : create(tag, options))
 	});
-	return {
-		document,
-		drop: () => {
-			real.adoptedStyleSheets = real.adoptedStyleSheets.filter((s) => !mine.has(s));
-			mine.clear();
-		}
+	try {
+		act();
+	} finally {
+		Reflect.deleteProperty(document, 'createElement');
+	}
+	return () => {
+		document.adoptedStyleSheets = without(mine);
+		mine.clear();
 	};
 }
