@@ -43,6 +43,6 @@ bench: build ## Measure against the bare engine, and the API
 
 chaos: build ## The tests of whole sandboxes, and of races in the database, at their full counts
 	@tools/deps.sh test
-	@$(SUDO) env "PATH=$$PATH" SKERRY_TEST_LONG=1 go test -count=1 -timeout=120m -v $(FLAGS) ./test/e2e/... ./test/multihost/... ./internal/control/...
+	@$(SUDO) env "PATH=$$PATH" SKERRY_TEST_LONG=1 go test -count=1 -timeout=120m -v $(FLAGS) ./test/e2e/... ./test/browser/... ./test/multihost/... ./internal/control/...
 
 .PHONY: help up down build deb deps test lint generate bench chaos

@@ -23,6 +23,7 @@ need ca-certificates test -s /etc/ssl/certs/ca-certificates.crt
 if [[ ${1:-} == test ]]; then
 	need gcc have gcc # for the race detector
 	need libc6-dev test -e /usr/include/stdlib.h
+	need chromium have chromium # the dashboard, as people see it
 fi
 ((${#missing[@]})) || exit 0
 

@@ -1,0 +1,245 @@
+package browser
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"skerry.dev/skerry/internal/testkit"
+)
+
+// silence is how long a script may say nothing: its steps are short, and each
+// wait in them is bounded.
+func silence() time.Duration {
+	return time.Duration(testkit.Scaled(15, 3)) * time.Minute
+}
+
+// driver is the Node process that has the browser and plays scripts in it. What
+// it says are lines of JSON, and so is what it is told.
+type driver struct {
+	cmd    *exec.Cmd
+	in     io.WriteCloser
+	out    chan message
+	reader sync.WaitGroup
+	stderr tail
+}
+
+// message is one line: a step begins or ends, a script is over, something to be
+// noted, or a question.
+type message struct {
+	Kind  string          `json:"kind"` // begin, end, log, ask
+	Name  string          `json:"name,omitempty"`
+	Error string          `json:"error,omitempty"`
+	Args  json.RawMessage `json:"args,omitempty"`
+}
+
+var (
+	drivers sync.Mutex // one script at a time
+	current *driver
+)
+
+// play runs a script of this directory. Each of its steps is a subtest. What it
+// asks is answered by answers, beside what every script may ask.
+func (w *world) play(t *testing.T, script string, answers map[string]answer) {
+	t.Helper()
+	drivers.Lock()
+	defer drivers.Unlock()
+	if current == nil {
+		d, err := w.drive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		current = d
+	}
+	p := play{driver: current, answers: map[string]answer{
+		"cut":  func(context.Context, json.RawMessage) (any, error) { w.stage.cut(false); return nil, nil },
+		"down": func(context.Context, json.RawMessage) (any, error) { w.stage.cut(true); return nil, nil },
+		"up":   func(context.Context, json.RawMessage) (any, error) { w.stage.cut(false); return nil, nil },
+	}}
+	for name, a := range answers {
+		p.answers[name] = a
+	}
+	if err := current.tell(map[string]any{"play": script}); err != nil {
+		t.Fatal(err)
+	}
+	p.follow(t)
+	if p.dead {
+		_ = current.close()
+		current = nil
+	}
+}
+
+// answer is what a script may ask of the test.
+type answer func(ctx context.Context, args json.RawMessage) (any, error)
+
+// play is a script that runs.
+type play struct {
+	*driver
+	answers map[string]answer
+	dead    bool
+}
+
+// follow reads until what began before it has ended.
+func (p *play) follow(t *testing.T) {
+	for {
+		m, err := p.next()
+		if err != nil {
+			p.dead = true
+			t.Fatalf("the driver: %v\n%s", err, &p.stderr)
+		}
+		switch m.Kind {
+		case "begin":
+			ran := false
+			t.Run(m.Name, func(t *testing.T) {
+				ran = true
+				p.follow(t)
+			})
+			if p.dead {
+				t.FailNow()
+			}
+			if !ran { // left out by -run: it is played all the same
+				p.follow(t)
+			}
+		case "end":
+			if m.Error != "" {
+				t.Error(m.Error)
+			}
+			return
+		case "log":
+			t.Log(m.Name)
+		case "ask":
+			p.answer(t, m)
+		}
+	}
+}
+
+func (p *play) answer(t *testing.T, m message) {
+	reply := map[string]any{}
+	if a, ok := p.answers[m.Name]; !ok {
+		reply["error"] = "nobody answers to " + m.Name
+	} else if result, err := a(t.Context(), m.Args); err != nil {
+		reply["error"] = err.Error()
+	} else {
+		reply["answer"] = result
+	}
+	if err := p.tell(reply); err != nil {
+		p.dead = true
+		t.Fatal(err)
+	}
+}
+
+func (p *play) next() (message, error) {
+	limit := time.NewTimer(silence())
+	defer limit.Stop()
+	select {
+	case m, ok := <-p.out:
+		if !ok {
+			return m, errors.New("it has ended")
+		}
+		return m, nil
+	case <-limit.C:
+		return message{}, fmt.Errorf("it said nothing for %s", silence())
+	}
+}
+
+// drive starts Node and, in it, the browser.
+func (w *world) drive() (*driver, error) {
+	chromium, err := exec.LookPath("chromium")
+	if err != nil {
+		return nil, err
+	}
+	shots := os.Getenv("SKERRY_SCREENSHOTS")
+	if shots == "" {
+		shots = filepath.Join(w.Root, ".cache", "screenshots")
+	}
+	setup, err := json.Marshal(map[string]any{
+		"url": w.URL, "admin": map[string]string{"email": w.email, "password": w.password},
+		"chromium": chromium, "shots": shots, "long": testkit.Scaled(1, 0) == 1,
+	})
+	if err != nil {
+		return nil, err
+	}
+	d := &driver{out: make(chan message)}
+	d.cmd = exec.Command("node", "lib/driver.mjs", string(setup))
+	d.cmd.Stderr = &d.stderr
+	d.cmd.WaitDelay = 5 * time.Second
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if d.in, err = d.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	stdout, err := d.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := w.stage.start(d.cmd); err != nil {
+		return nil, err
+	}
+	d.reader.Go(func() {
+		defer close(d.out)
+		lines := bufio.NewReader(stdout)
+		for {
+			line, err := lines.ReadBytes('\n')
+			var m message
+			if err != nil || json.Unmarshal(line, &m) != nil {
+				return
+			}
+			d.out <- m
+		}
+	})
+	return d, nil
+}
+
+func (d *driver) tell(what any) error {
+	line, err := json.Marshal(what)
+	if err != nil {
+		return err
+	}
+	_, err = d.in.Write(append(line, '\n'))
+	return err
+}
+
+// close ends Node, and with it the browser.
+func (d *driver) close() error {
+	_ = d.in.Close() // it ends by that; where it does not, it is made to
+	kill := time.AfterFunc(10*time.Second, func() { _ = syscall.Kill(-d.cmd.Process.Pid, syscall.SIGKILL) })
+	defer kill.Stop()
+	for range d.out { //nolint:revive // what it says at the end is of no interest
+	}
+	d.reader.Wait()
+	return d.cmd.Wait()
+}
+
+// tail keeps the end of what is written to it.
+type tail struct {
+	mu  sync.Mutex
+	end []byte
+}
+
+const tailLength = 8 << 10
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.end = append(t.end, p...)
+	if n := len(t.end) - tailLength; n > 0 {
+		t.end = bytes.Clone(t.end[n:])
+	}
+	return len(p), nil
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return string(t.end)
+}
