@@ -133,7 +133,11 @@ type storeCmd struct {
 	Check storeCheckCmd `cmd:"" help:"Compare the store with the database, while everything runs: what is missing, and what nobody knows."`
 }
 
-type storeCheckCmd struct{ place }
+type storeCheckCmd struct {
+	place
+	Contents bool `help:"Read every object and compare it with its hash, too."`
+	Mend     bool `help:"Have what is missing or damaged brought again by hosts that still have it."`
+}
 
 func (cmd *storeCheckCmd) Run(e *cli.Env, p *program) error {
 	data, err := p.dataDir()
@@ -149,21 +153,27 @@ func (cmd *storeCheckCmd) Run(e *cli.Env, p *program) error {
 	if err != nil {
 		return err
 	}
-	got, err := controlapp.CheckStore(ctx, at.DatabaseURL, at.Store, func(f artifact.Fault) {
+	got, err := controlapp.CheckStore(ctx, at.DatabaseURL, at.Store, artifact.Depth{Contents: cmd.Contents, Mend: cmd.Mend}, func(f artifact.Fault) {
 		what := "unknown"
-		if f.Missing {
+		switch {
+		case f.Missing:
 			what = "missing"
+		case f.Damaged:
+			what = "damaged"
 		}
 		fmt.Fprintf(e.Stdout, "%s %s\n", what, f.Key)
 	})
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(e.Stdout, "%d objects of %d bytes; %d are missing, %d nobody knows.\n", got.Objects, got.Bytes, got.Missing, got.Unknown)
-	if got.Missing > 0 {
-		return errors.New("what consists of the missing objects is lost")
+	fmt.Fprintf(e.Stdout, "%d objects of %d bytes; %d are missing, %d damaged, %d nobody knows.\n", got.Objects, got.Bytes, got.Missing, got.Damaged, got.Unknown)
+	switch {
+	case got.Missing+got.Damaged == 0:
+		return nil
+	case cmd.Mend:
+		return errors.New("what hosts still have of the missing and damaged objects is brought again; check once more in a while")
 	}
-	return nil
+	return errors.New("what consists of the missing and damaged objects cannot be read; --mend has it brought again by hosts that still have it")
 }
 
 // there says whether this machine has what the settings leave out.

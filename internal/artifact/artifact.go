@@ -8,7 +8,10 @@ package artifact
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"time"
@@ -32,12 +35,12 @@ type Info struct {
 }
 
 // Store keeps blobs. All methods are safe for concurrent use, also by several
-// processes. A blob is never changed once it exists.
+// processes. A blob never changes once it exists, but back to what it should be.
 type Store interface {
 	// Put stores size bytes of r under key. The content's SHA-256 must be the
 	// key's digest. When it returns nil the blob survives a power cut; when it
 	// fails, nothing of it is visible. Storing what exists already succeeds and
-	// may leave r unread.
+	// may leave r unread; what exists and is not what the key says is replaced.
 	Put(ctx context.Context, key Key, r io.Reader, size int64) error
 	// Open returns the content, to be closed by the caller, and its size.
 	// ErrNotFound when there is none.
@@ -51,6 +54,24 @@ type Store interface {
 	// Key.Name, those after the given name only ("" from the start). Fewer than
 	// limit means there are no more.
 	List(ctx context.Context, prefix Prefix, after string, limit int) ([]Info, error)
+}
+
+// Sound reads a blob and says whether it is what its key names; false when it is
+// not there.
+func Sound(ctx context.Context, s Store, key Key) (bool, error) {
+	r, _, err := s.Open(ctx, key)
+	if errors.Is(err, ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer r.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, r); err != nil {
+		return false, fmt.Errorf("reading %s: %w", key, err)
+	}
+	return hex.EncodeToString(h.Sum(nil)) == string(key.Digest), nil
 }
 
 // Presigner is a Store that others may be sent to: whoever has such an address

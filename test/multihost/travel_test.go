@@ -1,6 +1,7 @@
 package multihost
 
 import (
+	"bytes"
 	"context"
 	"os"
 	"path/filepath"
@@ -181,8 +182,8 @@ func TestS6_ST04_AReturningHostGivesUpWhatWentOn(t *testing.T) {
 }
 
 // A damaged store is found out before anything runs, and named; the sandbox stays
-// paused, and goes on once its first host is back.
-func TestTS01_S5_ADamagedStoreIsNamedAndNothingRuns(t *testing.T) {
+// paused, and goes on once its first host is back, which heals the store.
+func TestTS01_S5_ADamagedStoreIsNamedAndHealed(t *testing.T) {
 	w := open(t)
 	defer w.heal()
 	h := w.Hosts[1]
@@ -233,6 +234,13 @@ func TestTS01_S5_ADamagedStoreIsNamedAndNothingRuns(t *testing.T) {
 	}
 	if err := h.Wait(t.Context(), "online"); err != nil {
 		t.Fatal(err)
+	}
+	if testkit.Scaled(1, 0) == 1 { // the store is looked after each half a minute
+		testkit.Eventually(t, 2*time.Minute, "the host brings what the store lost", func() bool {
+			now, err := os.ReadFile(own[0])
+			return err == nil && bytes.Equal(now, whole)
+		})
+		w.stored(t, "/v1/sandboxes/"+k.id)
 	}
 	w.resume(t, k, 1)
 	if err := os.WriteFile(own[0], whole, 0o600); err != nil {

@@ -54,9 +54,13 @@ func (s *Store) Put(ctx context.Context, key artifact.Key, r io.Reader, size int
 	if err := key.Validate(); err != nil {
 		return err
 	}
-	if _, err := s.Stat(ctx, key); err == nil {
-		// Another Put may have renamed it and not have come further.
-		return syncDir(filepath.Dir(s.path(key)))
+	if info, err := s.Stat(ctx, key); err == nil && info.Size == size {
+		// It is put again when somebody doubts it, or an answer was lost. One that
+		// cannot be read is no better than a wrong one.
+		if sound, err := artifact.Sound(ctx, s, key); err == nil && sound {
+			// Another Put may have renamed it and not have come further.
+			return syncDir(filepath.Dir(s.path(key)))
+		}
 	}
 	f, err := os.CreateTemp(filepath.Join(s.dir, tempDir), "put-")
 	if err != nil {

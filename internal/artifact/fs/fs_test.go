@@ -49,6 +49,34 @@ func TestStore_FilesArePrivateAndNothingIsLeft(t *testing.T) {
 	}
 }
 
+// What is damaged, or cut, is whole again once it is put again.
+func TestTS01_DamageIsHealedByTheNextPut(t *testing.T) {
+	s, err := New(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := artifact.ChunkKey(id.NewTeam(), artifact.DigestOf([]byte("whole")), 1)
+	for _, damaged := range []string{"whale", "who", ""} {
+		for _, content := range []string{"whole", damaged} {
+			if err := s.Put(t.Context(), key, strings.NewReader("whole"), 5); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(s.path(key), []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.Put(t.Context(), key, strings.NewReader("wrong"), 5); err == nil {
+			t.Error("something else takes its place")
+		}
+		if err := s.Put(t.Context(), key, strings.NewReader("whole"), 5); err != nil {
+			t.Fatal(err)
+		}
+		if sound, err := artifact.Sound(t.Context(), s, key); err != nil || !sound {
+			t.Errorf("%q was not healed: %v", damaged, err)
+		}
+	}
+}
+
 func TestStore_RemovesWhatAKilledProcessLeft(t *testing.T) {
 	dir := t.TempDir()
 	if _, err := New(dir); err != nil {

@@ -48,10 +48,20 @@ func (s *Store) Put(ctx context.Context, key artifact.Key, r io.Reader, size int
 	if s.blobs == nil {
 		s.blobs = make(map[artifact.Key]blob)
 	}
-	if _, ok := s.blobs[key]; !ok {
+	if was, ok := s.blobs[key]; !ok || artifact.DigestOf(was.content) != key.Digest {
 		s.blobs[key] = blob{content: b, modified: time.Now()}
 	}
 	return nil
+}
+
+// Spoil changes a blob that is there, as a failing disk does; its size stays.
+func (s *Store) Spoil(key artifact.Key) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.blobs[key]
+	b.content = bytes.Clone(b.content)
+	b.content[len(b.content)/2] ^= 1
+	s.blobs[key] = b
 }
 
 // Open implements artifact.Store.

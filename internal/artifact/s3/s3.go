@@ -89,8 +89,14 @@ func (s *Store) Put(ctx context.Context, key artifact.Key, r io.Reader, size int
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if _, err := s.Stat(ctx, key); err == nil || !errors.Is(err, artifact.ErrNotFound) {
+	info, err := s.Stat(ctx, key)
+	if err != nil && !errors.Is(err, artifact.ErrNotFound) {
 		return err
+	}
+	if err == nil && info.Size == size {
+		if sound, err := artifact.Sound(ctx, s, key); err != nil || sound {
+			return err
+		}
 	}
 	content, err := io.ReadAll(io.LimitReader(r, size+1))
 	switch {

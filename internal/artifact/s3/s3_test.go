@@ -14,6 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
+
 	"skerry.dev/skerry/internal/artifact"
 	"skerry.dev/skerry/internal/artifact/artifacttest"
 	"skerry.dev/skerry/internal/artifact/s3"
@@ -79,6 +82,27 @@ func TestList_GoesOverPages(t *testing.T) {
 	rest, err := s.List(t.Context(), prefix, all[49].Key.Name(), 20)
 	if err != nil || len(rest) != 20 || rest[0] != all[50] {
 		t.Errorf("after the 50th: %d, %v", len(rest), err)
+	}
+}
+
+// What is damaged, or cut, is whole again once it is put again.
+func TestTS01_DamageIsHealedByTheNextPut(t *testing.T) {
+	cfg := s3test.Serve(t)
+	s := open(t, cfg)
+	raw, err := minio.New(strings.TrimPrefix(cfg.Endpoint, "http://"), &minio.Options{Creds: credentials.NewStaticV4(cfg.AccessKey, cfg.SecretKey, ""), Region: cfg.Region})
+	must(t, err)
+	key := artifact.ChunkKey(id.NewTeam(), artifact.DigestOf([]byte("whole")), 1)
+	for _, damaged := range []string{"whale", "who"} {
+		must(t, s.Put(t.Context(), key, strings.NewReader("whole"), 5))
+		_, err := raw.PutObject(t.Context(), cfg.Bucket, cfg.Prefix+"/"+key.String(), strings.NewReader(damaged), int64(len(damaged)), minio.PutObjectOptions{})
+		must(t, err)
+		if sound, err := artifact.Sound(t.Context(), s, key); err != nil || sound {
+			t.Fatalf("%q is taken for whole: %v", damaged, err)
+		}
+		must(t, s.Put(t.Context(), key, strings.NewReader("whole"), 5))
+		if sound, err := artifact.Sound(t.Context(), s, key); err != nil || !sound {
+			t.Errorf("%q was not healed: %v", damaged, err)
+		}
 	}
 }
 

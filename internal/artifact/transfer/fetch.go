@@ -194,6 +194,7 @@ func (f *fetch) fill(ctx context.Context, p *part, file int) error {
 			b := f.buffers.Get().(*chunkBuffers)
 			defer f.buffers.Put(b)
 			if err := f.chunk(chunkCtx, p, c, position{file, i}, b); err != nil {
+				f.doubt(ctx, c.Digest, err)
 				return at(err, p.file.Name, c)
 			}
 			p.arrived(i)
@@ -241,6 +242,17 @@ func (f *fetch) chunk(ctx context.Context, p *part, c artifact.Chunk, pos positi
 		return err
 	}
 	return p.write(b.raw, c.Offset)
+}
+
+// doubt tells the control plane of a chunk that is of no use, so that it is
+// brought again; the error alone is what counts here.
+func (f *fetch) doubt(ctx context.Context, d artifact.Digest, err error) {
+	if !errs.Is(err, "content_mismatch") && !errs.Is(err, "chunk_missing") {
+		return
+	}
+	if _, to, _, err := f.clients.reach(f.from.URL, "chunks/"+string(d)+"/doubt"); err == nil {
+		_, _, _ = request{method: http.MethodPost, url: to, limit: maxErrorBody}.once(ctx, f.clients.Control, nil)
+	}
 }
 
 func (f *fetch) advance(n int64) {

@@ -18,9 +18,10 @@ import (
 
 const (
 	defaultMaxArtifact = 64 << 30
-	// presignFor is how long an address of an object store is good: a slow line
-	// brings the chunks asked for at once in that time.
-	presignFor = 15 * time.Minute
+	// presignFor is how long an address of an object store is good, also for a host
+	// that was deleted since: a line of 12 Mbit/s brings the chunks asked for at once
+	// in that time, and clocks may differ. Who is slower asks again.
+	presignFor = 3 * time.Minute
 )
 
 // HandlerOptions of the server's side.
@@ -28,7 +29,7 @@ type HandlerOptions struct {
 	// MaxArtifactBytes bounds the size a manifest may declare; 0 is 64 GiB.
 	MaxArtifactBytes int64
 	// PresignFor is how long addresses of the store itself are good, where it has
-	// such; 0 is 15 minutes.
+	// such; 0 is 3 minutes.
 	PresignFor time.Duration
 	// Peer is the host that a request comes from, by its certificate; an address
 	// that was given to another one is refused. Left out, whoever has an address
@@ -59,6 +60,7 @@ func NewHandler(store artifact.Store, signer *Signer, ledger Ledger, opts Handle
 	route("GET "+pathPrefix+"{grant}/manifest", opRead, h.getManifest)
 	route("POST "+pathPrefix+"{grant}/urls", opRead, h.askURLs)
 	route("GET "+pathPrefix+"{grant}/chunks/{digest}", opRead, h.getChunk)
+	route("POST "+pathPrefix+"{grant}/chunks/{digest}/doubt", opRead, h.doubt)
 	route("POST "+pathPrefix+"{grant}/chunks", opWrite, h.claim)
 	route("PUT "+pathPrefix+"{grant}/chunks/{digest}", opWrite, h.putChunk)
 	route("PUT "+pathPrefix+"{grant}/manifest", opWrite, h.putManifest)
@@ -132,22 +134,53 @@ func (h *handler) keys(ctx context.Context, g grant, digests []artifact.Digest) 
 	return h.ledger.Keys(ctx, g.artifact, digests)
 }
 
-func (h *handler) getChunk(w http.ResponseWriter, r *http.Request, g grant) error {
+// named is the chunk that a reader's request is about.
+func (h *handler) named(r *http.Request, g grant) (artifact.Key, error) {
 	digest, err := artifact.ParseDigest(r.PathValue("digest"))
 	if err != nil {
-		return err
+		return artifact.Key{}, err
 	}
 	keys, err := h.keys(r.Context(), g, []artifact.Digest{digest})
 	if err != nil {
-		return err
+		return artifact.Key{}, err
 	}
 	key, ok := keys[digest]
 	if !ok {
-		return errs.Forbidden("chunk_not_granted", "The artifact of this grant has no such chunk.")
+		return key, errs.Forbidden("chunk_not_granted", "The artifact of this grant has no such chunk.")
+	}
+	return key, nil
+}
+
+// doubt is told by a reader that a chunk is not there, or not what it should be.
+// It is not believed, but looked after: what is found so is brought again by the
+// next who has it.
+func (h *handler) doubt(w http.ResponseWriter, r *http.Request, g grant) error {
+	key, err := h.named(r, g)
+	if err != nil {
+		return err
+	}
+	sound, err := artifact.Sound(r.Context(), h.store, key)
+	if err != nil {
+		return err
+	}
+	if !sound {
+		h.opts.Logger.Error("a chunk of the store is damaged or missing", "chunk", key, "artifact_id", g.artifact)
+		if err := h.ledger.Lost(r.Context(), g.artifact, []artifact.Key{key}); err != nil {
+			return err
+		}
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (h *handler) getChunk(w http.ResponseWriter, r *http.Request, g grant) error {
+	key, err := h.named(r, g)
+	if err != nil {
+		return err
 	}
 	blob, info, err := h.store.Open(r.Context(), key)
 	if errors.Is(err, artifact.ErrNotFound) {
-		return chunkMissing(digest).Because(err)
+		return chunkMissing(key.Digest).Because(err)
 	}
 	if err != nil {
 		return err

@@ -23,11 +23,10 @@ type Ledger interface {
 	Wanted(ctx context.Context, a id.Artifact, host id.Host, d artifact.Digest) (artifact.Key, int64, error)
 	// Put notes that chunks were seen in the store in their size.
 	Put(ctx context.Context, a id.Artifact, chunks []artifact.Key) error
-	// Lost takes it back that claimed chunks of a are in the store: they are not,
-	// and whoever claims one hears that it is missing.
+	// Lost takes it back that chunks of a are in the store: they are not, or are not
+	// what they should be. Whoever claims one next hears that it is missing, and puts
+	// it in its place.
 	Lost(ctx context.Context, a id.Artifact, chunks []artifact.Key) error
-	// Unseen are the claimed chunks of a that nobody has seen in the store.
-	Unseen(ctx context.Context, a id.Artifact) ([]artifact.Key, []int64, error)
 	// Name says what the manifest of a will be, before it is put, and answers
 	// where to put it: whatever becomes of the upload, what is there is found again
 	// and removed.

@@ -7,12 +7,14 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"skerry.dev/skerry/internal/artifact"
+	"skerry.dev/skerry/internal/artifact/mem"
 	"skerry.dev/skerry/internal/artifact/transfer"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
@@ -237,6 +239,48 @@ func TestTS01_WhatTheStoreLostIsBroughtAgain(t *testing.T) {
 		must(t, w.fetch(t, a, nil, dir, nil))
 		holds(t, dir, map[string][]byte{"f": content})
 	}
+}
+
+// Damage that has the right size is found by who reads it, and from then on brought
+// again; who cries wolf changes nothing.
+func TestTS01_WhatIsDamagedIsBroughtAgain(t *testing.T) {
+	blobs := &mem.Store{}
+	w := newWorld(t, blobs)
+	path, content := sample(t)
+	team := id.NewTeam()
+	before, _ := w.put(t, team, nil, transfer.File{Name: "f", Path: path})
+	victim := w.blobs(t, team, artifact.KindChunk)[1].Key
+	doubted := func() {
+		t.Helper()
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, strings.TrimSuffix(w.read(before, nil).URL, "manifest")+"chunks/"+string(victim.Digest)+"/doubt", nil)
+		must(t, err)
+		resp, err := w.server.Client().Do(r)
+		must(t, err)
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusNoContent {
+			t.Errorf("a doubt: %s", resp.Status)
+		}
+	}
+	again := func(want int64) {
+		t.Helper()
+		w.puts.Store(0)
+		a, _ := w.put(t, team, nil, transfer.File{Name: "f", Path: path})
+		if n := w.puts.Load(); n != want {
+			t.Errorf("%d chunks were brought again, want %d", n, want)
+		}
+		for _, a := range []id.Artifact{before, a} {
+			dir := t.TempDir()
+			must(t, w.fetch(t, a, nil, dir, nil))
+			holds(t, dir, map[string][]byte{"f": content})
+		}
+	}
+	doubted()
+	again(0)
+	blobs.Spoil(victim)
+	if err := w.fetch(t, before, nil, t.TempDir(), nil); !errs.Is(err, "content_mismatch") {
+		t.Fatalf("fetched: %v", err)
+	}
+	again(1)
 }
 
 func TestUpload_ALostAnswerIsNoFailure(t *testing.T) {

@@ -76,13 +76,13 @@ func OpenStore(c Config) (content.Store, error) {
 }
 
 // CheckStore compares the store with the rows of the database, both ways.
-func CheckStore(ctx context.Context, databaseURL string, store content.Store, told func(artifact.Fault)) (artifact.Checked, error) {
+func CheckStore(ctx context.Context, databaseURL string, store content.Store, depth artifact.Depth, told func(artifact.Fault)) (artifact.Checked, error) {
 	pool, err := pg.Open(ctx, databaseURL)
 	if err != nil {
 		return artifact.Checked{}, err
 	}
 	defer pool.Close()
-	return artifact.Check(ctx, artifactpg.New(pool), store, told)
+	return artifact.Check(ctx, artifactpg.New(pool), store, depth, told)
 }
 
 func (c *control) openStore(context.Context) (err error) {

@@ -24,14 +24,28 @@ type Ledger interface {
 	// Known are those of a team's blobs that a row stands for, or that are about to
 	// be removed.
 	Known(ctx context.Context, team id.Team, keys []artifact.Key) (map[artifact.Key]bool, error)
+	// Doubt notes that chunks are not in the store, or not what they should be: they
+	// are brought again by whoever has them next.
+	Doubt(ctx context.Context, chunks []artifact.Key) error
+}
+
+// Depth is how closely the store is looked at.
+type Depth struct {
+	// Contents are read and compared with their digests, not only found in their
+	// size.
+	Contents bool
+	// Mend notes what is missing or damaged, so that it is brought again; else
+	// nothing is changed.
+	Mend bool
 }
 
 // Fault is what a check found of one blob.
 type Fault struct {
 	Key artifact.Key
 	// Missing: a row stands for it and the store does not have it, or in another
-	// size. Else the store has it and nothing stands for it.
-	Missing bool
+	// size. Damaged: it has other bytes. Else the store has it and nothing stands for
+	// it.
+	Missing, Damaged bool
 }
 
 // Checked is how much a check looked at.
@@ -39,6 +53,7 @@ type Checked struct {
 	Objects int64 // in the store
 	Bytes   int64
 	Missing int64
+	Damaged int64
 	Unknown int64
 }
 
@@ -46,9 +61,9 @@ const checkPage = 500
 
 // Check compares the store with the rows, both ways, while everything goes on: no
 // blob is removed within the hour after its row, and none is put before it has
-// one. It changes nothing and reads no content. told is called for each fault.
-func Check(ctx context.Context, rows Ledger, store artifact.Store, told func(Fault)) (Checked, error) {
-	c := checker{rows: rows, store: store, told: told}
+// one. told is called for each fault.
+func Check(ctx context.Context, rows Ledger, store artifact.Store, depth Depth, told func(Fault)) (Checked, error) {
+	c := checker{rows: rows, store: store, depth: depth, told: told}
 	err := errors.Join(c.chunks(ctx), c.manifests(ctx), c.unknown(ctx))
 	return c.Checked, err
 }
@@ -58,6 +73,7 @@ type checker struct {
 
 	rows  Ledger
 	store artifact.Store
+	depth Depth
 	told  func(Fault)
 }
 
@@ -93,30 +109,47 @@ func (c *checker) manifests(ctx context.Context) error {
 
 // there asks the store for each; a size of 0 is any.
 func (c *checker) there(ctx context.Context, want []artifact.Info) error {
-	missing := make([]bool, len(want))
+	found := make([]Fault, len(want))
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(atOnce)
 	for i, w := range want {
 		group.Go(func() error {
+			found[i].Key = w.Key
 			info, err := c.store.Stat(gctx, w.Key)
-			if errors.Is(err, artifact.ErrNotFound) {
-				missing[i] = true
+			if errors.Is(err, artifact.ErrNotFound) || err == nil && w.Size != 0 && info.Size != w.Size {
+				found[i].Missing = true
 				return nil
 			}
-			missing[i] = err == nil && w.Size != 0 && info.Size != w.Size
+			if err != nil || !c.depth.Contents {
+				return err
+			}
+			sound, err := artifact.Sound(gctx, c.store, w.Key)
+			found[i].Damaged = err == nil && !sound
 			return err
 		})
 	}
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	for i, w := range want {
-		if missing[i] {
+	var lost []artifact.Key
+	for _, f := range found {
+		switch {
+		case f.Missing:
 			c.Missing++
-			c.told(Fault{Key: w.Key, Missing: true})
+		case f.Damaged:
+			c.Damaged++
+		default:
+			continue
+		}
+		c.told(f)
+		if f.Key.Kind == artifact.KindChunk {
+			lost = append(lost, f.Key)
 		}
 	}
-	return nil
+	if !c.depth.Mend || len(lost) == 0 {
+		return nil
+	}
+	return c.rows.Doubt(ctx, lost)
 }
 
 func (c *checker) unknown(ctx context.Context) error {

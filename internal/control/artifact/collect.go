@@ -36,6 +36,7 @@ type Step string
 // The steps, each named by what has just been done.
 const (
 	StepExpired  Step = "expired"  // uploads that nobody goes on with are given up
+	StepAgain    Step = "again"    // what the store has lost of is to be brought again
 	StepMarked   Step = "marked"   // what nothing points at is to be deleted
 	StepReleased Step = "released" // one of those lost some of its chunks, or is gone
 	StepTaken    Step = "taken"    // blobs are about to be removed
@@ -45,7 +46,7 @@ const (
 
 // Steps are all of them.
 func Steps() []Step {
-	return []Step{StepExpired, StepMarked, StepReleased, StepTaken, StepRemoved, StepCleared}
+	return []Step{StepExpired, StepAgain, StepMarked, StepReleased, StepTaken, StepRemoved, StepCleared}
 }
 
 // Shelf is what the collector needs of the room's store. Each verb is one
@@ -53,6 +54,9 @@ func Steps() []Step {
 type Shelf interface {
 	// ExpireUploads gives up to n uploads up whose lease has run out.
 	ExpireUploads(ctx context.Context, n int) (int, error)
+	// BringAgain has up to n states and engines uploaded anew of which the store has
+	// lost something, and hosts in reach have them.
+	BringAgain(ctx context.Context, n int) (int, error)
 	// MarkUnreferenced has up to n ready artifacts deleted that nothing points at
 	// and that are older than grace.
 	MarkUnreferenced(ctx context.Context, grace time.Duration, n int) (int, error)
@@ -111,6 +115,13 @@ func (c *Collector) Pass(ctx context.Context) error {
 		repeat(ctx, func(ctx context.Context) (bool, error) {
 			n, err := c.shelf.ExpireUploads(ctx, someArtifacts)
 			return n == someArtifacts, c.after(err, n, StepExpired)
+		}),
+		repeat(ctx, func(ctx context.Context) (bool, error) {
+			n, err := c.shelf.BringAgain(ctx, someArtifacts)
+			if n > 0 {
+				c.log.WarnContext(ctx, "the store has lost something of what hosts still have; it is brought there again", "artifacts", n)
+			}
+			return n >= someArtifacts, c.after(err, n, StepAgain)
 		}),
 		repeat(ctx, func(ctx context.Context) (bool, error) {
 			n, err := c.shelf.MarkUnreferenced(ctx, c.Grace, someArtifacts)

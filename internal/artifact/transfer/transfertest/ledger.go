@@ -177,22 +177,6 @@ func (l *Ledger) Lost(_ context.Context, _ id.Artifact, keys []artifact.Key) err
 	return nil
 }
 
-// Unseen implements transfer.Ledger.
-func (l *Ledger) Unseen(_ context.Context, a id.Artifact) (keys []artifact.Key, sizes []int64, err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	x := l.artifacts[a]
-	if x == nil {
-		return nil, nil, errs.NotFound("no_such_artifact", "There is no such artifact.")
-	}
-	for _, c := range x.claimed {
-		if !c.seen {
-			keys, sizes = append(keys, c.key), append(sizes, c.size)
-		}
-	}
-	return keys, sizes, nil
-}
-
 // Name implements transfer.Ledger.
 func (l *Ledger) Name(_ context.Context, a id.Artifact, host id.Host, digest artifact.Digest) (artifact.Key, error) {
 	l.mu.Lock()

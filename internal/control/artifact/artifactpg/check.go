@@ -58,6 +58,20 @@ func (s *Store) Teams(ctx context.Context, after *id.Team, n int) ([]id.Team, er
 	return teams, pg.Map(err)
 }
 
+// Doubt implements artifact.Ledger.
+func (s *Store) Doubt(ctx context.Context, chunks []content.Key) error {
+	var params sqlcgen.DoubtParams
+	for _, k := range chunks {
+		b, err := raw(k.Digest)
+		if err != nil {
+			return err
+		}
+		params.Teams, params.Digests, params.Objects = append(params.Teams, k.Team.UUID()), append(params.Digests, b), append(params.Objects, k.Object)
+	}
+	_, err := s.q.Doubt(ctx, s.pool, params)
+	return pg.Map(err)
+}
+
 // Known implements artifact.Ledger.
 func (s *Store) Known(ctx context.Context, team id.Team, keys []content.Key) (map[content.Key]bool, error) {
 	params := sqlcgen.KnownObjectsParams{TeamID: team, Keys: make([]string, len(keys)), Digests: make([][]byte, len(keys)), Objects: make([]int64, len(keys))}

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -22,7 +24,7 @@ func TestP1_TheStoreIsComparedWithTheRows(t *testing.T) {
 	check := func() (artifact.Checked, map[string]bool) {
 		t.Helper()
 		faults := map[string]bool{}
-		got, err := artifact.Check(ctx, w.rows, w.blobs, func(f artifact.Fault) { faults[f.Key.String()] = f.Missing })
+		got, err := artifact.Check(ctx, w.rows, w.blobs, artifact.Depth{}, func(f artifact.Fault) { faults[f.Key.String()] = f.Missing })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -77,11 +79,44 @@ func TestP1_TheStoreIsComparedWithTheRows(t *testing.T) {
 		}
 		want[k.String()] = false
 	}
+	wrong, err := w.rows.Keys(ctx, large, []content.Digest{content.DigestOf(many[5])})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := wrong[content.DigestOf(many[5])]
+	if err := os.WriteFile(filepath.Join(w.dir, bad.Prefix.String(), string(bad.Digest[:2]), bad.Name()), []byte("Chunk 5"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	got, faults := check()
 	if got.Missing != 2 || got.Unknown != 2 {
 		t.Errorf("%+v", got)
 	}
 	if diff := cmp.Diff(want, faults); diff != "" {
 		t.Error(diff)
+	}
+
+	// Read, one more is found; asked to, all are noted, and wanted of the next who
+	// has them.
+	got, err = artifact.Check(ctx, w.rows, w.blobs, artifact.Depth{Contents: true}, func(f artifact.Fault) {
+		if f.Damaged && f.Key != bad {
+			t.Errorf("%s is damaged", f.Key)
+		}
+	})
+	if err != nil || got.Missing != 2 || got.Damaged != 1 {
+		t.Errorf("with contents: %+v, %v", got, err)
+	}
+	if n := w.count(`SELECT count(*) FROM chunks WHERE NOT stored AND digest = sha256('chunk 5')`); n != 0 {
+		t.Error("a look changed something")
+	}
+	if _, err = artifact.Check(ctx, w.rows, w.blobs, artifact.Depth{Contents: true, Mend: true}, func(artifact.Fault) {}); err != nil {
+		t.Fatal(err)
+	}
+	again := begin()
+	if err := w.upload(ctx, again, host, whole, many...); err != nil {
+		t.Fatal(err)
+	}
+	got, err = artifact.Check(ctx, w.rows, w.blobs, artifact.Depth{Contents: true}, func(artifact.Fault) {})
+	if err != nil || got.Missing+got.Damaged != 0 {
+		t.Errorf("brought again: %+v, %v", got, err)
 	}
 }

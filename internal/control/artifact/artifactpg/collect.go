@@ -37,6 +37,16 @@ func (s *Store) MarkUnreferenced(ctx context.Context, grace time.Duration, n int
 	return int(done), err
 }
 
+// BringAgain implements artifact.Shelf.
+func (s *Store) BringAgain(ctx context.Context, n int) (int, error) {
+	states, err := s.q.BringStatesAgain(ctx, s.pool, int32(n))
+	if err != nil {
+		return 0, pg.Map(err)
+	}
+	engines, err := s.q.BringEnginesAgain(ctx, s.pool, int32(n))
+	return int(states + engines), pg.Map(err)
+}
+
 // Release implements artifact.Shelf.
 func (s *Store) Release(ctx context.Context, n int) (bool, error) {
 	found := false

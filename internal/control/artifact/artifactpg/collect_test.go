@@ -11,6 +11,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	content "skerry.dev/skerry/internal/artifact"
+	"skerry.dev/skerry/internal/artifact/transfer"
 	"skerry.dev/skerry/internal/control/artifact"
 	"skerry.dev/skerry/internal/control/artifact/artifactpg"
 	"skerry.dev/skerry/internal/kernel/errs"
@@ -92,7 +94,11 @@ func (w *world) round(ctx context.Context, random *rand.Rand, host id.Host, piec
 			return errHalfway
 		}
 		if part == "claimed" {
-			unseen, _, err := w.rows.Unseen(ctx, a)
+			var pieces []transfer.Piece
+			for _, b := range mine {
+				pieces = append(pieces, transfer.Piece{Digest: content.DigestOf(b), Size: int64(len(b))})
+			}
+			unseen, err := w.rows.Claim(ctx, a, host, pieces)
 			shared.Add(int64(3 - len(unseen)))
 			return err
 		}
@@ -138,6 +144,7 @@ func TestP1_ACollectorMayDieAtEachStep(t *testing.T) {
 			if !errors.Is(err, errHalfway) || expired(ctx, w.pool, broken) != nil {
 				t.Fatal(err)
 			}
+			w.damagedEngine(host)
 			c := w.collector()
 			died := errors.New("died")
 			var once sync.Once
@@ -172,6 +179,104 @@ func TestP1_ACollectorMayDieAtEachStep(t *testing.T) {
 		t.Errorf("only %v of %v were visited", visited, artifact.Steps())
 	}
 	t.Logf("%d steps", len(visited))
+}
+
+// damagedEngine is a build of which the store has lost something, and a host not.
+func (w *world) damagedEngine(host id.Host) {
+	w.t.Helper()
+	a := id.NewArtifact()
+	program := []byte("an engine")
+	ctx := context.Background()
+	err := errors.Join(w.begin(ctx, artifact.New{ID: a, Team: id.PlatformTeamID, Kind: artifact.KindEngine, Host: host}), w.upload(ctx, a, host, whole, program), w.drop(ctx, a))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.exec(`INSERT INTO engine_builds (team_id, engine, version, arch, digest, artifact_id) VALUES ($1, 'gvisor', 'v', 'amd64', 'd', $2)`, id.PlatformTeamID, a)
+	w.lose(a, program)
+}
+
+// lose has it found out that the store has lost a chunk of an artifact.
+func (w *world) lose(a id.Artifact, b []byte) {
+	w.t.Helper()
+	keys, err := w.rows.Keys(context.Background(), a, []content.Digest{content.DigestOf(b)})
+	if err == nil {
+		err = w.rows.Lost(context.Background(), a, []content.Key{keys[content.DigestOf(b)]})
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// TestTS01_S5_WhatTheStoreLostComesFromWhoeverHasIt: of a saved state and of an
+// engine, once a host in reach has it; until then nothing of what is left is given
+// up. What shares the lost chunk is whole with it.
+func TestTS01_S5_WhatTheStoreLostComesFromWhoeverHasIt(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	host := w.host(id.PlatformTeamID)
+	shared, own := []byte("in both"), []byte("in one")
+	tpl := id.NewTemplate()
+	w.exec(`INSERT INTO templates (id, team_id, name, status, image_digest, manifest_digest) VALUES ($1, $2, 'x', 'ready', 'x', 'x')`, tpl, w.team)
+	saved := func(stored ...[]byte) (id.Snapshot, id.Artifact) {
+		t.Helper()
+		a, state := id.NewArtifact(), id.NewSnapshot()
+		n := artifact.New{ID: a, Team: w.team, Kind: artifact.KindState, Host: host}
+		err := errors.Join(w.begin(ctx, n), w.upload(ctx, a, host, whole, stored...), w.drop(ctx, a))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.exec(`INSERT INTO snapshots (id, team_id, kind, status, sandbox_id, incarnation, host_id, template_id, template_name, image_digest, engine, engine_version, memory,
+			cpu_millis, memory_mb, disk_mb, internet, digest, ready_at, created_by_type, created_by_id, created_by_name, artifact_id)
+			VALUES ($1, $2, 'pause', 'ready', $3, 1, $4, $5, 'x', 'x', 'gvisor', 'b', true, 1, 1, 1, true, 'x', now(), 'user', 'x', 'x', $6)`,
+			state, w.team, id.NewSandbox(), host, tpl, a)
+		return state, a
+	}
+	here, one := saved(shared, own)
+	_, two := saved(shared) // no host has it any more
+	w.exec(`INSERT INTO state_copies (snapshot_id, host_id, ready_at) VALUES ($1, $2, now())`, here, host)
+	w.damagedEngine(host)
+	w.lose(one, shared)
+	due := func() int {
+		t.Helper()
+		return w.count(`SELECT count(*) FROM snapshots WHERE artifact_id IS NULL AND upload_at <= now()`)
+	}
+
+	w.exec(`UPDATE hosts SET status = 'unreachable'`)
+	w.exec(`UPDATE engine_builds SET seen_at = now() - interval '3 hours'`)
+	if n, err := w.rows.BringAgain(ctx, 10); err != nil || n != 0 || due() != 0 {
+		t.Fatalf("%d are to be brought by nobody, %v", n, err)
+	}
+	w.exec(`UPDATE hosts SET status = 'online'`)
+	w.exec(`UPDATE engine_builds SET seen_at = now()`)
+	if n, err := w.rows.BringAgain(ctx, 10); err != nil || n != 2 || due() != 1 {
+		t.Fatalf("%d are to be brought, %d states, %v", n, due(), err)
+	}
+	if n := w.count(`SELECT count(*) FROM engine_builds WHERE artifact_id IS NULL AND upload_at IS NULL`); n != 1 {
+		t.Errorf("%d engines are to be brought", n)
+	}
+	if n, err := w.rows.BringAgain(ctx, 10); err != nil || n != 0 {
+		t.Errorf("asked for %d twice, %v", n, err)
+	}
+	// The host brings it, and only what is lacking.
+	a := id.NewArtifact()
+	if err := w.begin(ctx, artifact.New{ID: a, Team: w.team, Kind: artifact.KindState, Host: host}); err != nil {
+		t.Fatal(err)
+	}
+	missing, err := w.rows.Claim(ctx, a, host, []transfer.Piece{
+		{Digest: content.DigestOf(shared), Size: int64(len(shared))}, {Digest: content.DigestOf(own), Size: int64(len(own))},
+	})
+	if err != nil || len(missing) != 1 || missing[0].Digest != content.DigestOf(shared) {
+		t.Fatalf("asked for %v, %v", missing, err)
+	}
+	if err := w.upload(ctx, a, host, whole, shared, own); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(w.intact(ctx, a, host, shared, own), w.intact(ctx, two, host, shared)); err != nil {
+		t.Error(err)
+	}
+	if n, err := w.rows.BringAgain(ctx, 10); err != nil || n != 0 {
+		t.Errorf("%d are to be brought once all is there, %v", n, err)
+	}
 }
 
 // TestTS03_WhatIsPointedAtIsNotMarked: a pointer that is about to be set keeps an

@@ -187,19 +187,6 @@ func (s *Store) believe(ctx context.Context, a id.Artifact, chunks []content.Key
 	})
 }
 
-// Unseen implements transfer.Ledger.
-func (s *Store) Unseen(ctx context.Context, a id.Artifact) ([]content.Key, []int64, error) {
-	rows, err := s.q.Unseen(ctx, s.pool, a)
-	if err != nil {
-		return nil, nil, pg.Map(err)
-	}
-	keys, sizes := make([]content.Key, len(rows)), make([]int64, len(rows))
-	for i, r := range rows {
-		keys[i], sizes[i] = content.ChunkKey(r.TeamID, digestOf(r.Digest), r.Object), int64(r.SizeBytes)
-	}
-	return keys, sizes, nil
-}
-
 // Name implements transfer.Ledger.
 func (s *Store) Name(ctx context.Context, a id.Artifact, host id.Host, digest content.Digest) (content.Key, error) {
 	if err := digest.Validate(); err != nil {

@@ -61,12 +61,6 @@ SELECT c.team_id, c.digest, c.object, c.size_bytes, c.stored
 FROM artifact_chunks p JOIN chunks c ON c.team_id = p.team_id AND c.digest = p.digest
 WHERE p.artifact_id = sqlc.arg(artifact_id) AND p.digest = ANY(sqlc.arg(digests)::bytea[]);
 
--- name: Unseen :many
-SELECT c.team_id, c.digest, c.object, c.size_bytes
-FROM artifact_chunks p JOIN chunks c ON c.team_id = p.team_id AND c.digest = p.digest
-WHERE p.artifact_id = sqlc.arg(artifact_id) AND NOT c.stored
-ORDER BY c.digest;
-
 -- name: SetStored :exec
 -- By its object too: it may have been collected and claimed anew since.
 WITH seen AS (
@@ -172,6 +166,38 @@ RETURNING key;
 
 -- name: Removed :exec
 DELETE FROM doomed_objects WHERE key = ANY(sqlc.arg(keys)::text[]);
+
+-- name: BringStatesAgain :execrows
+-- Saved states of which the store has lost something, while a host in reach has
+-- them still: they are uploaded as if they never had been, and what they share
+-- with others is there again for all.
+UPDATE snapshots SET artifact_id = NULL, upload_at = now()
+WHERE id IN (
+    SELECT p.id FROM snapshots p
+    WHERE p.status = 'ready' AND p.artifact_id IN (
+            SELECT a.id FROM chunks k JOIN artifact_chunks q ON q.team_id = k.team_id AND q.digest = k.digest
+            JOIN artifacts a ON a.id = q.artifact_id AND a.status = 'ready'
+            WHERE NOT k.stored)
+      AND EXISTS (SELECT FROM state_copies c JOIN hosts h ON h.id = c.host_id
+          WHERE c.snapshot_id = p.id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL AND h.status IN ('online', 'draining'))
+    ORDER BY p.id LIMIT sqlc.arg(max_rows) FOR NO KEY UPDATE SKIP LOCKED);
+
+-- name: BringEnginesAgain :execrows
+-- The same of builds that a host has said lately it has.
+UPDATE engine_builds SET artifact_id = NULL, upload_at = NULL
+WHERE (team_id, engine, version, arch) IN (
+    SELECT b.team_id, b.engine, b.version, b.arch FROM engine_builds b
+    WHERE b.seen_at > now() - interval '2 hours' AND b.artifact_id IN (
+        SELECT a.id FROM chunks k JOIN artifact_chunks q ON q.team_id = k.team_id AND q.digest = k.digest
+        JOIN artifacts a ON a.id = q.artifact_id AND a.status = 'ready'
+        WHERE NOT k.stored)
+    ORDER BY b.seen_at LIMIT sqlc.arg(max_rows) FOR NO KEY UPDATE SKIP LOCKED);
+
+-- name: Doubt :execrows
+-- What a look at the store found to be missing or damaged.
+UPDATE chunks c SET stored = false
+FROM (SELECT unnest(sqlc.arg(teams)::uuid[]) AS team_id, unnest(sqlc.arg(digests)::bytea[]) AS digest, unnest(sqlc.arg(objects)::bigint[]) AS object) w
+WHERE c.team_id = w.team_id AND c.digest = w.digest AND c.object = w.object AND c.stored;
 
 -- name: AddTeamKey :exec
 INSERT INTO team_keys (team_id, sealed) VALUES (sqlc.arg(team_id), sqlc.arg(sealed)) ON CONFLICT DO NOTHING;

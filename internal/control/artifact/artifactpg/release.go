@@ -12,8 +12,8 @@ import (
 )
 
 // linger is how long after its row a blob is removed: an upload to it that was
-// let in before (a presigned address is good for a quarter of an hour, and what
-// was begun under it goes on) must be over by then.
+// let in before (a presigned address is good for minutes, and what was begun
+// under it goes on) must be over by then.
 const linger = time.Hour
 
 // release takes chunks away from an artifact whose row is locked. Those that no

@@ -31,18 +31,20 @@ type world struct {
 	pool  *pgxpool.Pool
 	rows  *artifactpg.Store
 	blobs *fs.Store
+	dir   string // of the blobs
 	team  id.Team
 }
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	blobs, err := fs.New(t.TempDir())
+	dir := t.TempDir()
+	blobs, err := fs.New(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	pool := pgtest.New(t)
 	team, _ := teamtest.New(t, pool)
-	return &world{t: t, pool: pool, rows: artifactpg.New(pool), blobs: blobs, team: team}
+	return &world{t: t, pool: pool, rows: artifactpg.New(pool), blobs: blobs, dir: dir, team: team}
 }
 
 func (w *world) exec(sql string, args ...any) {
@@ -150,13 +152,13 @@ func (w *world) upload(ctx context.Context, a id.Artifact, host id.Host, at func
 		return err
 	}
 	// Others may have been about to put what we were not asked for.
-	unseen, sizes, err := w.rows.Unseen(ctx, a)
+	unseen, err := w.rows.Claim(ctx, a, host, pieces)
 	if err != nil {
 		return err
 	}
-	for i, k := range unseen {
+	for _, k := range unseen {
 		if _, err := w.blobs.Stat(ctx, k); errors.Is(err, content.ErrNotFound) {
-			if err := w.blobs.Put(ctx, k, bytes.NewReader(bytesOf[k.Digest]), sizes[i]); err != nil {
+			if err := w.blobs.Put(ctx, k, bytes.NewReader(bytesOf[k.Digest]), int64(len(bytesOf[k.Digest]))); err != nil {
 				return err
 			}
 		} else if err != nil {

@@ -78,6 +78,50 @@ func (q *Queries) Again(ctx context.Context, db DBTX, arg AgainParams) (int64, e
 	return result.RowsAffected(), nil
 }
 
+const bringEnginesAgain = `-- name: BringEnginesAgain :execrows
+UPDATE engine_builds SET artifact_id = NULL, upload_at = NULL
+WHERE (team_id, engine, version, arch) IN (
+    SELECT b.team_id, b.engine, b.version, b.arch FROM engine_builds b
+    WHERE b.seen_at > now() - interval '2 hours' AND b.artifact_id IN (
+        SELECT a.id FROM chunks k JOIN artifact_chunks q ON q.team_id = k.team_id AND q.digest = k.digest
+        JOIN artifacts a ON a.id = q.artifact_id AND a.status = 'ready'
+        WHERE NOT k.stored)
+    ORDER BY b.seen_at LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED)
+`
+
+// The same of builds that a host has said lately it has.
+func (q *Queries) BringEnginesAgain(ctx context.Context, db DBTX, maxRows int32) (int64, error) {
+	result, err := db.Exec(ctx, bringEnginesAgain, maxRows)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const bringStatesAgain = `-- name: BringStatesAgain :execrows
+UPDATE snapshots SET artifact_id = NULL, upload_at = now()
+WHERE id IN (
+    SELECT p.id FROM snapshots p
+    WHERE p.status = 'ready' AND p.artifact_id IN (
+            SELECT a.id FROM chunks k JOIN artifact_chunks q ON q.team_id = k.team_id AND q.digest = k.digest
+            JOIN artifacts a ON a.id = q.artifact_id AND a.status = 'ready'
+            WHERE NOT k.stored)
+      AND EXISTS (SELECT FROM state_copies c JOIN hosts h ON h.id = c.host_id
+          WHERE c.snapshot_id = p.id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL AND h.status IN ('online', 'draining'))
+    ORDER BY p.id LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED)
+`
+
+// Saved states of which the store has lost something, while a host in reach has
+// them still: they are uploaded as if they never had been, and what they share
+// with others is there again for all.
+func (q *Queries) BringStatesAgain(ctx context.Context, db DBTX, maxRows int32) (int64, error) {
+	result, err := db.Exec(ctx, bringStatesAgain, maxRows)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
 const chunksOf = `-- name: ChunksOf :many
 SELECT c.team_id, c.digest, c.object, c.size_bytes, c.stored
 FROM artifact_chunks p JOIN chunks c ON c.team_id = p.team_id AND c.digest = p.digest
@@ -227,6 +271,27 @@ type DoomParams struct {
 func (q *Queries) Doom(ctx context.Context, db DBTX, arg DoomParams) error {
 	_, err := db.Exec(ctx, doom, arg.LingerSecs, arg.Keys)
 	return err
+}
+
+const doubt = `-- name: Doubt :execrows
+UPDATE chunks c SET stored = false
+FROM (SELECT unnest($1::uuid[]) AS team_id, unnest($2::bytea[]) AS digest, unnest($3::bigint[]) AS object) w
+WHERE c.team_id = w.team_id AND c.digest = w.digest AND c.object = w.object AND c.stored
+`
+
+type DoubtParams struct {
+	Teams   []uuid.UUID
+	Digests [][]byte
+	Objects []int64
+}
+
+// What a look at the store found to be missing or damaged.
+func (q *Queries) Doubt(ctx context.Context, db DBTX, arg DoubtParams) (int64, error) {
+	result, err := db.Exec(ctx, doubt, arg.Teams, arg.Digests, arg.Objects)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const engineUploaded = `-- name: EngineUploaded :exec
@@ -992,45 +1057,6 @@ type UnclaimParams struct {
 func (q *Queries) Unclaim(ctx context.Context, db DBTX, arg UnclaimParams) error {
 	_, err := db.Exec(ctx, unclaim, arg.ArtifactID, arg.Digests)
 	return err
-}
-
-const unseen = `-- name: Unseen :many
-SELECT c.team_id, c.digest, c.object, c.size_bytes
-FROM artifact_chunks p JOIN chunks c ON c.team_id = p.team_id AND c.digest = p.digest
-WHERE p.artifact_id = $1 AND NOT c.stored
-ORDER BY c.digest
-`
-
-type UnseenRow struct {
-	TeamID    id.Team
-	Digest    []byte
-	Object    int64
-	SizeBytes int32
-}
-
-func (q *Queries) Unseen(ctx context.Context, db DBTX, artifactID id.Artifact) ([]UnseenRow, error) {
-	rows, err := db.Query(ctx, unseen, artifactID)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var items []UnseenRow
-	for rows.Next() {
-		var i UnseenRow
-		if err := rows.Scan(
-			&i.TeamID,
-			&i.Digest,
-			&i.Object,
-			&i.SizeBytes,
-		); err != nil {
-			return nil, err
-		}
-		items = append(items, i)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	return items, nil
 }
 
 const use = `-- name: Use :one
