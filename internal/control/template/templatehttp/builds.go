@@ -3,6 +3,7 @@ package templatehttp
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"strconv"
@@ -218,7 +219,7 @@ func (h *Handlers) BuildLogs(w http.ResponseWriter, r *http.Request) {
 	beat.Wait()
 	switch {
 	case err != nil:
-		failure := h.failure(r.Context(), err)
+		failure := h.failure(r.Context(), because(r.Context(), err))
 		_ = out.write(&failure) // when this fails the client is gone
 	case follow == "1":
 		made := toBuild(b)
@@ -226,6 +227,16 @@ func (h *Handlers) BuildLogs(w http.ResponseWriter, r *http.Request) {
 	default:
 		_ = out.raw(nil) // the header, at least
 	}
+}
+
+// because is why a stream was ended, where that was ours: access that was taken
+// away, or a server that stops.
+func because(ctx context.Context, err error) error {
+	var why *errs.Error
+	if errors.As(context.Cause(ctx), &why) {
+		return why
+	}
+	return err
 }
 
 func toBuild(b build.Build) restapi.Build {

@@ -99,7 +99,7 @@ func (h *Handlers) BuildBase(w http.ResponseWriter, r *http.Request) {
 	cancel()
 	beat.Wait()
 	if err != nil {
-		failure := h.failure(r.Context(), err)
+		failure := h.failure(r.Context(), because(r.Context(), err))
 		_ = out.write(&failure) // by address: only then it renders itself; when this fails the client is gone
 		return
 	}
