@@ -27,7 +27,7 @@ const agentVar = "SKERRY_TEST_AGENT"
 // process is what an agent in a process of its own is told.
 type process struct {
 	Config app.Config
-	Tree   string
+	Tree   string // in the place of images, where it is not empty
 	Ready  string // file that receives the served address
 	DieAt  string // file that names the step to die at
 }
@@ -44,8 +44,7 @@ func runAgent(raw string) error {
 			select {}
 		}
 	}
-	return app.RunWith(context.Background(), p.Config, app.Options{
-		Images:       tree{p.Tree},
+	opts := app.Options{
 		Step:         func(s manager.Step) { dieAt(string(s)) },
 		IdentityStep: func(s identity.Step) { dieAt(string(s)) },
 		Ready: func(a net.Addr) {
@@ -54,7 +53,11 @@ func runAgent(raw string) error {
 				_ = os.Rename(next, p.Ready)
 			}
 		},
-	})
+	}
+	if p.Tree != "" {
+		opts.Images = tree{p.Tree}
+	}
+	return app.RunWith(context.Background(), p.Config, opts)
 }
 
 // launch starts an agent in a process of its own and waits for nothing.

@@ -90,9 +90,9 @@ func newTree(t *testing.T) tree {
 	return tree{dir}
 }
 
-func buildGuest(t *testing.T, path string) {
+func buildGuest(t *testing.T, path string, flags ...string) {
 	t.Helper()
-	build := exec.Command("go", "build", "-o", path, "skerry.dev/skerry/cmd/skerry-guest")
+	build := exec.Command("go", append(append([]string{"build", "-o", path}, flags...), "skerry.dev/skerry/cmd/skerry-guest")...)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("the guest daemon: %v\n%s", err, out)
@@ -103,13 +103,24 @@ func buildGuest(t *testing.T, path string) {
 // serve it.
 func (p *platform) storedImage(t *testing.T, root tree) *agentv1.Image {
 	t.Helper()
+	return p.storedFile(t, packed(t, root))
+}
+
+// packed is an image of the tree.
+func packed(t *testing.T, root tree) (file string) {
+	t.Helper()
 	if _, err := exec.LookPath("mkfs.erofs"); err != nil {
 		testkit.Missing(t, "erofs", "mkfs.erofs is not installed")
 	}
-	file := filepath.Join(t.TempDir(), "image.erofs")
+	file = filepath.Join(t.TempDir(), "image.erofs")
 	if out, err := exec.Command("mkfs.erofs", "-x-1", "-E", "noinline_data", file, root.dir).CombinedOutput(); err != nil {
 		t.Fatalf("mkfs.erofs: %v\n%s", err, out)
 	}
+	return file
+}
+
+func (p *platform) storedFile(t *testing.T, file string) *agentv1.Image {
+	t.Helper()
 	store, err := artifactfs.New(t.TempDir())
 	if err != nil {
 		t.Fatal(err)

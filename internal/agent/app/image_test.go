@@ -179,11 +179,16 @@ func (b *box) hand(user string, words ...string) string {
 }
 
 func (b *box) tryHand(user string, words ...string) (string, error) {
+	return b.runs(user, "/bin/hand", words...)
+}
+
+// runs runs a program as user, or as the sandbox's own, to its end.
+func (b *box) runs(user, program string, words ...string) (string, error) {
 	client, hangUp := b.client(guestapi.DefaultPort)
 	defer hangUp()
 	client.Timeout = time.Minute
 	proc := processconnect.NewProcessClient(client, "http://guest", connect.WithProtoJSON(), connect.WithInterceptors(acting(user)))
-	stream, err := proc.Start(b.t.Context(), &processpb.StartRequest{Process: &processpb.ProcessConfig{Cmd: "/bin/hand", Args: words}, Stdin: proto.Bool(false)})
+	stream, err := proc.Start(b.t.Context(), &processpb.StartRequest{Process: &processpb.ProcessConfig{Cmd: program, Args: words}, Stdin: proto.Bool(false)})
 	if err != nil {
 		return "", err
 	}

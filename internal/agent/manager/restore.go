@@ -43,7 +43,9 @@ func unfit(what string, have, want any) error {
 }
 
 // ownDaemon is the one in the state's memory.
-func (b *build) ownDaemon() Daemon { return Daemon{Digest: b.held.GuestDigest, File: b.held.GuestFile()} }
+func (b *build) ownDaemon() Daemon {
+	return Daemon{Digest: b.held.GuestDigest, File: b.held.GuestFile()}
+}
 
 // restore starts the instance from the state. Its daemon, where the state has
 // memory, knows the host by the secret of the place it was taken at.

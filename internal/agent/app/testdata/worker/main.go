@@ -1,5 +1,5 @@
 // Command worker is what runs inside the sandboxes of the tests: it counts in
-// memory and in a file, and tells both.
+// memory and in a file, and tells both. With a word it says that and ends.
 package main
 
 import (
@@ -13,6 +13,10 @@ import (
 const file = "/home/user/count"
 
 func main() {
+	if len(os.Args) > 1 {
+		fmt.Println(os.Args[1])
+		return
+	}
 	var mu sync.Mutex
 	count := 0
 	http.HandleFunc("/add", func(w http.ResponseWriter, _ *http.Request) {
