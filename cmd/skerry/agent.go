@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"net/url"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -82,6 +83,7 @@ type agentCmd struct {
 	DNS               []string      `name:"dns" help:"Resolvers for sandboxes (default: this machine's)." env:"SKERRY_DNS" placeholder:"ADDR"`
 	Denied            []string      `help:"Networks no sandbox may reach, besides private ones." env:"SKERRY_DENIED" placeholder:"CIDR"`
 	RegistryNetworks  []string      `help:"Networks beside the public internet from which users may pull container images." env:"SKERRY_REGISTRY_NETWORKS" placeholder:"CIDR"`
+	RegistryProxy     string        `help:"HTTP proxy that container images are pulled through; it has to keep users from what is not for them." env:"SKERRY_REGISTRY_PROXY" placeholder:"URL"`
 	ImageCacheMB      int64         `name:"image-cache-mb" help:"Bound of the template images kept on disk; 0 is none." env:"SKERRY_IMAGE_CACHE_MB" placeholder:"MB"`
 	MaxImageMB        int64         `name:"agent-max-image-mb" help:"Bound of what an image that is imported or built here unpacks to." env:"SKERRY_AGENT_MAX_IMAGE_MB" default:"20480" placeholder:"MB"`
 	MaxImageFiles     int           `name:"agent-max-image-files" help:"Bound of its files and directories." env:"SKERRY_AGENT_MAX_IMAGE_FILES" default:"1000000" placeholder:"N"`
@@ -131,6 +133,11 @@ func (cmd *agentCmd) config(p *program, log *slog.Logger) (agentapp.Config, erro
 			continue
 		}
 		c.RegistryNetworks = append(c.RegistryNetworks, n)
+	}
+	if cmd.RegistryProxy != "" {
+		if c.RegistryProxy, err = url.Parse(cmd.RegistryProxy); err != nil || c.RegistryProxy.Scheme != "http" && c.RegistryProxy.Scheme != "https" || c.RegistryProxy.Host == "" {
+			faults = append(faults, errors.New("--registry-proxy: http://host:port or https://host:port is needed")) // it may have a password in it
+		}
 	}
 	return c, errors.Join(append(faults, c.Validate(), there(c))...)
 }

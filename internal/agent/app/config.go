@@ -60,6 +60,8 @@ type Config struct {
 	// RegistryNetworks are those beside the public internet from which container
 	// images may be pulled.
 	RegistryNetworks []netip.Prefix
+	// RegistryProxy is what images are pulled through; nil is none.
+	RegistryProxy *url.URL
 	// ImageCacheBytes bounds the template images on disk; 0 is no bound.
 	ImageCacheBytes int64
 	// MaxImageBytes and MaxImageFiles bound what an image that is made here unpacks

@@ -90,7 +90,7 @@ func (i *imager) Import(ctx context.Context, req rpcserver.ImportRequest, log fu
 	defer done()
 	o := image.ImportOptions{
 		Reference: req.Reference, Login: oci.Login{Username: req.Username, Password: req.Password},
-		Registries: oci.Registries{Denied: i.cfg.Denied, Inside: i.cfg.RegistryNetworks}, Arch: runtime.GOARCH, Limits: i.limits(),
+		Registries: oci.Registries{Denied: i.cfg.Denied, Inside: i.cfg.RegistryNetworks, Proxy: i.cfg.RegistryProxy}, Arch: runtime.GOARCH, Limits: i.limits(),
 	}
 	if req.Reference == "" {
 		o.Tarball = filepath.Join(dir, "tarball")

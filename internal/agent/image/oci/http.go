@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"net/url"
 	"slices"
 	"sync"
 	"syscall"
@@ -27,18 +26,13 @@ const (
 	stallTimeout = time.Minute
 )
 
-// client is the way to one registry and to where it keeps its bytes. Proxies of
-// the agent's environment are used.
+// client is the way to one registry and to where it keeps its bytes.
 type client struct {
 	transport *http.Transport
 	loopback  bool // the reference itself names a registry on this machine
 	denied    []netip.Prefix
 	inside    []netip.Prefix
 	stall     time.Duration
-	through   func(r *http.Request) (*url.URL, error)
-
-	mu      sync.Mutex
-	proxies map[string]bool // addresses of proxies in use
 }
 
 func (r Registries) client(registry name.Registry) *client {
@@ -46,14 +40,14 @@ func (r Registries) client(registry name.Registry) *client {
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		host = h
 	}
-	c := &client{loopback: isLoopback(host), denied: r.Denied, inside: r.Inside, stall: cmp.Or(r.stall, stallTimeout), through: r.proxy, proxies: make(map[string]bool)}
-	if c.through == nil {
-		c.through = http.ProxyFromEnvironment
-	}
+	c := &client{loopback: isLoopback(host), denied: r.Denied, inside: r.Inside, stall: cmp.Or(r.stall, stallTimeout)}
 	c.transport = &http.Transport{
-		Proxy: c.proxy, DialContext: c.dial, ForceAttemptHTTP2: true,
+		DialContext: c.dial, ForceAttemptHTTP2: true,
 		TLSHandshakeTimeout: dialTimeout, ResponseHeaderTimeout: answerTimeout,
 		MaxIdleConnsPerHost: parallel, IdleConnTimeout: time.Minute, MaxResponseHeaderBytes: 64 << 10,
+	}
+	if r.Proxy != nil { // nothing else is connected to
+		c.transport.Proxy, c.transport.DialContext = http.ProxyURL(r.Proxy), (&net.Dialer{Timeout: dialTimeout}).DialContext
 	}
 	return c
 }
@@ -140,40 +134,19 @@ func (b *watchedBody) Close() error {
 	return err
 }
 
-func (c *client) proxy(r *http.Request) (*url.URL, error) {
-	u, err := c.through(r)
-	if err != nil || u == nil {
-		return u, err
-	}
-	port := u.Port()
-	if port == "" {
-		port = map[string]string{"http": "80", "https": "443", "socks5": "1080", "socks5h": "1080"}[u.Scheme]
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.proxies[net.JoinHostPort(u.Hostname(), port)] = true
-	return u, nil
-}
-
 // errDenied is what a connection to a forbidden address fails with.
 var errDenied = errors.New("the address is not one a registry may have")
 
 // dial connects to where registries may be. What a name leads to is looked at
 // when it is connected to, so that nothing comes in between.
 func (c *client) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	d := net.Dialer{Timeout: dialTimeout}
-	c.mu.Lock()
-	free := c.proxies[address]
-	c.mu.Unlock()
-	if !free {
-		d.Control = func(_, address string, _ syscall.RawConn) error {
-			at, err := netip.ParseAddrPort(address)
-			if err != nil {
-				return err
-			}
-			return c.allowed(at.Addr())
+	d := net.Dialer{Timeout: dialTimeout, Control: func(_, address string, _ syscall.RawConn) error {
+		at, err := netip.ParseAddrPort(address)
+		if err != nil {
+			return err
 		}
-	}
+		return c.allowed(at.Addr())
+	}}
 	return d.DialContext(ctx, network, address)
 }
 

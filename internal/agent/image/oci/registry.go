@@ -27,9 +27,12 @@ type Registries struct {
 	// Denied are networks no registry may be in. Inside are those beside the public
 	// internet where one may be: whoever names a reference reaches what is there.
 	Denied, Inside []netip.Prefix
+	// Proxy is what all pulls go through: it finds out where names lead and has to
+	// keep rules of its own. Nil is none: one of the environment is not for what users
+	// name, since it would lead past these.
+	Proxy *url.URL
 
-	stall time.Duration                           // 0 is stallTimeout
-	proxy func(r *http.Request) (*url.URL, error) // nil is the environment's
+	stall time.Duration // 0 is stallTimeout
 }
 
 // Login is who pulls; empty is anybody.

@@ -145,8 +145,9 @@ func TestP2_CredentialsGoToTheirRegistryAlone(t *testing.T) {
 	}
 }
 
-// A proxy may be on this machine, where a registry that others name may not.
-func TestP2_AProxyIsUsed(t *testing.T) {
+// A proxy may be on this machine, where a registry that others name may not. One of
+// the environment finds out by itself where names lead, and is not used.
+func TestP2_NW08_AProxyIsUsedThatIsMeant(t *testing.T) {
 	var asked atomic.Value
 	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked.Store(r.Method + " " + r.Host)
@@ -157,7 +158,14 @@ func TestP2_AProxyIsUsed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := Registries{proxy: func(*http.Request) (*url.URL, error) { return at, nil }}
+	for _, name := range []string{"HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "ALL_PROXY"} {
+		t.Setenv(name, proxy.URL)
+	}
+	_, _, err = Registries{}.Pull(t.Context(), "192.168.0.1/a:1", Login{}, "amd64")
+	if !errs.Is(err, "registry_denied") || asked.Load() != nil {
+		t.Errorf("past the rule: %v; the environment's proxy was asked for %v", err, asked.Load())
+	}
+	r := Registries{Proxy: at}
 	_, _, err = r.Pull(t.Context(), "registry.example/a:1", Login{}, "amd64")
 	if !errs.Is(err, "registry_unreachable") || asked.Load() != "CONNECT registry.example:443" {
 		t.Errorf("%v; the proxy was asked for %v", err, asked.Load())
