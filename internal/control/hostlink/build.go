@@ -3,6 +3,7 @@ package hostlink
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	agentv1 "skerry.dev/skerry/gen/agentrpc/agent/v1"
 	content "skerry.dev/skerry/internal/artifact"
@@ -90,12 +91,19 @@ func cutShort(err error) error {
 // imageOf reads what a host says it made; what an image says of itself is
 // anybody's word.
 func imageOf(m *agentv1.BuiltImage) (build.Image, error) {
-	size := len(m.GetUser()) + len(m.GetWorkdir())
+	said := append([]string{m.GetUser(), m.GetWorkdir()}, m.GetCommand()...)
 	for k, v := range m.GetEnv() {
-		size += len(k) + len(v)
+		if k == "" || strings.Contains(k, "=") {
+			return build.Image{}, errs.Invalid("invalid_image", fmt.Sprintf("The image has a variable that is called %.100q. Take it out of the image.", k))
+		}
+		said = append(said, k, v)
 	}
-	for _, w := range m.GetCommand() {
-		size += len(w)
+	size := 0
+	for _, s := range said {
+		if strings.ContainsRune(s, 0) {
+			return build.Image{}, errs.Invalid("invalid_image", "What the image says of its environment, user, directory or command has a zero byte in it, which no program can be given. Take it out of the image.")
+		}
+		size += len(s)
 	}
 	if size > maxImageBytes || len(m.GetEnv()) > maxImageEnv {
 		return build.Image{}, errs.Invalid("image_too_large", fmt.Sprintf("What the image says of itself has more than %d variables or %d bytes.", maxImageEnv, maxImageBytes))

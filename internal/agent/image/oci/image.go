@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -186,8 +187,12 @@ func assemble(raw []byte, arch string, descs []v1.Descriptor, open func(i int) f
 		Env: cfg.Config.Env, User: cfg.Config.User, Workdir: cfg.Config.WorkingDir,
 		Entrypoint: cfg.Config.Entrypoint, Command: cfg.Config.Cmd, Created: cfg.Created.Time, Arch: arch,
 	}
-	said := len(img.User) + len(img.Workdir)
-	for _, s := range slices.Concat(img.Env, img.Entrypoint, img.Command) {
+	said := 0
+	for _, s := range slices.Concat(img.Env, img.Entrypoint, img.Command, []string{img.User, img.Workdir}) {
+		if strings.ContainsRune(s, 0) || !utf8.ValidString(s) {
+			return Image{}, errs.Invalid("invalid_image", fmt.Sprintf(
+				"The image's environment, user, directory or command has something that is no text: %.100q. Take it out of the image.", s))
+		}
 		said += len(s)
 	}
 	if said > maxSettings {

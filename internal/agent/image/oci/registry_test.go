@@ -260,3 +260,21 @@ func TestP2_LayersHaveSizesThatLayersHave(t *testing.T) {
 		}
 	}
 }
+
+// What cannot be given to a program is refused when the image is read; lines in a
+// value can.
+func TestP2_TS06_WhatAnImageSaysIsText(t *testing.T) {
+	for said, reason := range map[string]string{
+		`"Env":["A=two\nlines"],"Cmd":["a\nb"]`: "",
+		`"Env":["A=b\u0000C=d"]`:                "invalid_image",
+		`"User":"u\u0000"`:                      "invalid_image",
+		`"WorkingDir":"/\u0000"`:                "invalid_image",
+		`"Entrypoint":["a","\u0000"]`:           "invalid_image",
+	} {
+		raw := `{"os":"linux","architecture":"amd64","config":{` + said + `},"rootfs":{"type":"layers","diff_ids":["sha256:` + strings.Repeat("a", 64) + `"]}}`
+		img, err := assemble([]byte(raw), "amd64", make([]v1.Descriptor, 1), func(int) func(context.Context) (io.ReadCloser, error) { return nil })
+		if reason == "" && (err != nil || img.Variables()["A"] != "two\nlines") || reason != "" && !errs.Is(err, reason) {
+			t.Errorf("%s: %+v, %v", said, img, err)
+		}
+	}
+}
