@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"skerry.dev/skerry/internal/control/artifact"
@@ -23,6 +24,9 @@ const (
 type Needs struct {
 	// State is nil when it is there.
 	State *Carried
+	// Stored is the same state in the store, whether it is needed or not; nil when
+	// that has it not.
+	Stored *Carried
 	// Engine is nil when its build is there, or is not needed.
 	Engine *Carried
 }
@@ -105,6 +109,36 @@ func (r *Runner) fetch(ctx context.Context, op *Operation, x Sandbox, c Carried)
 			}
 		})
 	})
+}
+
+// supply has a host that could not start from a state fetch what may help it;
+// false when nothing may.
+func (r *Runner) supply(ctx context.Context, op *Operation, x Sandbox, state id.Snapshot, why error) bool {
+	if op.Attempts > refetches {
+		return false
+	}
+	return r.lostCopy(ctx, x, state, why) || r.lostDaemon(ctx, op, x, state, why)
+}
+
+// lostDaemon has a host fetch the daemon in a state's memory again, which its copy
+// has lost and the one in the store may have. That copy is as good as it was for all
+// else, so that nothing is noted of it.
+func (r *Runner) lostDaemon(ctx context.Context, op *Operation, x Sandbox, state id.Snapshot, why error) bool {
+	if errs.As(why).Reason != "guest_build_missing" {
+		return false
+	}
+	needs, err := r.store.Needs(ctx, x.Host.ID, state)
+	if err == nil && needs.Stored == nil {
+		return false
+	}
+	if err == nil {
+		err = r.fetch(ctx, op, x, *needs.Stored)
+	}
+	if err != nil && !errors.Is(err, errCrowded) {
+		r.log.WarnContext(ctx, "a host lacks the daemon in a saved state, and could not fetch it", "snapshot_id", state.String(), "host_id", x.Host.ID.String(), "error", err)
+		return false
+	}
+	return true
 }
 
 // lostCopy takes note that a host does not have, or cannot use, the copy that it

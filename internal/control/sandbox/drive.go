@@ -82,7 +82,7 @@ func (r *Runner) driveCreate(ctx context.Context, op Operation) error {
 			(errs.Is(err, "stale_incarnation") || again(err) && time.Since(op.CreatedAt) < r.cfg.Patience) && callCtx.Err() == nil {
 			return err
 		}
-		if x.FromState != nil && op.Attempts <= refetches && callCtx.Err() == nil && r.lostCopy(ctx, x, *x.FromState, err) {
+		if x.FromState != nil && callCtx.Err() == nil && r.supply(ctx, &op, x, *x.FromState, err) {
 			return err
 		}
 		if callCtx.Err() != nil {

@@ -247,7 +247,7 @@ func (r *Runner) driveResume(ctx context.Context, op Operation) error {
 		return err
 	})
 	if err != nil {
-		if errors.Is(err, errCrowded) || ctx.Err() != nil || again(err) || op.Attempts <= refetches && r.lostCopy(ctx, x, op.Params.State, err) {
+		if errors.Is(err, errCrowded) || ctx.Err() != nil || again(err) || r.supply(ctx, &op, x, op.Params.State, err) {
 			return err
 		}
 		return r.resumeFailed(ctx, op, x, err)

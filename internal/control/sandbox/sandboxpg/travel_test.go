@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -352,6 +354,40 @@ func TestP5_ALostOrDamagedCopyIsFetchedAgain(t *testing.T) {
 			t.Errorf("afterwards %+v", got)
 		}
 	})
+}
+
+// The daemon in a state's memory is fetched again where the copy has lost it. Where
+// the store has it not either, the refusal says so, nothing changes, and the disk
+// is left, on the host that has it.
+func TestP7_ALostDaemonIsFetchedAgain(t *testing.T) {
+	for _, stores := range []bool{true, false} {
+		w, s := travellers(t)
+		x := paused(t, w, s, create(t, w, s, request()).ID)
+		if stores {
+			stored(t, w)
+		}
+		away(t, w, other(w, x.Host.ID), time.Hour)
+		w.Agents.Strip(x.Host.ID, *x.StateID, true)
+		for range 2 {
+			_, err := s.Service.Resume(t.Context(), w.User(), x.ID, nil, false, true)
+			if !errs.Is(err, "resume_failed") || errs.As(err).Details["reason"] != "guest_build_missing" || !strings.Contains(err.Error(), "without memory") {
+				t.Errorf("resumed: %v", err)
+			}
+			if got := get(t, w, x.ID); got.Status != sandbox.StatusPaused || *got.StateID != *x.StateID || !slices.Contains(got.StateCopies, x.Host.ID) {
+				t.Errorf("afterwards %+v", got)
+			}
+		}
+		if stores {
+			w.Agents.Strip(x.Host.ID, *x.StateID, false)
+			if got := resumed(t, w, s, x.ID); got.Host.ID != x.Host.ID || w.Agents.Transfers("daemon") != 1 || w.Agents.Transfers("fetch") != 0 {
+				t.Errorf("resumed on %s with %d fetches", got.Host.ID, w.Agents.Transfers("daemon"))
+			}
+			continue
+		}
+		if _, err := s.Service.Resume(t.Context(), w.User(), x.ID, nil, true, true); err != nil {
+			t.Errorf("without memory: %v", err)
+		}
+	}
 }
 
 // TestP5_AServerMayDieWhileStateTravels lets the server die at each step of a

@@ -100,13 +100,14 @@ func (s *Store) Needs(ctx context.Context, h id.Host, state id.Snapshot) (sandbo
 		return sandbox.Needs{}, pg.Map(err)
 	}
 	var out sandbox.Needs
-	switch {
-	case row.Here:
-	case !row.Stored || row.ArtifactID == nil:
-		return out, errNotHere
-	default:
-		out.State = &sandbox.Carried{
+	if row.Stored && row.ArtifactID != nil {
+		out.Stored = &sandbox.Carried{
 			What: "state", Cargo: host.StateCargo{ID: state, Digest: row.Digest, SizeBytes: row.SizeBytes}, From: *row.ArtifactID, Size: row.SizeBytes,
+		}
+	}
+	if !row.Here {
+		if out.State = out.Stored; out.State == nil {
+			return out, errNotHere
 		}
 	}
 	engines, err := host.ParseEngines(row.Engines)

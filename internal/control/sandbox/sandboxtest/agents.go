@@ -32,6 +32,7 @@ type Agents struct {
 	complete func(ctx context.Context, a string) error
 	// transfers counts what was really moved.
 	transfers map[string]int
+	stripped  bool // the store has no daemons either
 }
 
 type machine struct {
@@ -43,7 +44,8 @@ type machine struct {
 	deadlines map[id.Sandbox]time.Time
 	pauses    map[id.Sandbox]int
 	version   string
-	builds    map[string]bool // others of its engine
+	builds    map[string]bool      // others of its engine
+	bare      map[id.Snapshot]bool // states without the daemon in their memory
 }
 
 // NewAgents has no instance on any host.
@@ -57,7 +59,7 @@ func (a *Agents) machine(h id.Host) *machine {
 		m = &machine{
 			instances: map[id.Sandbox]*sandbox.Instance{}, tombs: map[id.Sandbox]int64{}, launches: map[id.Sandbox]sandbox.Launch{},
 			states: map[id.Snapshot]sandbox.Held{}, active: map[id.Sandbox]time.Time{}, deadlines: map[id.Sandbox]time.Time{}, pauses: map[id.Sandbox]int{},
-			version: Version, builds: map[string]bool{},
+			version: Version, builds: map[string]bool{}, bare: map[id.Snapshot]bool{},
 		}
 		a.hosts[h] = m
 	}
@@ -114,6 +116,8 @@ func (m *machine) start(l sandbox.Launch) error {
 			return errs.NotFound("unknown_state", "There is no such state.")
 		case held.Digest == Damaged:
 			return errs.FailedPrecondition("state_damaged", "The saved state on this host is damaged and was not used.")
+		case m.bare[state] && !l.DiskOnly:
+			return errs.FailedPrecondition("guest_build_missing", "The daemon in the saved state is gone. Try again without memory.")
 		case held.EngineVersion != m.version && !m.builds[held.EngineVersion]:
 			return errs.FailedPrecondition("state_incompatible", "It was saved under another engine.")
 		}

@@ -56,6 +56,10 @@ func (a *Agents) Fetch(ctx context.Context, h host.Ref, what host.Cargo, from co
 	case host.StateCargo:
 		held, ok := a.stored[from.URL]
 		if was, here := m.states[c.ID]; here && was.Digest == c.Digest {
+			if ok && m.bare[c.ID] && !a.stripped {
+				delete(m.bare, c.ID)
+				a.transfers["daemon"]++
+			}
 			break
 		}
 		if !ok || held.ID != c.ID || held.Digest != c.Digest {
@@ -100,6 +104,15 @@ func (a *Agents) Damage(h id.Host, state id.Snapshot) {
 		held.Digest = Damaged
 		a.machine(h).states[state] = held
 	}
+}
+
+// Strip takes the daemon away from a host's copy of a state, and from what the
+// store has when everywhere.
+func (a *Agents) Strip(h id.Host, state id.Snapshot, everywhere bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.machine(h).bare[state] = true
+	a.stripped = everywhere
 }
 
 // Upgrade has a host run another version of its engine.
