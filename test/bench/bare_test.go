@@ -217,10 +217,16 @@ func (o *one) await(b *testing.B) {
 // spawn runs the command of the benchmarks straight through the daemon.
 func (o *one) spawn(b *testing.B) {
 	b.Helper()
+	o.answers(b, "answered\n", "/bin/echo", "answered")
+}
+
+// answers runs a command straight through the daemon, which must print just that.
+func (o *one) answers(b *testing.B, want, cmd string, args ...string) {
+	b.Helper()
 	client := processconnect.NewProcessClient(o.client, o.url, connect.WithProtoJSON())
 	stdin := false
 	stream, err := client.Start(b.Context(), &process.StartRequest{
-		Process: &process.ProcessConfig{Cmd: "/bin/echo", Args: []string{"answered"}}, Stdin: &stdin,
+		Process: &process.ProcessConfig{Cmd: cmd, Args: args}, Stdin: &stdin,
 	})
 	if err != nil {
 		b.Fatal(err)
@@ -230,7 +236,7 @@ func (o *one) spawn(b *testing.B) {
 	for stream.Receive() {
 		out.Write(stream.Msg().GetEvent().GetData().GetStdout())
 	}
-	if out.String() != "answered\n" {
+	if out.String() != want {
 		b.Fatalf("the command gave %q, %v", out.String(), stream.Err())
 	}
 }

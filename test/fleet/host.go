@@ -184,6 +184,9 @@ func (h *Host) Cut() error { return h.fleet.bridge.set(h.index, false) }
 // Mend makes the link whole again.
 func (h *Host) Mend() error { return h.fleet.bridge.set(h.index, true) }
 
+// Received is how many bytes ever came to the host over its link.
+func (h *Host) Received() (uint64, error) { return h.fleet.bridge.passed(h.index) }
+
 // Read reads a file below the host's data directory, which only the host sees.
 func (h *Host) Read(name string) (content []byte, err error) {
 	err = h.machine.do(func() (err error) {

@@ -132,6 +132,15 @@ func (b *bridge) set(n int, up bool) error {
 	return netlink.LinkSetDown(link)
 }
 
+// passed is how many bytes went over the nth link to its machine.
+func (b *bridge) passed(n int) (uint64, error) {
+	link, err := netlink.LinkByName(b.link(n))
+	if err != nil {
+		return 0, err
+	}
+	return link.Attrs().Statistics.TxBytes, nil
+}
+
 // remove takes the bridge and its links away.
 func (b *bridge) remove() error {
 	links, err := netlink.LinkList()
