@@ -67,6 +67,40 @@ async function send(request: Request): Promise<Response> {
 	}
 }
 
+/** How far an upload is. */
+export interface Sent {
+	done: number;
+	total: number;
+}
+
+/** Sends a file of any size, which the browser reads as it goes, and tells how far it is. Done and refused as by fetch. */
+export async function upload(method: 'PUT' | 'POST', url: string, file: Blob, on: (sent: Sent) => void, signal: AbortSignal, type = 'application/octet-stream'): Promise<Response> {
+	const token = await credentials.token();
+	const response = await put(method, url, file, token, on, signal, type);
+	if (response.status !== 401 || !token) return response;
+	const next = await credentials.renew(token);
+	return next ? put(method, url, file, next, on, signal, type) : response;
+}
+
+function put(method: string, url: string, file: Blob, token: string, on: (sent: Sent) => void, signal: AbortSignal, type: string): Promise<Response> {
+	return new Promise((resolve, reject) => {
+		const canceled = () => reject(new DOMException('Canceled.', 'AbortError'));
+		if (signal.aborted) return canceled();
+		const request = new XMLHttpRequest(); // fetch does not tell how far it is
+		const stop = () => request.abort();
+		signal.addEventListener('abort', stop, { once: true });
+		request.open(method, url);
+		request.setRequestHeader('Content-Type', type);
+		if (token) request.setRequestHeader('Authorization', `Bearer ${token}`);
+		request.upload.onprogress = (e) => on({ done: e.loaded, total: file.size });
+		request.onload = () => resolve(new Response(request.status === 204 ? null : request.responseText, { status: request.status }));
+		request.onerror = () => reject(new ApiError(0, 'offline', 'The upload was cut off. Check the connection and try again.'));
+		request.onabort = canceled;
+		request.onloadend = () => signal.removeEventListener('abort', stop);
+		request.send(file);
+	});
+}
+
 /** The refusal in a response. */
 export async function refusal(response: Response): Promise<ApiError> {
 	let body: Partial<Schemas['Error']> = {};
