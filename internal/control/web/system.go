@@ -44,8 +44,10 @@ func (s *Server) mountSystem() error {
 	s.Mount(Route{Method: http.MethodGet, Path: "/docs", Operation: "getDocs", Handler: func(w http.ResponseWriter, _ *http.Request) {
 		page.serve(w)
 	}})
-	s.Mount(Route{Method: http.MethodGet, Path: "/login/device", Operation: "getDeviceLoginPage", Handler: func(w http.ResponseWriter, _ *http.Request) {
-		devicePage.serve(w)
+	s.Mount(Route{Method: http.MethodGet, Path: "/login/device", Operation: "getDeviceLoginPage", Handler: func(w http.ResponseWriter, r *http.Request) {
+		if !s.dashboard.serve(w, r) { // the app has a page of its own; a program without it has this one
+			devicePage.serve(w)
+		}
 	}})
 	s.Mount(Route{Method: http.MethodGet, Path: "/docs/{asset}", Operation: "getDocsAsset", Handler: func(w http.ResponseWriter, r *http.Request) {
 		found, ok := assets[r.PathValue("asset")]

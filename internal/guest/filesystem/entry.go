@@ -31,13 +31,36 @@ func (s *Service) entry(path string) (*pb.EntryInfo, error) {
 }
 
 func (s *Service) describe(path string, fi os.FileInfo) *pb.EntryInfo {
+	return describe(path, fi, s.opt.Accounts.Names)
+}
+
+// namesFunc says what a user and a group are called.
+type namesFunc func(uid, gid uint32) (user, group string)
+
+// once asks for each pair a single time: every question opens files, which in a
+// large directory takes longer than all the rest.
+func once(names namesFunc) namesFunc {
+	type ids struct{ uid, gid uint32 }
+	type called struct{ user, group string }
+	known := map[ids]called{}
+	return func(uid, gid uint32) (string, string) {
+		c, ok := known[ids{uid, gid}]
+		if !ok {
+			c.user, c.group = names(uid, gid)
+			known[ids{uid, gid}] = c
+		}
+		return c.user, c.group
+	}
+}
+
+func describe(path string, fi os.FileInfo, names namesFunc) *pb.EntryInfo {
 	e := &pb.EntryInfo{
 		Name: text(filepath.Base(path)), Path: text(path), Type: typeOf(fi.Mode()),
 		Size: fi.Size(), Mode: uint32(fi.Mode().Perm()), Permissions: fi.Mode().String(),
 		ModifiedTime: timestamppb.New(fi.ModTime()),
 	}
 	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-		owner, group := s.opt.Accounts.Names(st.Uid, st.Gid)
+		owner, group := names(st.Uid, st.Gid)
 		e.Owner, e.Group = text(owner), text(group)
 	}
 	if fi.Mode()&os.ModeSymlink != 0 {

@@ -162,13 +162,13 @@ func (s *Service) ListDir(ctx context.Context, req *pb.ListDirRequest) (*pb.List
 		return nil, rpcError(err, base)
 	}
 	res := &pb.ListDirResponse{}
-	if err := s.list(ctx, res, base, max(int(min(req.GetDepth(), 1<<16)), 1)); err != nil {
+	if err := s.list(ctx, res, base, max(int(min(req.GetDepth(), 1<<16)), 1), once(s.opt.Accounts.Names)); err != nil {
 		return nil, rpcError(err, base)
 	}
 	return res, nil
 }
 
-func (s *Service) list(ctx context.Context, res *pb.ListDirResponse, dir string, depth int) error {
+func (s *Service) list(ctx context.Context, res *pb.ListDirResponse, dir string, depth int, names namesFunc) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -188,9 +188,9 @@ func (s *Service) list(ctx context.Context, res *pb.ListDirResponse, dir string,
 		if len(res.Entries) >= listMax {
 			return fail(kindTooMany, "'%s' has more than %d entries: list with less depth", dir, listMax)
 		}
-		res.Entries = append(res.Entries, s.trim(ctx, s.describe(p, fi)))
+		res.Entries = append(res.Entries, s.trim(ctx, describe(p, fi, names)))
 		if fi.IsDir() && depth > 1 {
-			if err := s.list(ctx, res, p, depth-1); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if err := s.list(ctx, res, p, depth-1, names); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
 		}
