@@ -141,7 +141,7 @@ func run(ctx context.Context, cfg Config, opts Options) (err error) {
 	if err := m.Recover(ctx); err != nil {
 		return err
 	}
-	carrier, err := openCarrier(cfg, m, states, imgs, engines, transfers)
+	carrier, err := openCarrier(cfg, states, imgs, daemon, engines, transfers)
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"skerry.dev/skerry/internal/agent/journal"
 	"skerry.dev/skerry/internal/agent/manager"
 	"skerry.dev/skerry/internal/agent/state"
+	"skerry.dev/skerry/internal/artifact"
 	"skerry.dev/skerry/internal/artifact/transfer"
 	"skerry.dev/skerry/internal/kernel/errs"
 )
@@ -17,14 +18,14 @@ import (
 // sweepBuilds is how often builds of engines that nothing needs are looked for.
 const sweepBuilds = time.Hour
 
-func openCarrier(cfg Config, m *manager.Manager, states *state.Store, imgs manager.Images, engines map[string]engine.Engine, clients transfer.Clients) (*carry.Carrier, error) {
+func openCarrier(cfg Config, states *state.Store, imgs manager.Images, daemon string, engines map[string]engine.Engine, clients transfer.Clients) (*carry.Carrier, error) {
 	fetched, ok := imgs.(carry.Images)
 	if !ok {
 		fetched = noImages{}
 	}
 	return carry.New(carry.Config{
 		States: states, Images: fetched, Engines: engines, Clients: clients,
-		Dir: filepath.Join(cfg.DataDir, "engines", "incoming"), Logger: cfg.Logger,
+		Dir: filepath.Join(cfg.DataDir, "engines", "incoming"), Daemon: imgs.DaemonFile(daemon), DaemonDigest: artifact.Digest(daemon), Logger: cfg.Logger,
 	})
 }
 

@@ -36,7 +36,7 @@ type Images interface {
 	Fetch(ctx context.Context, img journal.Image, progress transfer.Progress) error
 }
 
-// Config wires a Carrier. All but the last two are required.
+// Config wires a Carrier. All but the last four are required.
 type Config struct {
 	States  *state.Store
 	Images  Images
@@ -44,6 +44,10 @@ type Config struct {
 	Clients transfer.Clients
 	// Dir holds programs of engines on their way.
 	Dir string
+	// Daemon is the guest daemon that this host ships, DaemonDigest its SHA-256: with
+	// a state that has just that it is not fetched. The file is never written to.
+	Daemon       string
+	DaemonDigest artifact.Digest
 	// BeforeUpload is called before a state is read; its failure does not keep the
 	// state from being stored.
 	BeforeUpload func(ctx context.Context, which id.Snapshot) error
@@ -124,7 +128,11 @@ func (c *Carrier) FetchState(ctx context.Context, want state.Copy, from artifact
 				if !state.Accepts(f.Name) {
 					return "", errs.Invalid("wrong_artifact", "The artifact has a file that no saved state has.").With("file", f.Name)
 				}
-				return into(f)
+				path, err := into(f)
+				if err == nil && state.IsGuest(f.Name) {
+					c.reuse(f, from.Key, path)
+				}
+				return path, err
 			}
 			opts := transfer.Options{Progress: progress, MaxBytes: 2*want.SizeBytes + maxBeside}
 			return transfer.Fetch(ctx, c.cfg.Clients, from, transfer.Want{MediaType: artifact.MediaTypeState}, place, opts)
@@ -132,6 +140,19 @@ func (c *Carrier) FetchState(ctx context.Context, want state.Copy, from artifact
 		return transfer.Uploaded{}, err
 	})
 	return err
+}
+
+// reuse puts a daemon that is here already where the fetch of a state looks for
+// its own, which it checks and fetches all the same if it is not right.
+func (c *Carrier) reuse(f artifact.File, key artifact.ContentKey, path string) {
+	if transfer.IsFile(f, key, c.cfg.DaemonDigest) && os.Link(c.cfg.Daemon, path) == nil {
+		return
+	}
+	for digest, file := range c.cfg.States.GuestFiles() {
+		if transfer.IsFile(f, key, artifact.Digest(digest)) && os.Link(file, path) == nil {
+			return
+		}
+	}
 }
 
 // Drop ends the transfers of a state, which is to be deleted, and returns when

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,15 +37,19 @@ type host struct {
 	engine *builds
 }
 
-func newHost(t *testing.T, store *transfertest.Server) *host {
+func newHost(t *testing.T, store *transfertest.Server, daemon ...byte) *host {
 	t.Helper()
 	h := &host{id: id.NewHost(), dir: t.TempDir(), engine: &builds{}}
 	var err error
 	if h.states, err = state.Open(filepath.Join(h.dir, "states"), nil, nil); err != nil {
 		t.Fatal(err)
 	}
+	own := filepath.Join(h.dir, "daemon")
+	if err := errors.Join(os.WriteFile(own, daemon, 0o600), os.Chmod(own, 0o555)); err != nil {
+		t.Fatal(err)
+	}
 	h.Carrier, err = carry.New(carry.Config{
-		States: h.states, Images: noImages{}, Clients: store.Client(), Dir: filepath.Join(h.dir, "incoming"),
+		States: h.states, Images: noImages{}, Clients: store.Client(), Dir: filepath.Join(h.dir, "incoming"), Daemon: own, DaemonDigest: artifact.DigestOf(daemon),
 		Engines: map[string]engine.Engine{"fake": h.engine},
 	})
 	if err != nil {
@@ -83,6 +88,73 @@ func (h *host) save(t *testing.T) state.State {
 	}
 	d.Keep()
 	return st
+}
+
+// saveOn makes a state whose memory has a daemon.
+func (h *host) saveOn(t *testing.T, daemon []byte) state.State {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "program")
+	d, err := h.states.Create(id.NewSnapshot(), 1)
+	if err == nil {
+		err = errors.Join(os.WriteFile(program, daemon, 0o600), os.Chmod(program, 0o555), d.KeepGuest(program), os.WriteFile(filepath.Join(d.Dir(), "pages.img"), []byte("x"), 0o600))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := d.Seal(t.Context(), state.Manifest{
+		Sandbox: id.NewSandbox(), Incarnation: 1, Engine: "fake", Memory: true, CreatedAt: time.Now().UTC(), GuestDigest: string(artifact.DigestOf(daemon)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Keep()
+	return st
+}
+
+// A daemon travels with its state to where it is not, and is fetched once; that
+// which a host ships it need not fetch at all.
+func TestP7_ADaemonGoesFromHostToHostOnce(t *testing.T) {
+	store := transfertest.Serve(t)
+	rng := rand.New(rand.NewPCG(7, 8))
+	made := func() []byte {
+		program := make([]byte, 5<<20)
+		for i := range program {
+			program[i] = byte(rng.Uint32())
+		}
+		return program
+	}
+	one, other, own := made(), made(), made() // of one size
+	a, b := newHost(t, store), newHost(t, store, own...)
+	var chunks atomic.Int64
+	store.Spoil(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if transfertest.IsChunk(r) && r.Method == http.MethodGet {
+			chunks.Add(1)
+		}
+		next.ServeHTTP(w, r)
+	})
+	for i, want := range []struct {
+		daemon []byte
+		chunks int64
+	}{{own, 0}, {one, 2}, {one, 0}, {other, 2}} {
+		st := a.saveOn(t, want.daemon)
+		stored := a.upload(t, store, st.ID)
+		chunks.Store(0)
+		if err := b.FetchState(t.Context(), copyOf(st), store.From(stored, b.id), nil); err != nil {
+			t.Fatal(err)
+		}
+		equal(t, a, b, st.ID)
+		if got := chunks.Load() - 2; got != want.chunks { // besides the image and the description
+			t.Errorf("state %d: %d chunks of the daemon were fetched, want %d", i, got, want.chunks)
+		}
+		h, err := b.states.Hold(t.Context(), st.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(h.GuestFile()); err != nil || !bytes.Equal(got, want.daemon) {
+			t.Errorf("state %d has another daemon: %v", i, err)
+		}
+		h.Release()
+	}
 }
 
 func (h *host) upload(t *testing.T, store *transfertest.Server, which id.Snapshot) id.Artifact {

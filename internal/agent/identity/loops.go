@@ -88,7 +88,7 @@ type Sample struct {
 	Processes   int       `json:"processes"`
 }
 
-// Measure sends samples until ctx ends. Those the control plane does not take
+// Measure sends samples until ctx ends, the first at once. Those the control plane does not take
 // are dropped: the next are as good.
 func (c Contact) Measure(ctx context.Context) {
 	c = c.withDefaults()
@@ -97,12 +97,7 @@ func (c Contact) Measure(ctx context.Context) {
 	}
 	ticker := time.NewTicker(c.SampleEvery)
 	defer ticker.Stop()
-	for {
-		select {
-		case <-ticker.C:
-		case <-ctx.Done():
-			return
-		}
+	for ctx.Err() == nil {
 		for part := range slices.Chunk(c.Samples(ctx), maxSamples) {
 			err := observe.Round(ctx, "samples", func(ctx context.Context) error {
 				return c.withRenewal(ctx, func(ctx context.Context) error {
@@ -113,6 +108,10 @@ func (c Contact) Measure(ctx context.Context) {
 				c.Identity.cfg.Logger.Debug("samples were dropped", "count", len(part), "err", err)
 				break
 			}
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
 		}
 	}
 }

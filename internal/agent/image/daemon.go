@@ -30,7 +30,8 @@ func (c *Cache) guestLayer(daemon artifact.Digest) string {
 	return filepath.Join(c.cfg.Dir, guestsDir, string(daemon))
 }
 
-// DaemonFile is where the program of a daemon is that somebody has a tree with.
+// DaemonFile is where the program of a daemon is that somebody has a tree with, or
+// that this host ships.
 func (c *Cache) DaemonFile(daemon artifact.Digest) string {
 	return filepath.Join(c.guestLayer(daemon), GuestPath)
 }

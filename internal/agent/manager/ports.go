@@ -60,8 +60,8 @@ type Images interface {
 	Acquire(ctx context.Context, img journal.Image, daemon Daemon, owner string) (Tree, error)
 	// Release gives the tree back and succeeds on what is not held.
 	Release(ctx context.Context, digest, owner string) error
-	// DaemonFile is the program of a daemon that somebody holds a tree with. It is
-	// never written to.
+	// DaemonFile is the program of a daemon that somebody holds a tree with, or that
+	// this host ships. It is never written to.
 	DaemonFile(daemon string) string
 	// Recover is called once, with what each living owner holds, and unmounts what
 	// nobody owns.

@@ -41,6 +41,21 @@ func (h *Held) GuestFile() string {
 	return file
 }
 
+// IsGuest tells whether a part of that name is a daemon's program.
+func IsGuest(name string) bool { return name == guestFile }
+
+// GuestFiles are the daemons' programs that states here have, by digest. Whether
+// they are the right ones is for their user to find out.
+func (s *Store) GuestFiles() map[string]string {
+	out := map[string]string{}
+	for _, st := range s.List() {
+		if file := filepath.Join(s.path(st.ID), guestFile); st.GuestDigest != "" && exists(file) {
+			out[st.GuestDigest] = file
+		}
+	}
+	return out
+}
+
 // guestOf tells whether the state in dir has the daemon that it needs.
 func guestOf(ctx context.Context, dir string, m Manifest) bool {
 	if m.GuestDigest == "" {

@@ -3,6 +3,7 @@ package transfer
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -222,6 +223,13 @@ func (p *part) verdict(sum [sha256.Size]byte, plain artifact.Digest) error {
 			With("file", p.file.Name).With("wanted", string(p.file.Digest)).Because(errWhole)
 	}
 	return nil
+}
+
+// IsFile tells whether a file of an artifact, encrypted under key or not, is the
+// one of that SHA-256.
+func IsFile(f artifact.File, key artifact.ContentKey, plain artifact.Digest) bool {
+	sum, err := hex.DecodeString(string(plain))
+	return err == nil && len(sum) == sha256.Size && key.Digest(labelFile, [sha256.Size]byte(sum)) == f.Digest
 }
 
 func (p *part) flush() error { return errors.Join(p.f.Chmod(p.mode()), p.f.Sync()) }
