@@ -63,6 +63,8 @@ type Shelf interface {
 	// Release takes up to n chunks away from one artifact that is being deleted,
 	// and ends it when it has none left. false: there is none to be had.
 	Release(ctx context.Context, n int) (bool, error)
+	// PruneKeys forgets the keys of up to n deleted teams of which nothing is left.
+	PruneKeys(ctx context.Context, n int) (int, error)
 	// TakeDoomed gives the caller up to n blobs to remove, and nobody else for so
 	// long. It may return some together with an error.
 	TakeDoomed(ctx context.Context, lease time.Duration, n int) ([]artifact.Key, error)
@@ -134,6 +136,10 @@ func (c *Collector) Pass(ctx context.Context) error {
 				n = 1
 			}
 			return some, c.after(err, n, StepReleased)
+		}),
+		repeat(ctx, func(ctx context.Context) (bool, error) {
+			n, err := c.shelf.PruneKeys(ctx, someArtifacts)
+			return n == someArtifacts, err
 		}),
 		repeat(ctx, c.remove),
 	)

@@ -80,6 +80,12 @@ func (s *Store) Release(ctx context.Context, n int) (bool, error) {
 	return found, err
 }
 
+// PruneKeys implements artifact.Shelf.
+func (s *Store) PruneKeys(ctx context.Context, n int) (int, error) {
+	done, err := s.q.PruneTeamKeys(ctx, s.pool, int32(n))
+	return int(done), pg.Map(err)
+}
+
 // TakeDoomed implements artifact.Shelf.
 func (s *Store) TakeDoomed(ctx context.Context, lease time.Duration, n int) ([]content.Key, error) {
 	names, err := s.q.TakeDoomed(ctx, s.pool, sqlcgen.TakeDoomedParams{LeaseSecs: seconds(lease), MaxRows: int32(n)})

@@ -161,6 +161,31 @@ func TestP1_WhoMayPutWhat(t *testing.T) {
 
 // TestS16_EachTeamHasAKeyOfItsOwn: made once, whoever asks first, and readable
 // under the platform's secret alone.
+// The key of a team that was deleted goes once nothing is left that it opens.
+func TestS16_AKeyGoesWithItsTeam(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	h := w.host(id.PlatformTeamID)
+	a := w.ready(w.team, artifact.KindState, h)
+	if _, err := w.service().Source(ctx, a, h, artifact.Read); err != nil {
+		t.Fatal(err)
+	}
+	keys := func() int { return w.count(`SELECT count(*) FROM team_keys`) }
+	w.settle()
+	w.exec(`UPDATE teams SET deleted_at = now() WHERE id = $1`, w.team)
+	w.settle()
+	if keys() != 1 {
+		t.Fatal("the key of what is still there is gone")
+	}
+	if err := w.drop(ctx, a); err != nil {
+		t.Fatal(err)
+	}
+	w.settle()
+	if n := w.blobsOf(); keys() != 0 || n != 0 {
+		t.Errorf("%d keys and %d blobs are left of a deleted team", keys(), n)
+	}
+}
+
 func TestS16_EachTeamHasAKeyOfItsOwn(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()

@@ -202,6 +202,13 @@ WHERE c.team_id = w.team_id AND c.digest = w.digest AND c.object = w.object AND 
 -- name: AddTeamKey :exec
 INSERT INTO team_keys (team_id, sealed) VALUES (sqlc.arg(team_id), sqlc.arg(sealed)) ON CONFLICT DO NOTHING;
 
+-- name: PruneTeamKeys :execrows
+-- Of teams that were deleted, once there is nothing left under them.
+DELETE FROM team_keys WHERE team_id IN (
+    SELECT k.team_id FROM team_keys k JOIN teams t ON t.id = k.team_id
+    WHERE t.deleted_at IS NOT NULL AND NOT EXISTS (SELECT FROM artifacts a WHERE a.team_id = k.team_id)
+    ORDER BY k.team_id LIMIT sqlc.arg(max_rows));
+
 -- name: TeamKey :one
 SELECT sealed FROM team_keys WHERE team_id = sqlc.arg(team_id);
 

@@ -3,6 +3,7 @@ package hostpg
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"time"
 
 	"github.com/google/uuid"
@@ -81,6 +82,9 @@ func (s *Store) Losses(ctx context.Context, h id.Host, p page.Request) (host.Los
 func (s *Store) Delete(ctx context.Context, d host.Deletion) (host.Departure, error) {
 	var out host.Departure
 	err := pg.InTx(ctx, s.pool, func(ctx context.Context, tx pgx.Tx) error {
+		if err := s.q.DeletingAlone(ctx, tx); err != nil {
+			return err
+		}
 		h, err := s.lock(ctx, tx, d.Host)
 		if err != nil {
 			return err
@@ -95,6 +99,13 @@ func (s *Store) Delete(ctx context.Context, d host.Deletion) (host.Departure, er
 			}
 			if lost.Sandboxes+lost.Snapshots > 0 {
 				return refused(lost)
+			}
+			engines, err := s.q.EnginesOnlyOn(ctx, tx, d.Host)
+			if err != nil {
+				return err
+			}
+			if len(engines) > 0 {
+				return engineAlone(engines[0])
 			}
 		}
 		var entries []audit.Entry
@@ -128,6 +139,12 @@ func refused(lost host.Losses) error {
 	return errs.Conflict("has_active_sandboxes", "Sandboxes or snapshots would be lost with this host. End them, or delete it with force=true; "+
 		"GET /v1/hosts/{id}/delete-preview lists all of them.").
 		With("items", items).With("sandboxes", lost.Sandboxes).With("snapshots", lost.Snapshots)
+}
+
+func engineAlone(b sqlcgen.EnginesOnlyOnRow) error {
+	return errs.Conflict("engine_only_here", fmt.Sprintf("Saved states need %s %s, which no other host has and the store not yet. "+
+		"It is brought there within minutes while the host is in reach. With force=true the host is deleted all the same, and they start from their disks alone.", b.Engine, b.Version)).
+		With("engine", b.Engine).With("engine_version", b.Version)
 }
 
 // Standings says how hosts are now.

@@ -388,3 +388,106 @@ func TestH11_AllOrNothing(t *testing.T) {
 		t.Error("the agent was told, or the client evicted")
 	}
 }
+
+// shared is a paused sandbox whose state two hosts have, the first of which it ran on.
+func (f *fleet) shared(t *testing.T, s *sandboxtest.Server, other id.Host) sandbox.Sandbox {
+	t.Helper()
+	x := f.create(t, s)
+	if _, err := s.Service.Pause(t.Context(), f.User(), x.ID, true, true); err != nil {
+		t.Fatal(err)
+	}
+	x = f.get(t, x.ID)
+	f.exec(t, `INSERT INTO state_copies (snapshot_id, host_id, ready_at) VALUES ($1, $2, now())`, *x.StateID, other)
+	return x
+}
+
+// waiting waits until so many wait for a lock.
+func (f *fleet) waiting(t *testing.T, n int) {
+	t.Helper()
+	testkit.Eventually(t, 20*time.Second, fmt.Sprintf("%d wait for a lock", n), func() bool {
+		return f.count(t, `SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid WHERE a.datname = current_database() AND NOT l.granted`) >= n
+	})
+}
+
+// Two hosts are deleted at once, each of which has what the other has: one of them
+// is the last, and says so.
+func TestH11_P5_OfTwoHostsDeletedAtOnceOneIsTheLast(t *testing.T) {
+	f := newFleet(t, 16)
+	s := f.Serve(sandbox.Config{})
+	ctx := t.Context()
+	first := f.Hosts[0]
+	second := f.AddHost(16, 16<<10)
+	x := f.shared(t, s, second)
+	tx, err := f.Pool.Begin(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.WithoutCancel(ctx))
+	// The first deletion has looked at what would be lost, and comes no further.
+	if _, err := tx.Exec(ctx, `SELECT FROM sandboxes WHERE id = $1 FOR UPDATE`, x.ID); err != nil {
+		t.Fatal(err)
+	}
+	var deleting sync.WaitGroup
+	results := make([]error, 2)
+	for i, h := range []id.Host{first, second} {
+		deleting.Go(func() { results[i] = f.hosts.Delete(ctx, f.admin, h, false) })
+		f.waiting(t, i+1)
+	}
+	if err := tx.Rollback(ctx); err != nil {
+		t.Fatal(err)
+	}
+	deleting.Wait()
+	if results[0] != nil || !errs.Is(results[1], "has_active_sandboxes") || errs.As(results[1]).Details["sandboxes"] != int64(1) {
+		t.Fatalf("deleted: %v; refused: %v", results[0], results[1])
+	}
+	if got := f.get(t, x.ID); got.Status != sandbox.StatusPaused || len(got.StateCopies) != 1 || got.StateCopies[0] != second {
+		t.Fatalf("it is %s, its state on %v", got.Status, got.StateCopies)
+	}
+	if lost, err := f.hosts.Preview(ctx, f.admin, second, page.Request{Limit: 1}); err != nil || lost.Sandboxes != 1 || lost.Items[0].WireID() != x.ID.String() {
+		t.Errorf("the preview of the last: %+v, %v", lost, err)
+	}
+	// By force it goes with it, though it never ran there.
+	if err := f.hosts.Delete(ctx, f.admin, second, true); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.get(t, x.ID); got.Status != sandbox.StatusStopped || got.EndReason != sandbox.EndHostDeleted {
+		t.Errorf("in the end it is %s, %q", got.Status, got.EndReason)
+	}
+	for _, h := range []id.Host{first, second} {
+		if got := f.left(t, h); got != nothing {
+			t.Error(got)
+		}
+	}
+}
+
+// A host that alone has the engine which saved states need is not deleted before
+// the store has it, unless by force.
+func TestP7_H11_TheLastHostWithAnEngineStays(t *testing.T) {
+	f := newFleet(t, 16)
+	s := f.Serve(sandbox.Config{})
+	ctx := t.Context()
+	first := f.Hosts[0]
+	second := f.AddHost(16, 16<<10)
+	x := f.shared(t, s, second)
+	const digest = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+	f.exec(t, `UPDATE hosts SET arch = 'amd64'`)
+	f.exec(t, `UPDATE snapshots SET engine_version = 'one', memory = true WHERE id = $1`, *x.StateID)
+	f.exec(t, `INSERT INTO engine_builds (team_id, engine, version, arch, digest) SELECT $1, engine, 'one', 'amd64', $2 FROM snapshots WHERE id = $3`, id.PlatformTeamID, digest, *x.StateID)
+	has := func(h id.Host, list string) {
+		t.Helper()
+		f.exec(t, `UPDATE hosts SET engines = replace(replace($2, 'NAME', (SELECT engine FROM snapshots WHERE id = $3)), 'DIGEST', $4)::jsonb WHERE id = $1`, h, list, *x.StateID, digest)
+	}
+	kept := `[{"name":"NAME","version":"two","builds":[{"version":"one","digest":"DIGEST"}]}]`
+	has(first, kept)
+	has(second, `[{"name":"NAME","version":"two"}]`)
+	if err := f.hosts.Delete(ctx, f.admin, first, false); !errs.Is(err, "engine_only_here") || errs.As(err).Details["engine_version"] != "one" {
+		t.Fatalf("the only one with the engine: %v", err)
+	}
+	has(second, kept)
+	if err := f.hosts.Delete(ctx, f.admin, first, false); err != nil {
+		t.Fatalf("with another one that has it: %v", err)
+	}
+	if got := f.get(t, x.ID); got.Status != sandbox.StatusPaused {
+		t.Errorf("it is %s", got.Status)
+	}
+}

@@ -135,30 +135,8 @@ ORDER BY id LIMIT sqlc.arg(max_rows);
 -- name: SetReconciled :exec
 UPDATE hosts SET reconciled_at = now() WHERE id = sqlc.arg(id);
 
--- name: GetHost :one
-SELECT sqlc.embed(h), t.name AS team_name, r.sandboxes, r.active, r.cpu_millis, r.memory_mb, r.disk_mb,
-    (h.registered_at IS NOT NULL AND NOT EXISTS (
-        SELECT FROM host_refresh_tokens f WHERE f.host_id = h.id AND f.revoked_at IS NULL AND f.expires_at > now()))::bool AS needs_registration,
-    coalesce(CASE WHEN h.drain_requested_at IS NOT NULL THEN (
-        SELECT o.message FROM sandboxes x JOIN operations o ON o.sandbox_id = x.id
-        WHERE x.host_id = h.id AND x.ended_at IS NULL AND x.status = 'running' AND o.kind = 'pause' AND o.status = 'failed'
-          AND o.params->>'reason' = sqlc.arg(drain_reason)::text AND o.created_at >= h.drain_requested_at
-        ORDER BY o.finished_at DESC LIMIT 1) END, '')::text AS drain_error,
-    coalesce(CASE WHEN h.drain_requested_at IS NOT NULL THEN (
-        SELECT count(*) FROM state_copies c JOIN snapshots p ON p.id = c.snapshot_id
-        WHERE c.host_id = h.id AND p.status = 'ready' AND p.kind NOT IN ('fork', 'layer')
-          AND NOT EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = p.id AND (k.host_id IS NULL OR k.host_id <> h.id))) END, 0)::bigint AS only_here
-FROM hosts h JOIN teams t ON t.id = h.team_id
-CROSS JOIN LATERAL (
-    SELECT count(*)::bigint AS sandboxes, count(*) FILTER (WHERE s.status <> 'paused')::bigint AS active,
-        coalesce(sum(s.cpu_millis) FILTER (WHERE s.status = ANY(sqlc.arg(compute)::text[])), 0)::bigint AS cpu_millis,
-        coalesce(sum(s.memory_mb) FILTER (WHERE s.status = ANY(sqlc.arg(compute)::text[])), 0)::bigint AS memory_mb,
-        coalesce(sum(s.disk_mb), 0)::bigint AS disk_mb
-    FROM sandboxes s WHERE s.host_id = h.id AND s.ended_at IS NULL
-) r
-WHERE h.id = sqlc.arg(id) AND h.deleted_at IS NULL;
-
 -- name: ListHosts :many
+-- Newest first, or the one that is named.
 SELECT sqlc.embed(h), t.name AS team_name, r.sandboxes, r.active, r.cpu_millis, r.memory_mb, r.disk_mb,
     (h.registered_at IS NOT NULL AND NOT EXISTS (
         SELECT FROM host_refresh_tokens f WHERE f.host_id = h.id AND f.revoked_at IS NULL AND f.expires_at > now()))::bool AS needs_registration,
@@ -180,6 +158,7 @@ CROSS JOIN LATERAL (
     FROM sandboxes s WHERE s.host_id = h.id AND s.ended_at IS NULL
 ) r
 WHERE h.deleted_at IS NULL
+  AND (sqlc.narg(id)::uuid IS NULL OR h.id = sqlc.narg(id)::uuid)
   AND (sqlc.narg(team_id)::uuid IS NULL OR h.team_id = sqlc.narg(team_id)::uuid)
   AND (sqlc.narg(after_at)::timestamptz IS NULL OR (h.created_at, h.id) < (sqlc.narg(after_at)::timestamptz, sqlc.narg(after_id)::uuid))
 ORDER BY h.created_at DESC, h.id DESC
@@ -199,6 +178,28 @@ WHERE id = sqlc.arg(id);
 -- name: UndrainHost :exec
 UPDATE hosts SET status = CASE WHEN status = 'draining' THEN 'online' ELSE status END, drain_requested_at = NULL, drain_deadline_at = NULL
 WHERE id = sqlc.arg(id);
+
+-- name: DeletingAlone :exec
+-- One host is deleted after the other, until the caller's transaction ends: each
+-- may be the last that has what the other has too.
+SELECT pg_advisory_xact_lock(hashtext('skerry.hosts.delete'));
+
+-- name: EnginesOnlyOn :many
+-- Builds of engines that no other host has, nor the store, and that saved states
+-- need which are elsewhere too.
+SELECT DISTINCT b.engine, b.version
+FROM hosts h JOIN engine_builds b ON b.team_id = h.team_id AND b.arch = h.arch
+WHERE h.id = sqlc.arg(host_id)
+  AND NOT EXISTS (SELECT FROM artifacts a WHERE a.id = b.artifact_id AND a.status = 'ready')
+  AND EXISTS (SELECT FROM snapshots p JOIN state_places k ON k.snapshot_id = p.id AND (k.host_id IS NULL OR k.host_id <> h.id)
+      WHERE p.status = 'ready' AND p.memory AND p.kind <> 'fork' AND p.engine = b.engine AND p.engine_version = b.version AND p.arch IN ('', b.arch)
+        AND (p.team_id = b.team_id OR b.team_id = '00000000-0000-0000-0000-000000000000'))
+  AND ARRAY[h.id] = ARRAY(SELECT o.id FROM hosts o
+      WHERE o.team_id = b.team_id AND o.arch = b.arch AND o.deleted_at IS NULL
+        AND (o.engines @> jsonb_build_array(jsonb_build_object('name', b.engine, 'version', b.version, 'digest', b.digest))
+          OR o.engines @> jsonb_build_array(jsonb_build_object('name', b.engine,
+              'builds', jsonb_build_array(jsonb_build_object('version', b.version, 'digest', b.digest))))))
+ORDER BY b.engine, b.version;
 
 -- name: DeleteHost :exec
 UPDATE hosts SET status = 'deleted', deleted_at = now(), status_reason = '', drain_requested_at = NULL, drain_deadline_at = NULL

@@ -384,14 +384,15 @@ func (s *Store) ListBuilders(ctx context.Context) ([]host.Ref, error) {
 func (s *Store) Get(ctx context.Context, h id.Host) (host.Host, error) { return s.get(ctx, s.pool, h) }
 
 func (s *Store) get(ctx context.Context, db sqlcgen.DBTX, h id.Host) (host.Host, error) {
-	row, err := s.q.GetHost(ctx, db, sqlcgen.GetHostParams{ID: h, DrainReason: sandbox.PausedDrain, Compute: computeStatuses()})
-	if errors.Is(err, pgx.ErrNoRows) {
-		return host.Host{}, host.ErrNotFound
-	}
+	u := h.UUID()
+	rows, err := s.q.ListHosts(ctx, db, sqlcgen.ListHostsParams{ID: &u, MaxRows: 1, DrainReason: sandbox.PausedDrain, Compute: computeStatuses()})
 	if err != nil {
 		return host.Host{}, pg.Map(err)
 	}
-	return seen(row)
+	if len(rows) == 0 {
+		return host.Host{}, host.ErrNotFound
+	}
+	return seen(rows[0])
 }
 
 func computeStatuses() []string {
@@ -434,7 +435,7 @@ func (s *Store) List(ctx context.Context, team *id.Team, p page.Request) (page.P
 	}
 	out := make([]host.Host, len(rows))
 	for i, r := range rows {
-		if out[i], err = seen(sqlcgen.GetHostRow(r)); err != nil {
+		if out[i], err = seen(r); err != nil {
 			return page.Page[host.Host]{}, err
 		}
 	}
@@ -442,7 +443,7 @@ func (s *Store) List(ctx context.Context, team *id.Team, p page.Request) (page.P
 }
 
 // seen adds what a read finds beside the row.
-func seen(r sqlcgen.GetHostRow) (host.Host, error) {
+func seen(r sqlcgen.ListHostsRow) (host.Host, error) {
 	out, err := fromRow(r.Host)
 	out.TeamName, out.Sandboxes, out.Active = r.TeamName, r.Sandboxes, r.Active
 	out.Reserved = host.Amounts{CPUMillis: r.CpuMillis, MemoryMB: r.MemoryMb, DiskMB: r.DiskMb}

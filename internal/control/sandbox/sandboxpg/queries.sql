@@ -697,8 +697,13 @@ JOIN sandboxes s ON s.id = u.sandbox AND s.host_id = sqlc.arg(host_id) AND s.end
 WHERE NOT EXISTS (SELECT FROM snapshots p WHERE p.id = u.state);
 
 -- name: LockOnHost :many
--- What lives on a host, locked in the order of ids. The host was locked before.
-SELECT id FROM sandboxes WHERE host_id = sqlc.arg(host_id) AND ended_at IS NULL ORDER BY id FOR NO KEY UPDATE;
+-- What lives on a host, and what is paused elsewhere and can go on from there
+-- alone, locked in the order of ids. The host was locked before.
+SELECT s.id FROM sandboxes s
+WHERE s.ended_at IS NULL AND (s.host_id = sqlc.arg(host_id)
+    OR s.status = 'paused' AND s.state_id IN (SELECT c.snapshot_id FROM state_copies c WHERE c.host_id = sqlc.arg(host_id) AND c.ready_at IS NOT NULL AND c.drop_at IS NULL)
+      AND NOT EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = s.state_id AND (k.host_id IS NULL OR k.host_id <> sqlc.arg(host_id))))
+ORDER BY s.id FOR NO KEY UPDATE OF s;
 
 -- name: PutBackOnHost :many
 -- What was about to go on there from a state that is elsewhere too is paused as
@@ -719,15 +724,19 @@ WITH moved AS (
 SELECT moved.id FROM moved;
 
 -- name: EndOnHost :many
--- What is paused with a state that is elsewhere too stays so. The rows were locked by LockOnHost in this transaction. A new incarnation: no
--- command that is under way counts any more.
+-- What is paused with a state that is elsewhere too stays so; what is paused with
+-- one that is here alone does not, wherever it ran. The rows were locked by
+-- LockOnHost in this transaction. A new incarnation: no command that is under way
+-- counts any more.
 WITH moved AS (
     UPDATE sandboxes SET status = 'stopped', incarnation = incarnation + 1, ended_at = now(), updated_at = now(),
         end_reason = CASE WHEN end_reason = '' THEN sqlc.arg(reason)::text ELSE end_reason END,
         deadline_at = NULL, idle_check_at = NULL, checkpoint_due_at = NULL, retry_at = NULL
-    WHERE sandboxes.host_id = sqlc.arg(host_id) AND sandboxes.ended_at IS NULL
+    WHERE sandboxes.ended_at IS NULL AND (sandboxes.host_id = sqlc.arg(host_id)
       AND NOT (sandboxes.status = 'paused' AND EXISTS (
           SELECT FROM state_places k WHERE k.snapshot_id = sandboxes.state_id AND (k.host_id IS NULL OR k.host_id <> sqlc.arg(host_id))))
+      OR sandboxes.status = 'paused' AND sandboxes.state_id IN (SELECT c.snapshot_id FROM state_copies c WHERE c.host_id = sqlc.arg(host_id) AND c.ready_at IS NOT NULL AND c.drop_at IS NULL)
+      AND NOT EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = sandboxes.state_id AND (k.host_id IS NULL OR k.host_id <> sqlc.arg(host_id))))
     RETURNING *
 ), closed AS (
     UPDATE operations o SET status = 'superseded', reason = sqlc.arg(reason), message = sqlc.arg(message), finished_at = now(),
@@ -769,8 +778,10 @@ SELECT l.kind, l.id, l.team_id, t.name AS team_name, l.name, l.status, l.created
 FROM (
     SELECT 'sandbox'::text AS kind, s.id::uuid AS id, s.team_id, s.template_name AS name, s.status, s.created_at
     FROM sandboxes s
-    WHERE s.host_id = sqlc.arg(host_id) AND s.ended_at IS NULL AND s.status <> 'stopping'
+    WHERE s.ended_at IS NULL AND s.status <> 'stopping' AND (s.host_id = sqlc.arg(host_id)
       AND NOT (s.status = 'paused' AND EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = s.state_id AND (k.host_id IS NULL OR k.host_id <> sqlc.arg(host_id))))
+      OR s.status = 'paused' AND s.state_id IN (SELECT c.snapshot_id FROM state_copies c WHERE c.host_id = sqlc.arg(host_id) AND c.ready_at IS NOT NULL AND c.drop_at IS NULL)
+      AND NOT EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = s.state_id AND (k.host_id IS NULL OR k.host_id <> sqlc.arg(host_id))))
     UNION ALL
     SELECT 'snapshot'::text, p.id::uuid, p.team_id, coalesce(p.name, ''), p.status, p.created_at
     FROM state_copies c JOIN snapshots p ON p.id = c.snapshot_id
@@ -783,8 +794,10 @@ LIMIT sqlc.arg(max_rows);
 
 -- name: CountLostWithHost :one
 SELECT (SELECT count(*) FROM sandboxes s
-     WHERE s.host_id = sqlc.arg(host_id) AND s.ended_at IS NULL AND s.status <> 'stopping'
-       AND NOT (s.status = 'paused' AND EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = s.state_id AND (k.host_id IS NULL OR k.host_id <> sqlc.arg(host_id)))))::bigint AS sandboxes,
+     WHERE s.ended_at IS NULL AND s.status <> 'stopping' AND (s.host_id = sqlc.arg(host_id)
+       AND NOT (s.status = 'paused' AND EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = s.state_id AND (k.host_id IS NULL OR k.host_id <> sqlc.arg(host_id))))
+       OR s.status = 'paused' AND s.state_id IN (SELECT c.snapshot_id FROM state_copies c WHERE c.host_id = sqlc.arg(host_id) AND c.ready_at IS NOT NULL AND c.drop_at IS NULL)
+      AND NOT EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = s.state_id AND (k.host_id IS NULL OR k.host_id <> sqlc.arg(host_id)))))::bigint AS sandboxes,
     (SELECT count(*) FROM state_copies c JOIN snapshots p ON p.id = c.snapshot_id
      WHERE c.host_id = sqlc.arg(host_id) AND p.kind = 'snapshot' AND p.status = 'ready' AND p.deleted_at IS NULL
        AND NOT EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = p.id AND (k.host_id IS NULL OR k.host_id <> sqlc.arg(host_id))))::bigint AS snapshots;
@@ -950,6 +963,12 @@ DELETE FROM host_refresh_tokens WHERE id IN (
 DELETE FROM host_strays WHERE (host_id, sandbox_id) IN (
     SELECT s.host_id, s.sandbox_id FROM host_strays s JOIN hosts h ON h.id = s.host_id
     WHERE h.deleted_at IS NOT NULL ORDER BY s.last_seen_at LIMIT sqlc.arg(max_rows));
+
+-- name: PruneDepartures :execrows
+-- From hosts that were deleted: what they hold is nobody's any more.
+DELETE FROM departures WHERE (sandbox_id, host_id) IN (
+    SELECT d.sandbox_id, d.host_id FROM departures d JOIN hosts h ON h.id = d.host_id
+    WHERE h.deleted_at IS NOT NULL ORDER BY d.sandbox_id LIMIT sqlc.arg(max_rows));
 
 -- name: TakeUpload :one
 -- A state that is due to be brought to the store by a host that has it and is in

@@ -355,6 +355,12 @@ func TestHI03_VoidCredentialsGoAfterAMonth(t *testing.T) {
 	family(h, 50, false) // lives
 	token(other, 90, "") // the newest of its host
 	family(other, 90, true)
+	x := create(t, w, w.Serve(sandbox.Config{}), request())
+	gone := w.AddHost(1, 1024)
+	exec(t, w, `UPDATE hosts SET status = 'deleted', deleted_at = now() WHERE id = $1`, gone)
+	for _, at := range []id.Host{h, gone} {
+		exec(t, w, `INSERT INTO departures (sandbox_id, host_id, incarnation, state_id) VALUES ($1, $2, 1, gen_random_uuid())`, x.ID, at)
+	}
 	for range 2 {
 		if _, err := store.PruneHosts(t.Context(), 100); err != nil {
 			t.Fatal(err)
@@ -365,6 +371,9 @@ func TestHI03_VoidCredentialsGoAfterAMonth(t *testing.T) {
 		if got != want {
 			t.Errorf("%s: %v are left, want %v", table, got, want)
 		}
+	}
+	if here, there := tally(t, w, `departures WHERE host_id = $1`, h), tally(t, w, `departures WHERE host_id = $1`, gone); here != 1 || there != 0 {
+		t.Errorf("%d departures from a host are left, %d from a deleted one", here, there)
 	}
 	if n, err := store.PruneHosts(t.Context(), 1); err != nil || n != 0 {
 		t.Errorf("%d more went: %v", n, err)

@@ -281,10 +281,14 @@ func (s *Store) PruneHosts(ctx context.Context, limit int) (int, error) {
 	if err != nil {
 		return 0, pg.Map(err)
 	}
+	departures, err := s.q.PruneDepartures(ctx, s.pool, int32(limit))
+	if err != nil {
+		return 0, pg.Map(err)
+	}
 	tokens, err := s.q.PruneTokens(ctx, s.pool, int32(limit))
 	if err != nil {
 		return 0, pg.Map(err)
 	}
 	families, err := s.q.PruneFamilies(ctx, s.pool, int32(limit))
-	return int(max(images, strays, tokens, families)), pg.Map(err)
+	return int(max(images, strays, departures, tokens, families)), pg.Map(err)
 }

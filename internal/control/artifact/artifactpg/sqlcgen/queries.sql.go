@@ -634,6 +634,22 @@ func (q *Queries) PruneEngines(ctx context.Context, db DBTX, arg PruneEnginesPar
 	return result.RowsAffected(), nil
 }
 
+const pruneTeamKeys = `-- name: PruneTeamKeys :execrows
+DELETE FROM team_keys WHERE team_id IN (
+    SELECT k.team_id FROM team_keys k JOIN teams t ON t.id = k.team_id
+    WHERE t.deleted_at IS NOT NULL AND NOT EXISTS (SELECT FROM artifacts a WHERE a.team_id = k.team_id)
+    ORDER BY k.team_id LIMIT $1)
+`
+
+// Of teams that were deleted, once there is nothing left under them.
+func (q *Queries) PruneTeamKeys(ctx context.Context, db DBTX, maxRows int32) (int64, error) {
+	result, err := db.Exec(ctx, pruneTeamKeys, maxRows)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
 const readyManifests = `-- name: ReadyManifests :many
 SELECT id, team_id, manifest_digest, manifest_object FROM artifacts
 WHERE status = 'ready' AND id > $1::uuid ORDER BY id LIMIT $2

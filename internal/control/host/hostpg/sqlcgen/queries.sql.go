@@ -36,6 +36,17 @@ func (q *Queries) DeleteHost(ctx context.Context, db DBTX, argID id.Host) error 
 	return err
 }
 
+const deletingAlone = `-- name: DeletingAlone :exec
+SELECT pg_advisory_xact_lock(hashtext('skerry.hosts.delete'))
+`
+
+// One host is deleted after the other, until the caller's transaction ends: each
+// may be the last that has what the other has too.
+func (q *Queries) DeletingAlone(ctx context.Context, db DBTX) error {
+	_, err := db.Exec(ctx, deletingAlone)
+	return err
+}
+
 const drainHost = `-- name: DrainHost :exec
 UPDATE hosts SET status = CASE WHEN status = 'online' THEN 'draining' ELSE status END, drain_requested_at = coalesce(drain_requested_at, now()),
     drain_deadline_at = now() + make_interval(secs => $1::float8)
@@ -51,6 +62,49 @@ type DrainHostParams struct {
 func (q *Queries) DrainHost(ctx context.Context, db DBTX, arg DrainHostParams) error {
 	_, err := db.Exec(ctx, drainHost, arg.DeadlineSecs, arg.ID)
 	return err
+}
+
+const enginesOnlyOn = `-- name: EnginesOnlyOn :many
+SELECT DISTINCT b.engine, b.version
+FROM hosts h JOIN engine_builds b ON b.team_id = h.team_id AND b.arch = h.arch
+WHERE h.id = $1
+  AND NOT EXISTS (SELECT FROM artifacts a WHERE a.id = b.artifact_id AND a.status = 'ready')
+  AND EXISTS (SELECT FROM snapshots p JOIN state_places k ON k.snapshot_id = p.id AND (k.host_id IS NULL OR k.host_id <> h.id)
+      WHERE p.status = 'ready' AND p.memory AND p.kind <> 'fork' AND p.engine = b.engine AND p.engine_version = b.version AND p.arch IN ('', b.arch)
+        AND (p.team_id = b.team_id OR b.team_id = '00000000-0000-0000-0000-000000000000'))
+  AND ARRAY[h.id] = ARRAY(SELECT o.id FROM hosts o
+      WHERE o.team_id = b.team_id AND o.arch = b.arch AND o.deleted_at IS NULL
+        AND (o.engines @> jsonb_build_array(jsonb_build_object('name', b.engine, 'version', b.version, 'digest', b.digest))
+          OR o.engines @> jsonb_build_array(jsonb_build_object('name', b.engine,
+              'builds', jsonb_build_array(jsonb_build_object('version', b.version, 'digest', b.digest))))))
+ORDER BY b.engine, b.version
+`
+
+type EnginesOnlyOnRow struct {
+	Engine  string
+	Version string
+}
+
+// Builds of engines that no other host has, nor the store, and that saved states
+// need which are elsewhere too.
+func (q *Queries) EnginesOnlyOn(ctx context.Context, db DBTX, hostID id.Host) ([]EnginesOnlyOnRow, error) {
+	rows, err := db.Query(ctx, enginesOnlyOn, hostID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []EnginesOnlyOnRow
+	for rows.Next() {
+		var i EnginesOnlyOnRow
+		if err := rows.Scan(&i.Engine, &i.Version); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const familyAlive = `-- name: FamilyAlive :one
@@ -97,94 +151,6 @@ func (q *Queries) FamilyOfKey(ctx context.Context, db DBTX, arg FamilyOfKeyParam
 		&i.RotatedAt,
 		&i.ExpiresAt,
 		&i.RevokedAt,
-	)
-	return i, err
-}
-
-const getHost = `-- name: GetHost :one
-SELECT h.id, h.team_id, h.type, h.name, h.provider, h.availability_zone, h.labels, h.status, h.address, h.arch, h.cpu_count, h.memory_bytes, h.disk_bytes, h.kernel, h.agent_version, h.engines, h.load, h.generation, h.status_reason, h.last_placed_at, h.last_heartbeat_at, h.reconciled_at, h.registered_at, h.created_by, h.created_at, h.deleted_at, h.drain_requested_at, h.drain_deadline_at, t.name AS team_name, r.sandboxes, r.active, r.cpu_millis, r.memory_mb, r.disk_mb,
-    (h.registered_at IS NOT NULL AND NOT EXISTS (
-        SELECT FROM host_refresh_tokens f WHERE f.host_id = h.id AND f.revoked_at IS NULL AND f.expires_at > now()))::bool AS needs_registration,
-    coalesce(CASE WHEN h.drain_requested_at IS NOT NULL THEN (
-        SELECT o.message FROM sandboxes x JOIN operations o ON o.sandbox_id = x.id
-        WHERE x.host_id = h.id AND x.ended_at IS NULL AND x.status = 'running' AND o.kind = 'pause' AND o.status = 'failed'
-          AND o.params->>'reason' = $1::text AND o.created_at >= h.drain_requested_at
-        ORDER BY o.finished_at DESC LIMIT 1) END, '')::text AS drain_error,
-    coalesce(CASE WHEN h.drain_requested_at IS NOT NULL THEN (
-        SELECT count(*) FROM state_copies c JOIN snapshots p ON p.id = c.snapshot_id
-        WHERE c.host_id = h.id AND p.status = 'ready' AND p.kind NOT IN ('fork', 'layer')
-          AND NOT EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = p.id AND (k.host_id IS NULL OR k.host_id <> h.id))) END, 0)::bigint AS only_here
-FROM hosts h JOIN teams t ON t.id = h.team_id
-CROSS JOIN LATERAL (
-    SELECT count(*)::bigint AS sandboxes, count(*) FILTER (WHERE s.status <> 'paused')::bigint AS active,
-        coalesce(sum(s.cpu_millis) FILTER (WHERE s.status = ANY($2::text[])), 0)::bigint AS cpu_millis,
-        coalesce(sum(s.memory_mb) FILTER (WHERE s.status = ANY($2::text[])), 0)::bigint AS memory_mb,
-        coalesce(sum(s.disk_mb), 0)::bigint AS disk_mb
-    FROM sandboxes s WHERE s.host_id = h.id AND s.ended_at IS NULL
-) r
-WHERE h.id = $3 AND h.deleted_at IS NULL
-`
-
-type GetHostParams struct {
-	DrainReason string
-	Compute     []string
-	ID          id.Host
-}
-
-type GetHostRow struct {
-	Host              Host
-	TeamName          string
-	Sandboxes         int64
-	Active            int64
-	CpuMillis         int64
-	MemoryMb          int64
-	DiskMb            int64
-	NeedsRegistration bool
-	DrainError        string
-	OnlyHere          int64
-}
-
-func (q *Queries) GetHost(ctx context.Context, db DBTX, arg GetHostParams) (GetHostRow, error) {
-	row := db.QueryRow(ctx, getHost, arg.DrainReason, arg.Compute, arg.ID)
-	var i GetHostRow
-	err := row.Scan(
-		&i.Host.ID,
-		&i.Host.TeamID,
-		&i.Host.Type,
-		&i.Host.Name,
-		&i.Host.Provider,
-		&i.Host.AvailabilityZone,
-		&i.Host.Labels,
-		&i.Host.Status,
-		&i.Host.Address,
-		&i.Host.Arch,
-		&i.Host.CpuCount,
-		&i.Host.MemoryBytes,
-		&i.Host.DiskBytes,
-		&i.Host.Kernel,
-		&i.Host.AgentVersion,
-		&i.Host.Engines,
-		&i.Host.Load,
-		&i.Host.Generation,
-		&i.Host.StatusReason,
-		&i.Host.LastPlacedAt,
-		&i.Host.LastHeartbeatAt,
-		&i.Host.ReconciledAt,
-		&i.Host.RegisteredAt,
-		&i.Host.CreatedBy,
-		&i.Host.CreatedAt,
-		&i.Host.DeletedAt,
-		&i.Host.DrainRequestedAt,
-		&i.Host.DrainDeadlineAt,
-		&i.TeamName,
-		&i.Sandboxes,
-		&i.Active,
-		&i.CpuMillis,
-		&i.MemoryMb,
-		&i.DiskMb,
-		&i.NeedsRegistration,
-		&i.DrainError,
-		&i.OnlyHere,
 	)
 	return i, err
 }
@@ -479,15 +445,17 @@ CROSS JOIN LATERAL (
     FROM sandboxes s WHERE s.host_id = h.id AND s.ended_at IS NULL
 ) r
 WHERE h.deleted_at IS NULL
-  AND ($3::uuid IS NULL OR h.team_id = $3::uuid)
-  AND ($4::timestamptz IS NULL OR (h.created_at, h.id) < ($4::timestamptz, $5::uuid))
+  AND ($3::uuid IS NULL OR h.id = $3::uuid)
+  AND ($4::uuid IS NULL OR h.team_id = $4::uuid)
+  AND ($5::timestamptz IS NULL OR (h.created_at, h.id) < ($5::timestamptz, $6::uuid))
 ORDER BY h.created_at DESC, h.id DESC
-LIMIT $6
+LIMIT $7
 `
 
 type ListHostsParams struct {
 	DrainReason string
 	Compute     []string
+	ID          *uuid.UUID
 	TeamID      *uuid.UUID
 	AfterAt     *time.Time
 	AfterID     *uuid.UUID
@@ -507,10 +475,12 @@ type ListHostsRow struct {
 	OnlyHere          int64
 }
 
+// Newest first, or the one that is named.
 func (q *Queries) ListHosts(ctx context.Context, db DBTX, arg ListHostsParams) ([]ListHostsRow, error) {
 	rows, err := db.Query(ctx, listHosts,
 		arg.DrainReason,
 		arg.Compute,
+		arg.ID,
 		arg.TeamID,
 		arg.AfterAt,
 		arg.AfterID,

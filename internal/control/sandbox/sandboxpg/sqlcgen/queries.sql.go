@@ -795,8 +795,10 @@ func (q *Queries) CopyMade(ctx context.Context, db DBTX, arg CopyMadeParams) err
 
 const countLostWithHost = `-- name: CountLostWithHost :one
 SELECT (SELECT count(*) FROM sandboxes s
-     WHERE s.host_id = $1 AND s.ended_at IS NULL AND s.status <> 'stopping'
-       AND NOT (s.status = 'paused' AND EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = s.state_id AND (k.host_id IS NULL OR k.host_id <> $1))))::bigint AS sandboxes,
+     WHERE s.ended_at IS NULL AND s.status <> 'stopping' AND (s.host_id = $1
+       AND NOT (s.status = 'paused' AND EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = s.state_id AND (k.host_id IS NULL OR k.host_id <> $1)))
+       OR s.status = 'paused' AND s.state_id IN (SELECT c.snapshot_id FROM state_copies c WHERE c.host_id = $1 AND c.ready_at IS NOT NULL AND c.drop_at IS NULL)
+      AND NOT EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = s.state_id AND (k.host_id IS NULL OR k.host_id <> $1))))::bigint AS sandboxes,
     (SELECT count(*) FROM state_copies c JOIN snapshots p ON p.id = c.snapshot_id
      WHERE c.host_id = $1 AND p.kind = 'snapshot' AND p.status = 'ready' AND p.deleted_at IS NULL
        AND NOT EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = p.id AND (k.host_id IS NULL OR k.host_id <> $1)))::bigint AS snapshots
@@ -1097,9 +1099,11 @@ WITH moved AS (
     UPDATE sandboxes SET status = 'stopped', incarnation = incarnation + 1, ended_at = now(), updated_at = now(),
         end_reason = CASE WHEN end_reason = '' THEN $1::text ELSE end_reason END,
         deadline_at = NULL, idle_check_at = NULL, checkpoint_due_at = NULL, retry_at = NULL
-    WHERE sandboxes.host_id = $2 AND sandboxes.ended_at IS NULL
+    WHERE sandboxes.ended_at IS NULL AND (sandboxes.host_id = $2
       AND NOT (sandboxes.status = 'paused' AND EXISTS (
           SELECT FROM state_places k WHERE k.snapshot_id = sandboxes.state_id AND (k.host_id IS NULL OR k.host_id <> $2)))
+      OR sandboxes.status = 'paused' AND sandboxes.state_id IN (SELECT c.snapshot_id FROM state_copies c WHERE c.host_id = $2 AND c.ready_at IS NOT NULL AND c.drop_at IS NULL)
+      AND NOT EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = sandboxes.state_id AND (k.host_id IS NULL OR k.host_id <> $2)))
     RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id
 ), closed AS (
     UPDATE operations o SET status = 'superseded', reason = $1, message = $3, finished_at = now(),
@@ -1125,8 +1129,10 @@ type EndOnHostRow struct {
 	EndReason   string
 }
 
-// What is paused with a state that is elsewhere too stays so. The rows were locked by LockOnHost in this transaction. A new incarnation: no
-// command that is under way counts any more.
+// What is paused with a state that is elsewhere too stays so; what is paused with
+// one that is here alone does not, wherever it ran. The rows were locked by
+// LockOnHost in this transaction. A new incarnation: no command that is under way
+// counts any more.
 func (q *Queries) EndOnHost(ctx context.Context, db DBTX, arg EndOnHostParams) ([]EndOnHostRow, error) {
 	rows, err := db.Query(ctx, endOnHost, arg.Reason, arg.HostID, arg.Message)
 	if err != nil {
@@ -2678,10 +2684,15 @@ func (q *Queries) LockLivingFrom(ctx context.Context, db DBTX, arg LockLivingFro
 }
 
 const lockOnHost = `-- name: LockOnHost :many
-SELECT id FROM sandboxes WHERE host_id = $1 AND ended_at IS NULL ORDER BY id FOR NO KEY UPDATE
+SELECT s.id FROM sandboxes s
+WHERE s.ended_at IS NULL AND (s.host_id = $1
+    OR s.status = 'paused' AND s.state_id IN (SELECT c.snapshot_id FROM state_copies c WHERE c.host_id = $1 AND c.ready_at IS NOT NULL AND c.drop_at IS NULL)
+      AND NOT EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = s.state_id AND (k.host_id IS NULL OR k.host_id <> $1)))
+ORDER BY s.id FOR NO KEY UPDATE OF s
 `
 
-// What lives on a host, locked in the order of ids. The host was locked before.
+// What lives on a host, and what is paused elsewhere and can go on from there
+// alone, locked in the order of ids. The host was locked before.
 func (q *Queries) LockOnHost(ctx context.Context, db DBTX, hostID id.Host) ([]id.Sandbox, error) {
 	rows, err := db.Query(ctx, lockOnHost, hostID)
 	if err != nil {
@@ -2860,8 +2871,10 @@ SELECT l.kind, l.id, l.team_id, t.name AS team_name, l.name, l.status, l.created
 FROM (
     SELECT 'sandbox'::text AS kind, s.id::uuid AS id, s.team_id, s.template_name AS name, s.status, s.created_at
     FROM sandboxes s
-    WHERE s.host_id = $1 AND s.ended_at IS NULL AND s.status <> 'stopping'
+    WHERE s.ended_at IS NULL AND s.status <> 'stopping' AND (s.host_id = $1
       AND NOT (s.status = 'paused' AND EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = s.state_id AND (k.host_id IS NULL OR k.host_id <> $1)))
+      OR s.status = 'paused' AND s.state_id IN (SELECT c.snapshot_id FROM state_copies c WHERE c.host_id = $1 AND c.ready_at IS NOT NULL AND c.drop_at IS NULL)
+      AND NOT EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = s.state_id AND (k.host_id IS NULL OR k.host_id <> $1)))
     UNION ALL
     SELECT 'snapshot'::text, p.id::uuid, p.team_id, coalesce(p.name, ''), p.status, p.created_at
     FROM state_copies c JOIN snapshots p ON p.id = c.snapshot_id
@@ -3620,6 +3633,21 @@ type ProgressParams struct {
 
 func (q *Queries) Progress(ctx context.Context, db DBTX, arg ProgressParams) (int64, error) {
 	result, err := db.Exec(ctx, progress, arg.Progress, arg.LimitSecs, arg.ID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const pruneDepartures = `-- name: PruneDepartures :execrows
+DELETE FROM departures WHERE (sandbox_id, host_id) IN (
+    SELECT d.sandbox_id, d.host_id FROM departures d JOIN hosts h ON h.id = d.host_id
+    WHERE h.deleted_at IS NOT NULL ORDER BY d.sandbox_id LIMIT $1)
+`
+
+// From hosts that were deleted: what they hold is nobody's any more.
+func (q *Queries) PruneDepartures(ctx context.Context, db DBTX, maxRows int32) (int64, error) {
+	result, err := db.Exec(ctx, pruneDepartures, maxRows)
 	if err != nil {
 		return 0, err
 	}
