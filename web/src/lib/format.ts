@@ -56,3 +56,13 @@ export function words(snake: string): string {
 	const text = snake.replaceAll('_', ' ');
 	return text.charAt(0).toUpperCase() + text.slice(1);
 }
+
+const hidden = /[\p{Cc}\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu;
+
+/** A name as it is, with a sign for each character that would break lines or turn what follows around. */
+export function visible(name: string): string {
+	return name.replace(hidden, (c) => {
+		const code = c.codePointAt(0) ?? 0;
+		return code < 0x20 ? String.fromCodePoint(0x2400 + code) : '\ufffd';
+	});
+}
