@@ -28,6 +28,15 @@ import (
 // stands for again.
 const newObjects = "SELECT setval('public.store_objects', (SELECT last_value FROM public.store_objects) + 4294967296)"
 
+// awaitLooks has nothing resumed before the hosts were looked at, which may have
+// gone on with it since the backup. How long counts from the start of the servers.
+// Databases from before there was such a column do without.
+const awaitLooks = `DO $$ BEGIN
+	IF EXISTS (SELECT FROM information_schema.columns WHERE table_schema = 'public' AND table_name = 'hosts' AND column_name = 'awaited_until') THEN
+		UPDATE public.hosts SET awaited_until = '9999-01-01' WHERE deleted_at IS NULL AND registered_at IS NOT NULL;
+	END IF;
+END $$`
+
 // maxAbout bounds backup.json, in bytes.
 const maxAbout = 1 << 20
 
@@ -103,7 +112,7 @@ func Restore(ctx context.Context, dir string, to Installation, opts Options) (Re
 	if err := out.objects(ctx, dir, to.Store, opts); err != nil {
 		return out, err
 	}
-	if err := pg.Load(ctx, to.DatabaseURL, filepath.Join(dir, databaseFile), append(out.unseen(), newObjects)...); err != nil {
+	if err := pg.Load(ctx, to.DatabaseURL, filepath.Join(dir, databaseFile), append(out.unseen(), newObjects, awaitLooks)...); err != nil {
 		return out, err
 	}
 	return out, compare(ctx, to.DatabaseURL, about)

@@ -230,6 +230,9 @@ func (c *control) openRooms(ctx context.Context) (err error) {
 	c.feed = event.NewFeed(eventpg.New(c.pool), c.log)
 	c.tickets = event.NewTickets(eventpg.New(c.pool).Tickets(), callers{c.accounts, c.apiKeys})
 	hosts := hostpg.New(c.pool)
+	if err := hosts.AwaitLooks(ctx); err != nil {
+		return err
+	}
 	c.hosts = host.NewService(hosts, c.keys, c.cfg.secret, agents, c.cfg.AgentURL, c.log)
 	c.engines = artifact.NewEngineKeeper(artifactpg.New(c.pool), agents, c.artifacts, c.log)
 	c.templates = template.NewService(templatepg.New(c.pool), c.hosts, agents, c.artifacts)

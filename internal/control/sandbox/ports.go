@@ -127,6 +127,9 @@ type Reach struct {
 	Avoid []id.Host
 	// Later are hosts that have a later life of the sandbox than is known of it.
 	Later []id.Host
+	// Awaited: there are hosts that were not yet looked at since a backup was restored,
+	// and may have one.
+	Awaited bool
 }
 
 // Due is why the sweep begins something.
@@ -276,8 +279,9 @@ type Store interface {
 	// changed since.
 	MarksOnHost(ctx context.Context, h id.Host) ([]Mark, error)
 	// Reconciled ends a look at a host: of its strays those are forgotten that it
-	// holds no more.
-	Reconciled(ctx context.Context, h id.Host, held []id.Sandbox) error
+	// holds no more. settled says that all it holds and should not is written down;
+	// since a restore nobody waits for the host from then on.
+	Reconciled(ctx context.Context, h id.Host, held []id.Sandbox, settled bool) error
 	// MarkMissing makes missing, up to limit, what runs on hosts out of service
 	// that have been silent for so long.
 	MarkMissing(ctx context.Context, silence time.Duration, limit int) ([]Sandbox, error)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/principal"
@@ -51,6 +52,11 @@ func LaterLife(at []id.Host) *errs.Error {
 		"The sandbox went on elsewhere after what the database knows of it, as before a backup was restored: a later life of it is on %s. "+
 			"Save what is wanted of that, have the stray destroyed there, and try again.", strings.Join(where, ", "))).With("hosts", where)
 }
+
+// ErrJustRestored is what a caller gets who wants to go on from a state while it is
+// not known yet whether the sandbox went on elsewhere since the backup.
+var ErrJustRestored = errs.Unavailable("just_restored",
+	"A backup was restored, and hosts are still looked at for what went on since. Try again in a minute.").After(15 * time.Second)
 
 // Recover gives up what the host of a missing sandbox still has of it, or brings
 // back one that ended by itself: it is paused with its newest saved state then.

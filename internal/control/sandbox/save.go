@@ -115,6 +115,9 @@ func (s *Service) resuming(ctx context.Context, x Sandbox, by principal.Principa
 	if len(reach.Later) > 0 {
 		return Begin{}, LaterLife(reach.Later)
 	}
+	if reach.Awaited {
+		return Begin{}, ErrJustRestored
+	}
 	want := wanted(x, state, reach)
 	want.Avoid = reach.Avoid
 	entry := audit.By(by).SandboxResumed(x.TeamID, x.ID)
@@ -301,7 +304,12 @@ func failureOf(f Finished, x Sandbox) error {
 	if f.Kind == KindResume {
 		after = " The sandbox is paused as before."
 	}
-	return errs.Unavailable(string(f.Kind)+"_failed", f.Message+after).With("reason", f.Reason).With("sandbox_id", x.ID.String()).After(5 * time.Second)
+	failed := errs.Unavailable(string(f.Kind)+"_failed", f.Message+after).After(5 * time.Second)
+	switch f.Reason {
+	case "engine_build_missing", "guest_build_missing", "state_incompatible": // what no repetition changes
+		failed = errs.FailedPrecondition(failed.Reason, failed.Message)
+	}
+	return failed.With("reason", f.Reason).With("sandbox_id", x.ID.String())
 }
 
 func hostAway() *errs.Error {

@@ -96,6 +96,7 @@ func stray(in Instance, x Sandbox, known bool, h id.Host) (StrayKind, bool) {
 func (r *Reconciler) judgeStrays(ctx context.Context, h host.Ref, s *suspicions, rows map[id.Sandbox]Sandbox, behind map[id.Sandbox]Departure, inv Inventory) error {
 	seen := map[Key]time.Time{}
 	var sure []Stray
+	settled := true
 	kinds := map[id.Sandbox]StrayKind{} // of all candidates
 	for _, in := range inv.Instances {
 		x, known := rows[in.Sandbox]
@@ -113,7 +114,9 @@ func (r *Reconciler) judgeStrays(ctx context.Context, h host.Ref, s *suspicions,
 			since = r.now()
 		}
 		seen[key] = since
-		if again && r.now().Sub(since) >= r.grace && len(sure) < MostStrays {
+		if !again || r.now().Sub(since) < r.grace {
+			settled = false
+		} else if len(sure) < MostStrays {
 			sure = append(sure, Stray{Sandbox: in.Sandbox, Incarnation: in.Incarnation, Kind: kind, Phase: in.Phase, State: id.NewSnapshot()})
 		}
 	}
@@ -131,7 +134,7 @@ func (r *Reconciler) judgeStrays(ctx context.Context, h host.Ref, s *suspicions,
 	for x := range left {
 		held = append(held, x)
 	}
-	return r.store.Reconciled(ctx, h.ID, held)
+	return r.store.Reconciled(ctx, h.ID, held, settled)
 }
 
 // unknownOwners are the sandboxes without a living row of which states are held.

@@ -71,6 +71,16 @@ func (s *Store) change(ctx context.Context, h id.Host, entry audit.Entry, do fun
 	return out, err
 }
 
+// awaited is how long nothing is started after a restore for the sake of a host
+// that does not come.
+const awaited = 10 * time.Minute
+
+// AwaitLooks begins the time in which hosts are waited for after a restore. It does
+// nothing at other times, and is called before a server serves.
+func (s *Store) AwaitLooks(ctx context.Context) error {
+	return pg.Map(s.q.AwaitLooks(ctx, s.pool, awaited.Seconds()))
+}
+
 // Losses implements host.Store.
 func (s *Store) Losses(ctx context.Context, h id.Host, p page.Request) (host.Losses, error) {
 	out, err := sandboxpg.LostWithHost(ctx, s.pool, h, p)

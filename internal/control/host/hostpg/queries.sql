@@ -132,6 +132,12 @@ SELECT id, address, generation FROM hosts
 WHERE status = 'online' AND type = 'regular' AND deleted_at IS NULL
 ORDER BY id LIMIT sqlc.arg(max_rows);
 
+-- name: AwaitLooks :exec
+-- A restore leaves hosts that are to be waited for; how long counts from the first
+-- start of a server.
+UPDATE hosts SET awaited_until = now() + make_interval(secs => sqlc.arg(secs)::float8)
+WHERE awaited_until > now() + interval '1 day';
+
 -- name: SetReconciled :exec
 UPDATE hosts SET reconciled_at = now() WHERE id = sqlc.arg(id);
 

@@ -74,7 +74,10 @@ func (s *Store) Reach(ctx context.Context, state sandbox.Snapshot, team id.Team,
 		return out, pg.Map(err)
 	}
 	out.Avoid = hosts(held)
-	out.Later, err = s.q.LaterLives(ctx, s.pool, x)
+	if out.Later, err = s.q.LaterLives(ctx, s.pool, x); err != nil {
+		return out, pg.Map(err)
+	}
+	out.Awaited, err = s.q.Awaited(ctx, s.pool, x)
 	return out, pg.Map(err)
 }
 

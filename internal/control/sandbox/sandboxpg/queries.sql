@@ -866,13 +866,15 @@ SELECT * FROM moved;
 
 -- name: Reconciled :exec
 -- The end of a look at a host: strays that it holds no more are forgotten, claims
--- to others' sandboxes after a day.
+-- to others' sandboxes after a day. settled: all that it holds and should not is
+-- written down.
 WITH gone AS (
     DELETE FROM host_strays s
     WHERE s.host_id = sqlc.arg(host_id) AND NOT s.sandbox_id = ANY(sqlc.arg(held)::uuid[])
       AND (s.kind = 'unknown' OR s.last_seen_at < now() - interval '1 day')
 )
-UPDATE hosts SET reconciled_at = now() WHERE hosts.id = sqlc.arg(host_id);
+UPDATE hosts SET reconciled_at = now(), awaited_until = CASE WHEN sqlc.arg(settled)::bool THEN NULL ELSE awaited_until END
+WHERE hosts.id = sqlc.arg(host_id);
 
 -- name: NoteStrays :many
 -- Their number is bounded: a host may claim anything. new says that the trail is
@@ -1031,6 +1033,13 @@ JOIN sandboxes s ON s.id = k.sandbox_id JOIN teams t ON t.id = s.team_id JOIN ho
 WHERE k.sandbox_id = sqlc.arg(sandbox_id) AND k.kind = 'foreign' AND k.incarnation > s.incarnation
   AND h.team_id = CASE WHEN t.is_byoc THEN t.id ELSE '00000000-0000-0000-0000-000000000000'::uuid END
 ORDER BY k.host_id;
+
+-- name: Awaited :one
+-- Whether a host of a sandbox's pool was not yet looked at since a backup was
+-- restored: it may have a later life of it.
+SELECT EXISTS (SELECT FROM hosts h, sandboxes s JOIN teams t ON t.id = s.team_id
+    WHERE s.id = sqlc.arg(sandbox_id) AND h.awaited_until > now() AND h.deleted_at IS NULL
+      AND h.team_id = CASE WHEN t.is_byoc THEN t.id ELSE '00000000-0000-0000-0000-000000000000'::uuid END);
 
 -- name: NeedsOf :one
 -- What a host lacks to start from a state.

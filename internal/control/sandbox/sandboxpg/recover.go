@@ -56,6 +56,13 @@ func (s *Store) BringBack(ctx context.Context, b sandbox.BringBack) (sandbox.San
 		if len(later) > 0 {
 			return sandbox.LaterLife(later)
 		}
+		awaited, err := s.q.Awaited(ctx, tx, b.ID)
+		if err != nil {
+			return err
+		}
+		if awaited {
+			return sandbox.ErrJustRestored
+		}
 		there, err := s.q.Recoverable(ctx, tx, b.ID)
 		if err != nil {
 			return err

@@ -303,7 +303,7 @@ func TestHI07_InventedStraysDoNotFloodTheTrail(t *testing.T) {
 	for range looks {
 		_, n := invent(each)
 		heard += n
-		if err := store.Reconciled(ctx, h, nil); err != nil { // it holds none of them any more
+		if err := store.Reconciled(ctx, h, nil, true); err != nil { // it holds none of them any more
 			t.Fatal(err)
 		}
 	}

@@ -23,8 +23,8 @@ import (
 )
 
 // Reconciled implements sandbox.Store.
-func (s *Store) Reconciled(ctx context.Context, h id.Host, held []id.Sandbox) error {
-	return pg.Map(s.q.Reconciled(ctx, s.pool, sqlcgen.ReconciledParams{HostID: h, Held: bare(held)}))
+func (s *Store) Reconciled(ctx context.Context, h id.Host, held []id.Sandbox, settled bool) error {
+	return pg.Map(s.q.Reconciled(ctx, s.pool, sqlcgen.ReconciledParams{HostID: h, Held: bare(held), Settled: settled}))
 }
 
 // MarkMissing implements sandbox.Store.

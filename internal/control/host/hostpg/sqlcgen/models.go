@@ -40,6 +40,7 @@ type Host struct {
 	DeletedAt        *time.Time
 	DrainRequestedAt *time.Time
 	DrainDeadlineAt  *time.Time
+	AwaitedUntil     *time.Time
 }
 
 type HostRefreshToken struct {

@@ -14,6 +14,18 @@ import (
 	"skerry.dev/skerry/internal/kernel/id"
 )
 
+const awaitLooks = `-- name: AwaitLooks :exec
+UPDATE hosts SET awaited_until = now() + make_interval(secs => $1::float8)
+WHERE awaited_until > now() + interval '1 day'
+`
+
+// A restore leaves hosts that are to be waited for; how long counts from the first
+// start of a server.
+func (q *Queries) AwaitLooks(ctx context.Context, db DBTX, secs float64) error {
+	_, err := db.Exec(ctx, awaitLooks, secs)
+	return err
+}
+
 const byocTeam = `-- name: ByocTeam :one
 SELECT id FROM teams WHERE id = $1 AND is_byoc AND deleted_at IS NULL FOR NO KEY UPDATE
 `
@@ -270,7 +282,7 @@ const insertHost = `-- name: InsertHost :one
 INSERT INTO hosts (id, team_id, type, name, provider, availability_zone, labels, status, created_by)
 VALUES ($1, $2, $3, $4, $5, $6, $7,
     'pending', $8)
-RETURNING id, team_id, type, name, provider, availability_zone, labels, status, address, arch, cpu_count, memory_bytes, disk_bytes, kernel, agent_version, engines, load, generation, status_reason, last_placed_at, last_heartbeat_at, reconciled_at, registered_at, created_by, created_at, deleted_at, drain_requested_at, drain_deadline_at
+RETURNING id, team_id, type, name, provider, availability_zone, labels, status, address, arch, cpu_count, memory_bytes, disk_bytes, kernel, agent_version, engines, load, generation, status_reason, last_placed_at, last_heartbeat_at, reconciled_at, registered_at, created_by, created_at, deleted_at, drain_requested_at, drain_deadline_at, awaited_until
 `
 
 type InsertHostParams struct {
@@ -325,6 +337,7 @@ func (q *Queries) InsertHost(ctx context.Context, db DBTX, arg InsertHostParams)
 		&i.DeletedAt,
 		&i.DrainRequestedAt,
 		&i.DrainDeadlineAt,
+		&i.AwaitedUntil,
 	)
 	return i, err
 }
@@ -424,7 +437,7 @@ func (q *Queries) ListBuilders(ctx context.Context, db DBTX, maxRows int32) ([]L
 }
 
 const listHosts = `-- name: ListHosts :many
-SELECT h.id, h.team_id, h.type, h.name, h.provider, h.availability_zone, h.labels, h.status, h.address, h.arch, h.cpu_count, h.memory_bytes, h.disk_bytes, h.kernel, h.agent_version, h.engines, h.load, h.generation, h.status_reason, h.last_placed_at, h.last_heartbeat_at, h.reconciled_at, h.registered_at, h.created_by, h.created_at, h.deleted_at, h.drain_requested_at, h.drain_deadline_at, t.name AS team_name, r.sandboxes, r.active, r.cpu_millis, r.memory_mb, r.disk_mb,
+SELECT h.id, h.team_id, h.type, h.name, h.provider, h.availability_zone, h.labels, h.status, h.address, h.arch, h.cpu_count, h.memory_bytes, h.disk_bytes, h.kernel, h.agent_version, h.engines, h.load, h.generation, h.status_reason, h.last_placed_at, h.last_heartbeat_at, h.reconciled_at, h.registered_at, h.created_by, h.created_at, h.deleted_at, h.drain_requested_at, h.drain_deadline_at, h.awaited_until, t.name AS team_name, r.sandboxes, r.active, r.cpu_millis, r.memory_mb, r.disk_mb,
     (h.registered_at IS NOT NULL AND NOT EXISTS (
         SELECT FROM host_refresh_tokens f WHERE f.host_id = h.id AND f.revoked_at IS NULL AND f.expires_at > now()))::bool AS needs_registration,
     coalesce(CASE WHEN h.drain_requested_at IS NOT NULL THEN (
@@ -522,6 +535,7 @@ func (q *Queries) ListHosts(ctx context.Context, db DBTX, arg ListHostsParams) (
 			&i.Host.DeletedAt,
 			&i.Host.DrainRequestedAt,
 			&i.Host.DrainDeadlineAt,
+			&i.Host.AwaitedUntil,
 			&i.TeamName,
 			&i.Sandboxes,
 			&i.Active,
@@ -710,7 +724,7 @@ UPDATE hosts SET
     registered_at = now(), generation = 0, status_reason = '',
     status = CASE WHEN status IN ('online', 'draining') THEN 'unreachable' ELSE status END
 WHERE id = $11 AND deleted_at IS NULL
-RETURNING id, team_id, type, name, provider, availability_zone, labels, status, address, arch, cpu_count, memory_bytes, disk_bytes, kernel, agent_version, engines, load, generation, status_reason, last_placed_at, last_heartbeat_at, reconciled_at, registered_at, created_by, created_at, deleted_at, drain_requested_at, drain_deadline_at
+RETURNING id, team_id, type, name, provider, availability_zone, labels, status, address, arch, cpu_count, memory_bytes, disk_bytes, kernel, agent_version, engines, load, generation, status_reason, last_placed_at, last_heartbeat_at, reconciled_at, registered_at, created_by, created_at, deleted_at, drain_requested_at, drain_deadline_at, awaited_until
 `
 
 type RegisterHostParams struct {
@@ -771,6 +785,7 @@ func (q *Queries) RegisterHost(ctx context.Context, db DBTX, arg RegisterHostPar
 		&i.DeletedAt,
 		&i.DrainRequestedAt,
 		&i.DrainDeadlineAt,
+		&i.AwaitedUntil,
 	)
 	return i, err
 }

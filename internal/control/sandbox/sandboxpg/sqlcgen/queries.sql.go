@@ -101,6 +101,21 @@ func (q *Queries) AskStrayGone(ctx context.Context, db DBTX, arg AskStrayGonePar
 	return result.RowsAffected(), nil
 }
 
+const awaited = `-- name: Awaited :one
+SELECT EXISTS (SELECT FROM hosts h, sandboxes s JOIN teams t ON t.id = s.team_id
+    WHERE s.id = $1 AND h.awaited_until > now() AND h.deleted_at IS NULL
+      AND h.team_id = CASE WHEN t.is_byoc THEN t.id ELSE '00000000-0000-0000-0000-000000000000'::uuid END)
+`
+
+// Whether a host of a sandbox's pool was not yet looked at since a backup was
+// restored: it may have a later life of it.
+func (q *Queries) Awaited(ctx context.Context, db DBTX, sandboxID id.Sandbox) (bool, error) {
+	row := db.QueryRow(ctx, awaited, sandboxID)
+	var exists bool
+	err := row.Scan(&exists)
+	return exists, err
+}
+
 const beginDelete = `-- name: BeginDelete :one
 WITH moved AS (
     UPDATE sandboxes SET status = 'stopping', incarnation = incarnation + 1, end_reason = $1, updated_at = now()
@@ -3836,21 +3851,24 @@ func (q *Queries) PutBackOnHost(ctx context.Context, db DBTX, arg PutBackOnHostP
 const reconciled = `-- name: Reconciled :exec
 WITH gone AS (
     DELETE FROM host_strays s
-    WHERE s.host_id = $1 AND NOT s.sandbox_id = ANY($2::uuid[])
+    WHERE s.host_id = $2 AND NOT s.sandbox_id = ANY($3::uuid[])
       AND (s.kind = 'unknown' OR s.last_seen_at < now() - interval '1 day')
 )
-UPDATE hosts SET reconciled_at = now() WHERE hosts.id = $1
+UPDATE hosts SET reconciled_at = now(), awaited_until = CASE WHEN $1::bool THEN NULL ELSE awaited_until END
+WHERE hosts.id = $2
 `
 
 type ReconciledParams struct {
-	HostID id.Host
-	Held   []uuid.UUID
+	Settled bool
+	HostID  id.Host
+	Held    []uuid.UUID
 }
 
 // The end of a look at a host: strays that it holds no more are forgotten, claims
-// to others' sandboxes after a day.
+// to others' sandboxes after a day. settled: all that it holds and should not is
+// written down.
 func (q *Queries) Reconciled(ctx context.Context, db DBTX, arg ReconciledParams) error {
-	_, err := db.Exec(ctx, reconciled, arg.HostID, arg.Held)
+	_, err := db.Exec(ctx, reconciled, arg.Settled, arg.HostID, arg.Held)
 	return err
 }
 
