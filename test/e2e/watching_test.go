@@ -18,26 +18,33 @@ import (
 
 	"skerry.dev/skerry/internal/telemetry/telemetrytest"
 	"skerry.dev/skerry/internal/testkit"
-	"skerry.dev/skerry/test/instance"
 )
 
-// TestO4_WatchedFromOutside: one instance with a trace receiver, looked at as an
+// TestO4_WatchedFromOutside: an instance with a trace receiver, looked at as an
 // operator does.
 func TestO4_WatchedFromOutside(t *testing.T) {
-	testkit.Root(t)
+	machine := skerry(t)
+	machine.Create(t, nil) // an agent measures what it finds as soon as it starts
 	receiver := telemetrytest.NewReceiver(t)
-	in, err := instance.New(t.Context(), "OTEL_EXPORTER_OTLP_ENDPOINT="+receiver.URL, "OTEL_BSP_SCHEDULE_DELAY=200")
-	if in != nil {
-		t.Cleanup(func() {
-			if err := in.Purge(); err != nil {
-				t.Error(err)
+	restart := func(settings ...string) {
+		if err := machine.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		machine.Set(settings...)
+		if err := machine.Start(context.WithoutCancel(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+		testkit.Eventually(t, 30*time.Second, "an agent that is ready", func() bool {
+			res, err := http.Get(machine.AgentMetrics + "/readyz") //nolint:noctx // the test's own
+			if err != nil {
+				return false
 			}
+			res.Body.Close()
+			return res.StatusCode == http.StatusOK
 		})
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	machine := &machine{in}
+	restart("OTEL_EXPORTER_OTLP_ENDPOINT="+receiver.URL, "OTEL_BSP_SCHEDULE_DELAY=200")
+	t.Cleanup(func() { restart("OTEL_EXPORTER_OTLP_ENDPOINT=", "OTEL_BSP_SCHEDULE_DELAY=") })
 	t.Run("traces", func(t *testing.T) { machine.traced(t, receiver) })
 	t.Run("metrics", machine.measured)
 	t.Run("health", machine.healthy)
