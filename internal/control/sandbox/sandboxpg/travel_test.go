@@ -370,7 +370,7 @@ func TestP7_ALostDaemonIsFetchedAgain(t *testing.T) {
 		w.Agents.Strip(x.Host.ID, *x.StateID, true)
 		for range 2 {
 			_, err := s.Service.Resume(t.Context(), w.User(), x.ID, nil, false, true)
-			if !errs.Is(err, "resume_failed") || errs.As(err).Details["reason"] != "guest_build_missing" || !strings.Contains(err.Error(), "without memory") {
+			if !errs.Is(err, "resume_failed") || errs.As(err).Details["reason"] != "guest_build_missing" || errs.CodeOf(err) != errs.CodeFailedPrecondition || !strings.Contains(err.Error(), "without memory") {
 				t.Errorf("resumed: %v", err)
 			}
 			if got := get(t, w, x.ID); got.Status != sandbox.StatusPaused || *got.StateID != *x.StateID || !slices.Contains(got.StateCopies, x.Host.ID) {
