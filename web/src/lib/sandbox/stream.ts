@@ -125,7 +125,7 @@ export class Terminal {
 				this.on.gap(message.lost_bytes);
 				break;
 			case 'exit':
-				this.#end({ exitCode: message.exit_code, message: message.error ?? `The shell ended with status ${message.exit_code}.` });
+				this.#end({ exitCode: message.exit_code, message: `The shell ended with status ${message.exit_code}.` });
 				break;
 			case 'error':
 				this.#end({ message: message.error.message });
