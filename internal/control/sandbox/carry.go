@@ -33,7 +33,7 @@ type Needs struct {
 
 // Carried is something that a host is to fetch.
 type Carried struct {
-	What  string // state, engine
+	What  string // state, engine, image
 	Cargo host.Cargo
 	From  id.Artifact
 	Size  int64
@@ -74,6 +74,21 @@ func (r *Runner) equip(ctx context.Context, op *Operation, x Sandbox, state id.S
 		return err
 	}
 	return r.step(StepStateThere, *op)
+}
+
+// bringImage has a host fetch the image that a sandbox is booted from before it is
+// started, where that may take a while: who waits sees how far it is, and it has
+// time of its own. What goes wrong is said by the start, which fetches for itself
+// what is lacking.
+func (r *Runner) bringImage(ctx context.Context, op *Operation, x Sandbox, l Launch) {
+	t := l.Template
+	if t.Artifact.IsZero() || r.cfg.Artifacts == nil {
+		return
+	}
+	c := Carried{What: "image", Cargo: host.ImageCargo{Digest: string(t.ImageDigest), SizeBytes: t.ImageSizeBytes}, From: t.Artifact, Size: t.ImageSizeBytes}
+	if err := r.fetch(ctx, op, x, c); err != nil && ctx.Err() == nil {
+		r.log.InfoContext(ctx, "an image did not come before the start", "sandbox_id", x.ID.String(), "error", err)
+	}
 }
 
 // fetch has a host fetch one thing, and tells how far that is.

@@ -68,6 +68,9 @@ func (r *Runner) driveCreate(ctx context.Context, op Operation) error {
 	if preparing.Wait(); unready != nil {
 		return r.refuse(ctx, op, x, unready)
 	}
+	if op.Params.ImageNew {
+		r.bringImage(ctx, &op, x, launch)
+	}
 	callCtx, cancel := context.WithDeadline(ctx, op.DeadlineAt)
 	defer cancel()
 	var launched Launched

@@ -42,6 +42,8 @@ type Sandbox struct {
 	TemplateID   id.Template
 	TemplateName string
 	ImageDigest  string
+	// ImageNew is its creation's, see Params.
+	ImageNew bool
 	// HostDeleted: its host is no more; what is saved of it is elsewhere.
 	HostDeleted bool
 	Status      Status
@@ -147,6 +149,8 @@ type Params struct {
 	TimeoutSec int64 `json:"timeout_sec,omitempty"`
 	// Together are the copies of one fork, this one included: all or none.
 	Together []id.Sandbox `json:"together,omitempty"`
+	// ImageNew: nothing was started from its image on its host lately.
+	ImageNew bool `json:"image_new,omitempty"`
 }
 
 // Operation is a journaled step of a sandbox's life. At most one is open per

@@ -130,7 +130,7 @@ func (s *Service) placed(ctx context.Context, by principal.Principal, n NewSandb
 	op := n.Operation
 	op.CreatedAt, op.DeadlineAt = x.CreatedAt, x.CreatedAt.Add(CreateLimit)
 	if reserved {
-		op.row = &x
+		op.row, op.Params.ImageNew = &x, x.ImageNew
 		s.runner.start(ctx, op)
 	} else {
 		s.runner.Wake()

@@ -43,10 +43,12 @@ WHERE h.id = sqlc.arg(id) AND h.status = 'online' AND h.deleted_at IS NULL
   AND h.team_id = CASE WHEN t.is_byoc THEN t.id ELSE '00000000-0000-0000-0000-000000000000'::uuid END
 FOR NO KEY UPDATE OF h;
 
--- name: NoteImage :exec
--- Written once an hour at most: it is only a preference.
+-- name: NoteImage :many
+-- Written once an hour at most: it is only a preference. fresh: nothing was started
+-- from it there lately.
 INSERT INTO host_images (host_id, image_digest) VALUES (sqlc.arg(host_id), sqlc.arg(image_digest))
-ON CONFLICT (host_id, image_digest) DO UPDATE SET used_at = now() WHERE host_images.used_at < now() - interval '1 hour';
+ON CONFLICT (host_id, image_digest) DO UPDATE SET used_at = now() WHERE host_images.used_at < now() - interval '1 hour'
+RETURNING (xmax = 0)::bool AS fresh;
 
 -- name: ReservedByHost :many
 -- A statement of its own, after the locks: it must see what those who held

@@ -108,6 +108,11 @@ func (s *Store) insertPending(ctx context.Context, tx pgx.Tx, n sandbox.NewSandb
 	if err != nil {
 		return sandbox.Sandbox{}, err
 	}
+	fresh, err := s.q.NoteImage(ctx, tx, sqlcgen.NoteImageParams{HostID: decision.HostID, ImageDigest: x.ImageDigest})
+	if err != nil {
+		return sandbox.Sandbox{}, err
+	}
+	n.Operation.Params.ImageNew = len(fresh) > 0 && fresh[0]
 	params, err := json.Marshal(n.Operation.Params)
 	if err != nil {
 		return sandbox.Sandbox{}, err
@@ -133,10 +138,9 @@ func (s *Store) insertPending(ctx context.Context, tx pgx.Tx, n sandbox.NewSandb
 	if err != nil {
 		return sandbox.Sandbox{}, err
 	}
-	if err := s.q.NoteImage(ctx, tx, sqlcgen.NoteImageParams{HostID: decision.HostID, ImageDigest: x.ImageDigest}); err != nil {
-		return sandbox.Sandbox{}, err
-	}
-	return fromRow(row, address, string(host.StatusOnline))
+	out, err := fromRow(row, address, string(host.StatusOnline))
+	out.ImageNew = n.Operation.Params.ImageNew
+	return out, err
 }
 
 // Apply implements sandbox.Store. Without an audit entry and a state it is one

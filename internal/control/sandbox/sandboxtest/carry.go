@@ -71,8 +71,10 @@ func (a *Agents) Fetch(ctx context.Context, h host.Ref, what host.Cargo, from co
 	case host.EngineCargo:
 		m.builds[c.Version] = true
 		a.transfers["engine"]++
+	case host.ImageCargo:
+		a.transfers["image"]++
 	default:
-		err = errors.New("sandboxtest: images are not fetched")
+		err = errors.New("sandboxtest: nothing to fetch")
 	}
 	a.mu.Unlock()
 	if err != nil {

@@ -113,7 +113,7 @@ func (w *World) Serve(cfg sandbox.Config) *Server {
 	log := slog.New(slog.DiscardHandler)
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Server{stop: cancel}
-	templates := template.NewService(templatepg.New(w.Pool), nil, nil, nil)
+	templates := template.NewService(templatepg.New(w.Pool), nil, nil, w.Vault())
 	s.Watch = sandbox.NewWatch(w.Store, log)
 	s.Runner = sandbox.NewRunner(w.Store, w.Agents, templates, w.Secret, s.Watch, cfg, log)
 	s.Service = sandbox.NewService(w.Store, w.Scheduler, templates, w.Agents, s.Runner, s.Watch, w.Secret, log)
@@ -130,7 +130,7 @@ func (w *World) Serve(cfg sandbox.Config) *Server {
 // Reconciler is one of a server that sees its hosts through other eyes.
 func (w *World) Reconciler(s *Server, agents sandbox.Agents, grace time.Duration) *sandbox.Reconciler {
 	log := slog.New(slog.DiscardHandler)
-	templates := template.NewService(templatepg.New(w.Pool), nil, nil, nil)
+	templates := template.NewService(templatepg.New(w.Pool), nil, nil, w.Vault())
 	service := sandbox.NewService(w.Store, w.Scheduler, templates, agents, s.Runner, s.Watch, w.Secret, log)
 	return sandbox.NewReconciler(service, grace, log)
 }

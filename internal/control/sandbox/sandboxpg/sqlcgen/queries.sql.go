@@ -3351,9 +3351,10 @@ func (q *Queries) NotOfHost(ctx context.Context, db DBTX, arg NotOfHostParams) (
 	return items, nil
 }
 
-const noteImage = `-- name: NoteImage :exec
+const noteImage = `-- name: NoteImage :many
 INSERT INTO host_images (host_id, image_digest) VALUES ($1, $2)
 ON CONFLICT (host_id, image_digest) DO UPDATE SET used_at = now() WHERE host_images.used_at < now() - interval '1 hour'
+RETURNING (xmax = 0)::bool AS fresh
 `
 
 type NoteImageParams struct {
@@ -3361,10 +3362,26 @@ type NoteImageParams struct {
 	ImageDigest string
 }
 
-// Written once an hour at most: it is only a preference.
-func (q *Queries) NoteImage(ctx context.Context, db DBTX, arg NoteImageParams) error {
-	_, err := db.Exec(ctx, noteImage, arg.HostID, arg.ImageDigest)
-	return err
+// Written once an hour at most: it is only a preference. fresh: nothing was started
+// from it there lately.
+func (q *Queries) NoteImage(ctx context.Context, db DBTX, arg NoteImageParams) ([]bool, error) {
+	rows, err := db.Query(ctx, noteImage, arg.HostID, arg.ImageDigest)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []bool
+	for rows.Next() {
+		var fresh bool
+		if err := rows.Scan(&fresh); err != nil {
+			return nil, err
+		}
+		items = append(items, fresh)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const noteStrays = `-- name: NoteStrays :many
