@@ -2,6 +2,24 @@
 // to it: the documents it is given, the headers it reads and the JSON it
 // answers. Standard library only, so that every wing may import it. Everything
 // that comes back from a guest is hostile input to the reader.
+//
+// The two ends are of different releases. A daemon is as old as the sandbox that it
+// is in, or as the memory that this was started from, which brings its daemon along
+// to whatever host it comes to; so a daemon may be older than its agent by years, and
+// newer while an installation is upgraded. No version is exchanged. Instead the words
+// only grow:
+//
+//   - What is there keeps its name, its type and its meaning for good: fields,
+//     headers, paths, kinds of events, statuses, the port, and that the program is
+//     started as PID 1 without arguments and with a Boot on descriptor 0.
+//   - Whatever is added can be left out. Its zero value is what was before it came,
+//     and both ends pass over fields and kinds that they do not know.
+//   - An agent does without a path that answers 404, and without what a field that a
+//     daemon does not know would have brought: nothing on which the isolation, a
+//     pause, a resume or a fork depends may come as a new word.
+//
+// The oldest daemons in use are those that know NewInitSecret and LifecycleID; there
+// is no saved memory with an older one that could go on.
 package guestapi
 
 import "time"

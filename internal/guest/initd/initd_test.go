@@ -132,3 +132,11 @@ func TestADocumentWithoutSecretOrWithBadJSONIsRefusedWithoutQuotingIt(t *testing
 		t.Errorf("%+v, %v", b, err)
 	}
 }
+
+// A later agent may say more than this daemon knows.
+func TestP7_TheStartDocumentMayHaveMore(t *testing.T) {
+	boot, err := ReadBoot(strings.NewReader(`{"init_secret":"s","hostname":"box","later":{"than":["this"]}}`))
+	if err != nil || boot.InitSecret != "s" || boot.Hostname != "box" {
+		t.Errorf("%+v, %v", boot, err)
+	}
+}
