@@ -142,14 +142,17 @@ func (c *Cache) dropTrees(e *entry) error {
 		daemon, ok := daemonOf(dir)
 		c.mu.Lock()
 		keep := !ok || daemon == c.guest || e.owned(daemon)
-		if !keep {
-			delete(e.mounted, daemon)
-		}
 		c.mu.Unlock()
 		if keep {
 			continue
 		}
-		switch err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW); {
+		err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
+		c.mu.Lock()
+		if delete(e.mounted, daemon); err != nil {
+			e.mounted[daemon] = true // and is looked at again
+		}
+		c.mu.Unlock()
+		switch {
 		case errors.Is(err, unix.EBUSY):
 			c.cfg.Logger.Warn("an unused tree is still open and stays mounted", "digest", e.digest, "guest_digest", daemon)
 		case err != nil:

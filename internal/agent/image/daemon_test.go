@@ -143,7 +143,7 @@ func TestP7_ARestartKeepsTheDaemonsInUse(t *testing.T) {
 	must(t, c.Release(t.Context(), img.Digest, "runs")) // still open, which is no error
 	runsOn(t, tree, "the daemon")
 	must(t, open.Close())
-	must(t, c.Recover(t.Context(), map[string]Holding{"new": {Image: img.Digest}}))
+	must(t, c.Release(t.Context(), img.Digest, "anybody"))
 	if got := c.daemons(t); len(got) != 1 || len(c.mounts(t)) != 2 {
 		t.Errorf("kept: %q, mounted: %q", got, c.mounts(t))
 	}
