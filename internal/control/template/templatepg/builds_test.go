@@ -308,7 +308,7 @@ func buildDiesAt(t *testing.T, step build.Step, visited *sync.Map) {
 	died := make(chan struct{})
 	var once sync.Once
 	var dead atomic.Bool
-	first := w.serve(build.Config{Lease: 400 * time.Millisecond, OnStep: func(s build.Step, _ id.Build) error {
+	first := w.serve(build.Config{Lease: time.Second, OnStep: func(s build.Step, _ id.Build) error {
 		visited.Store(s, true)
 		if s == step || dead.Load() {
 			dead.Store(true)
