@@ -59,10 +59,10 @@ export function words(snake: string): string {
 
 const hidden = /[\p{Cc}\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu;
 
-/** A name as it is, with a sign for each character that would break lines or turn what follows around. */
+/** A name as it is, but for what would break lines or turn around what follows: that is spelled out. */
 export function visible(name: string): string {
 	return name.replace(hidden, (c) => {
 		const code = c.codePointAt(0) ?? 0;
-		return code < 0x20 ? String.fromCodePoint(0x2400 + code) : '\ufffd';
+		return code < 0x20 ? JSON.stringify(c).slice(1, -1) : `\\u${code.toString(16).padStart(4, '0')}`;
 	});
 }

@@ -4,7 +4,7 @@ import type { Column } from '$ui/Virtual.svelte';
 export const strayColumns: readonly Column[] = [
 	{ label: 'Sandbox' },
 	{ label: 'What it is', class: 'w-52 max-md:hidden' },
-	{ label: 'Seen first', class: 'w-36 max-lg:hidden' },
+	{ label: 'Seen first', class: 'w-40 max-lg:hidden' },
 	{ label: 'Goes', class: 'w-32 max-sm:hidden' },
 	{ label: '', class: 'w-28' }
 ];
