@@ -12,8 +12,15 @@ const announcer: Plugin = {
 	transform: (code, id) => (id.endsWith('generated/root.svelte') ? code.replace(/(id="svelte-announcer"[^>]*?)\s+style="[^"]*"/, '$1') : null)
 };
 
+/** bits-ui has style attributes in its markup; a class says the same. */
+const contents: Plugin = {
+	name: 'skerry:contents',
+	enforce: 'pre',
+	transform: (code, id) => (id.includes('/bits-ui/') && id.endsWith('.svelte') ? code.replaceAll('style="display: contents;"', 'class="contents"') : null)
+};
+
 export default defineConfig({
-	plugins: [announcer, tailwindcss(), sveltekit()],
+	plugins: [announcer, contents, tailwindcss(), sveltekit()],
 	build: { target: 'es2022', chunkSizeWarningLimit: 400, assetsInlineLimit: 0 },
 	server: { proxy: { '/v1': { target: api, ws: true, headers: { origin: api } } } },
 	preview: { proxy: { '/v1': { target: api, ws: true, headers: { origin: api } } } }

@@ -10,6 +10,7 @@ type Listener = (changes: Change[]) => void;
 
 /** Changes that come close together are told together. */
 const gather = 80;
+const most = 500;
 const firstPause = 500;
 const longestPause = 15_000;
 
@@ -27,6 +28,10 @@ class Events {
 	#last = '';
 	#waiting: Change[] = [];
 	#timer: ReturnType<typeof setTimeout> | undefined;
+
+	constructor() {
+		document.addEventListener('visibilitychange', () => this.#pass());
+	}
 
 	/** Begins to listen for the session that is there now. */
 	open(): () => void {
@@ -122,12 +127,18 @@ class Events {
 
 	#tell(change: Change): void {
 		this.#waiting.push(change);
-		this.#timer ??= setTimeout(() => {
-			const batch = this.#waiting;
-			this.#waiting = [];
-			this.#timer = undefined;
-			for (const listener of this.#listeners) listener(batch);
-		}, gather);
+		// So many at once, or while nobody looked: everything may have changed.
+		if (this.#waiting.length > most) this.#waiting = [{ kind: 'reset', resource: '' }];
+		this.#timer ??= setTimeout(() => this.#pass(), gather);
+	}
+
+	/** Passes on what came; to nobody while nobody looks. */
+	#pass(): void {
+		this.#timer = undefined;
+		if (document.hidden || !this.#waiting.length) return;
+		const batch = this.#waiting;
+		this.#waiting = [];
+		for (const listener of this.#listeners) listener(batch);
 	}
 }
 

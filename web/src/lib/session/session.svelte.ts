@@ -62,6 +62,12 @@ class Session {
 		}
 	}
 
+	/** Takes what the list of teams says of the one that is worked in: its name, the role, whether it has hosts of its own. */
+	know(teams: readonly Schemas['Team'][]): void {
+		const now = teams.find((t) => t.id === this.team?.id);
+		if (now && JSON.stringify(now) !== JSON.stringify(this.team)) this.team = now;
+	}
+
 	async login(email: string, password: string): Promise<void> {
 		this.take(await data(api.POST('/v1/auth/login', { body: { email, password } })));
 	}
