@@ -53,10 +53,20 @@ func (s *Service) findState(ctx context.Context, team id.Team, nameOrID string) 
 		return named, nameErr
 	}
 	got, err := s.store.State(ctx, state)
-	if err == nil && (got.TeamID != team || got.Status == StateDeleted || got.Kind.internal()) {
+	if err == nil && (got.TeamID != team || got.Status == StateDeleted) {
 		return Snapshot{}, ErrStateNotFound
 	}
 	return got, err
+}
+
+// usable finds a saved state that its team may do something with: what builds and
+// templates keep is only shown.
+func (s *Service) usable(ctx context.Context, team id.Team, nameOrID string) (Snapshot, error) {
+	state, err := s.findState(ctx, team, nameOrID)
+	if err == nil && state.Kind.internal() {
+		return Snapshot{}, ErrStateNotFound
+	}
+	return state, err
 }
 
 // DeleteSnapshot gives a saved state up: its row now, its bytes as soon as its
@@ -67,7 +77,7 @@ func (s *Service) DeleteSnapshot(ctx context.Context, by principal.Principal, na
 	if err != nil {
 		return err
 	}
-	state, err := s.findState(ctx, team, nameOrID)
+	state, err := s.usable(ctx, team, nameOrID)
 	if err != nil {
 		return err
 	}
@@ -76,7 +86,7 @@ func (s *Service) DeleteSnapshot(ctx context.Context, by principal.Principal, na
 
 // startable finds what a create names as its snapshot.
 func (s *Service) startable(ctx context.Context, team id.Team, nameOrID string) (Snapshot, error) {
-	state, err := s.findState(ctx, team, nameOrID)
+	state, err := s.usable(ctx, team, nameOrID)
 	if err == nil && state.Status != StateReady {
 		return state, StateGone(state)
 	}

@@ -534,7 +534,7 @@ SELECT sqlc.embed(p), h.address, h.status AS host_status, coalesce(a.status, '')
     ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = p.id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS copies
 FROM snapshots p JOIN hosts h ON h.id = p.host_id LEFT JOIN artifacts a ON a.id = p.artifact_id
 WHERE p.team_id = sqlc.arg(team_id) AND p.deleted_at IS NULL
-  AND p.kind NOT IN ('layer', 'template') AND (sqlc.arg(kind)::text = '' OR p.kind = sqlc.arg(kind)::text)
+  AND (sqlc.arg(kind)::text = '' OR p.kind = sqlc.arg(kind)::text)
   AND (sqlc.narg(after_at)::timestamptz IS NULL OR (p.created_at, p.id) < (sqlc.narg(after_at)::timestamptz, sqlc.narg(after_id)::uuid))
 ORDER BY p.created_at DESC, p.id DESC
 LIMIT sqlc.arg(max_rows);

@@ -2398,7 +2398,7 @@ SELECT p.id, p.team_id, p.kind, p.name, p.status, p.error, p.sandbox_id, p.incar
     ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = p.id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS copies
 FROM snapshots p JOIN hosts h ON h.id = p.host_id LEFT JOIN artifacts a ON a.id = p.artifact_id
 WHERE p.team_id = $1 AND p.deleted_at IS NULL
-  AND p.kind NOT IN ('layer', 'template') AND ($2::text = '' OR p.kind = $2::text)
+  AND ($2::text = '' OR p.kind = $2::text)
   AND ($3::timestamptz IS NULL OR (p.created_at, p.id) < ($3::timestamptz, $4::uuid))
 ORDER BY p.created_at DESC, p.id DESC
 LIMIT $5
