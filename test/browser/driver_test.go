@@ -49,9 +49,8 @@ var (
 	current *driver
 )
 
-// play runs a script of this directory. Each of its steps is a subtest. What it
-// asks is answered by answers, beside what every script may ask.
-func (w *world) play(t *testing.T, script string, answers map[string]answer) {
+// play runs a script of this directory. Each of its steps is a subtest.
+func (w *world) play(t *testing.T, script string) {
 	t.Helper()
 	drivers.Lock()
 	defer drivers.Unlock()
@@ -66,10 +65,8 @@ func (w *world) play(t *testing.T, script string, answers map[string]answer) {
 		"cut":  func(context.Context, json.RawMessage) (any, error) { w.stage.cut(false); return nil, nil },
 		"down": func(context.Context, json.RawMessage) (any, error) { w.stage.cut(true); return nil, nil },
 		"up":   func(context.Context, json.RawMessage) (any, error) { w.stage.cut(false); return nil, nil },
+		"fill": w.fill,
 	}}
-	for name, a := range answers {
-		p.answers[name] = a
-	}
 	if err := current.tell(map[string]any{"play": script}); err != nil {
 		t.Fatal(err)
 	}

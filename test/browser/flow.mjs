@@ -1,7 +1,7 @@
 // The main flow, as somebody who comes for the first time.
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
-import { confirm, dialog, download, gone, prompt, seen, status, type, visit } from './lib/page.mjs';
+import { act, confirm, dialog, download, gone, prompt, row, seen, status, type, visit } from './lib/page.mjs';
 import { unique, until } from './lib/world.mjs';
 
 export default async function (t, world) {
@@ -43,12 +43,14 @@ export default async function (t, world) {
 		await page.getByRole('button', { name: 'Files' }).click();
 		const content = `hello from outside ${unique()}\n`;
 		await page.locator('input[type=file]').setInputFiles({ name: 'hello.txt', mimeType: 'text/plain', buffer: Buffer.from(content) });
-		await seen(page.getByRole('button', { name: 'hello.txt', exact: true }));
+		await seen(row(page, 'hello.txt'));
 		assert.equal(await world.sh(me, id, 'cat /home/user/hello.txt; stat -c %U /home/user/hello.txt'), `${content}user\n`);
 
-		const row = page.getByRole('listitem').filter({ hasText: 'hello.txt' });
-		await row.hover();
-		const file = await download(page, () => row.getByRole('button', { name: 'Download hello.txt' }).click());
+		await row(page, 'hello.txt').getByRole('button', { name: 'hello.txt', exact: true }).click();
+		assert.equal(await dialog(page).getByTestId('preview').innerText(), content);
+		await dialog(page).getByRole('button', { name: 'Close' }).last().click();
+		await gone(dialog(page));
+		const file = await download(page, () => act(page, 'hello.txt', 'Download'));
 		assert.equal(file.suggestedFilename(), 'hello.txt');
 		assert.equal(await readFile(await file.path(), 'utf8'), content);
 	});
@@ -69,7 +71,7 @@ export default async function (t, world) {
 
 	await t.step('snapshot', async () => {
 		await page.getByRole('button', { name: 'Snapshot', exact: true }).click();
-		await dialog(page).getByLabel('Name').fill('dawn');
+		await dialog(page).getByLabel('Name', { exact: true }).fill('dawn');
 		await dialog(page).getByRole('button', { name: 'Save', exact: true }).click();
 		await seen(page.getByText('dawn is saved.'));
 		await status(page, 'Running');
@@ -77,6 +79,7 @@ export default async function (t, world) {
 
 	await t.step('fork', async () => {
 		await page.getByRole('button', { name: 'Fork', exact: true }).click();
+		await dialog(page).getByRole('button', { name: 'Fork', exact: true }).click();
 		await page.waitForURL((url) => url.pathname.includes('/sb-') && !url.pathname.endsWith(id));
 		await status(page, 'Running');
 		const copy = idOf();
@@ -88,10 +91,11 @@ export default async function (t, world) {
 
 	await t.step('start another one from the snapshot', async () => {
 		await visit(page, 'Snapshots');
-		const row = page.getByRole('row').filter({ hasText: 'dawn' });
-		await seen(row.getByText('Ready'));
-		await row.getByRole('button', { name: 'What to do with dawn' }).click();
-		await page.getByRole('menuitem', { name: 'Start a sandbox' }).click();
+		await seen(row(page, 'dawn').getByText('Ready'));
+		await act(page, 'dawn', 'Start a sandbox');
+		const create = dialog(page).getByRole('button', { name: 'Create', exact: true });
+		await page.waitForURL((url) => url.pathname.includes('/sb-') || url.search.includes('snapshot='));
+		if (new URL(page.url()).search) await create.click();
 		await page.waitForURL('**/dashboard/sandboxes/sb-*');
 		await status(page, 'Running');
 		assert.equal(await world.sh(me, idOf(), 'cat /home/user/kept'), 'kept\n');
@@ -114,7 +118,7 @@ export default async function (t, world) {
 	await t.step('its events tell the story', async () => {
 		await page.getByRole('button', { name: 'Events' }).click();
 		await until('what happened', async () => {
-			const said = (await page.getByRole('listitem').allInnerTexts()).join('\n').toLowerCase();
+			const said = (await page.locator('main').innerText()).toLowerCase();
 			return /paus/.test(said) && /resum/.test(said);
 		});
 	});

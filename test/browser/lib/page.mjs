@@ -49,3 +49,39 @@ export async function confirm(page, verb, says) {
 	await dialog(page).getByRole('button', { name: verb, exact: true }).click();
 	await gone(dialog(page));
 }
+
+/** Presses Tab until the focus is where it is wanted, as somebody without a mouse does. */
+export async function tabTo(page, locator, key = 'Tab') {
+	await seen(locator);
+	for (let n = 0; n < 80; n++) {
+		if (await locator.first().evaluate((node) => node === document.activeElement || node.contains(document.activeElement))) return;
+		await page.keyboard.press(key);
+	}
+	throw new Error(`80 times ${key} do not lead to ${locator}`);
+}
+
+/** A row of a table, by something in it. */
+export const row = (page, text) => page.getByRole('row').filter({ hasText: text });
+
+/** Does one of the things that the menu of a row offers. */
+export async function act(page, of, what) {
+	await page.getByRole('button', { name: `What to do with ${of}`, exact: true }).click();
+	await page.getByRole('menuitem', { name: what, exact: true }).click();
+}
+
+/** Logs out by the menu. */
+export async function logOut(page, name) {
+	await page.getByRole('button', { name }).last().click();
+	await page.getByRole('menuitem', { name: 'Log out' }).click();
+	await page.waitForURL('**/login**');
+}
+
+/** Works in another team from here on. */
+export async function switchTeam(page, name) {
+	await page.getByRole('button', { name: /^Team: / }).click();
+	await page.getByRole('menuitem', { name, exact: true }).click();
+	await seen(page.getByRole('button', { name: `Team: ${name}`, exact: true }));
+}
+
+/** How pages call what has no name. */
+export const shortId = (id) => `${id.slice(0, id.indexOf('-') + 1)}${id.slice(-8)}`;

@@ -82,6 +82,7 @@ export class World {
 		context.setDefaultTimeout(patience);
 		context.on('page', (page) => this.#watch(page));
 		this.#contexts.push(context);
+		context.on('close', () => (this.#contexts = this.#contexts.filter((c) => c !== context)));
 		return context;
 	}
 
@@ -90,8 +91,11 @@ export class World {
 		const context = await this.browser(options);
 		const response = await context.request.post('/v1/auth/login', { data: { email: who.email, password: who.password }, headers: { Origin: this.url } });
 		if (!response.ok()) throw new Error(`log in: ${response.status()} ${await response.text()}`);
-		const { team } = await response.json();
-		if (who.team && team?.id !== who.team.id) throw new Error(`${who.name} works in ${team?.name}, not in ${who.team.name}`);
+		const { token, team } = await response.json();
+		if (who.team && team?.id !== who.team.id) {
+			const switched = await context.request.post('/v1/auth/switch-team', { data: { team_id: who.team.id }, headers: { Origin: this.url, Authorization: `Bearer ${token}` } });
+			if (!switched.ok()) throw new Error(`switch the team: ${switched.status()} ${await switched.text()}`);
+		}
 		const page = await context.newPage();
 		await page.goto(path);
 		return page;
@@ -110,14 +114,16 @@ export class World {
 		return this.#faults.splice(0);
 	}
 
-	/** What is seen now, for whoever looks for the reason of a failure. */
+	/** What all pages show now, for whoever looks for the reason of a failure. */
 	async picture(name) {
-		const page = this.#contexts.at(-1)?.pages().at(-1);
-		if (!page) return '';
-		const path = join(this.shots, `${name}.png`);
+		const paths = [];
 		await mkdir(this.shots, { recursive: true });
-		await page.screenshot({ path, timeout: 5000 });
-		return path;
+		for (const page of this.#contexts.flatMap((c) => c.pages())) {
+			const path = join(this.shots, `${name}${paths.length || ''}.png`);
+			await page.screenshot({ path, timeout: 5000 });
+			paths.push(path);
+		}
+		return paths.join(' ');
 	}
 
 	async close() {

@@ -1,0 +1,7 @@
+package browser
+
+import "testing"
+
+func TestD1_TheMainFlowByKeyboardAlone(t *testing.T) { skerry(t).play(t, "keyboard") }
+
+func TestD1_D2_SessionsLeaveNothingBehind(t *testing.T) { skerry(t).play(t, "sessions") }

@@ -1,0 +1,153 @@
+// Every page with something on it, with nothing, while it is read, and when that
+// fails: seen, pictured and looked over by axe, in both themes and widths.
+import assert from 'node:assert/strict';
+import { mkdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { axe } from './lib/packages.mjs';
+import { gone, prompt, row, seen } from './lib/page.mjs';
+import { unique, until } from './lib/world.mjs';
+
+const widths = { wide: { width: 1440, height: 900 }, narrow: { width: 390, height: 844 } };
+const themes = ['light', 'dark'];
+
+export default async function (t, world) {
+	await mkdir(world.shots, { recursive: true });
+	const root = await world.logIn(world.admin);
+	const busy = await world.signUp('Beate Busy');
+	await world.api(busy, 'PATCH', `/v1/teams/${busy.team.id}`, { name: 'Harbour' });
+	await world.join(busy, await world.signUp('Carl Crewman'), 'member');
+	const idle = await world.signUp('Ida Idle');
+	const box = await world.create(busy, 'research-agent');
+	const paused = await world.create(busy, 'nightly-report');
+	await world.api(busy, 'POST', `/v1/sandboxes/${paused.id}/pause`, {});
+	await world.api(busy, 'POST', '/v1/snapshots', { sandbox_id: box.id, name: 'with-dependencies' });
+	await world.api(busy, 'POST', '/v1/api-keys', { name: 'ci' });
+	await world.sh(busy, box.id, 'mkdir -p src docs && echo "print(42)" >src/main.py && echo "# Notes" >notes.md && head -c 2000000 /dev/urandom >data.bin');
+	const build = await world.api(busy, 'POST', '/v1/templates', { name: `tools-${unique()}`, recipe: 'FROM base\nRUN echo ready\n' });
+	await until('the build', async () => (await world.api(busy, 'GET', `/v1/builds/${build.id}`)).status === 'ready', 60_000);
+	for (const who of [busy, idle]) await world.api(root, 'PUT', `/v1/admin/teams/${who.team.id}/byoc`, { enabled: true });
+	await world.api(busy, 'POST', '/v1/hosts', { type: 'byoc', name: 'rack-12', availability_zone: 'cellar' });
+
+	/** The pages: what is seen with something on it, and with nothing; which calls they show. */
+	const sandbox = `/dashboard/sandboxes/${box.id}`;
+	const pages = [
+		{ name: 'sandboxes', path: '/dashboard', data: (p) => row(p, 'research-agent'), empty: 'No sandboxes yet', call: '/v1/sandboxes' },
+		{ name: 'sandbox-terminal', path: sandbox, data: (p) => p.getByTestId('terminal'), ready: prompt, call: `/v1/sandboxes/${box.id}` },
+		{ name: 'sandbox-files', path: `${sandbox}?tab=files`, data: (p) => row(p, 'notes.md'), call: `/v1/sandboxes/${box.id}/files/list` },
+		{ name: 'sandbox-metrics', path: `${sandbox}?tab=metrics`, data: (p) => p.locator('canvas, .uplot').or(p.getByText(/No figures|nothing measured|first figures/i)), call: `/v1/sandboxes/${box.id}/metrics` },
+		{ name: 'sandbox-events', path: `${sandbox}?tab=events`, data: (p) => p.locator('main').getByText(/running|created|started/i), call: `/v1/sandboxes/${box.id}/events` },
+		{ name: 'sandbox-paused', path: `/dashboard/sandboxes/${paused.id}`, data: (p) => p.getByText('It is paused, with everything in it.') },
+		{ name: 'create', path: '/dashboard?new=1', data: (p) => p.getByRole('dialog').getByText('A machine of its own') },
+		{ name: 'templates', path: '/dashboard/templates', data: (p) => row(p, 'base'), call: '/v1/templates' },
+		{ name: 'builds', path: '/dashboard/templates?tab=builds', data: (p) => row(p, 'tools-'), empty: 'No builds yet', call: '/v1/builds' },
+		{ name: 'build', path: `/dashboard/builds/${build.id}`, data: (p) => p.getByText('is ready.'), call: `/v1/builds/${build.id}`, also: `/v1/builds/${build.id}/logs` },
+		{ name: 'snapshots', path: '/dashboard/snapshots', data: (p) => row(p, 'with-dependencies'), empty: 'No snapshots yet', call: '/v1/snapshots' },
+		{ name: 'keys', path: '/dashboard/keys', data: (p) => row(p, 'ci'), empty: 'No keys yet', call: '/v1/api-keys' },
+		{ name: 'byoc', path: '/dashboard/byoc', data: (p) => row(p, 'rack-12'), empty: 'No hosts yet', call: '/v1/hosts' },
+		{ name: 'team', path: '/dashboard/team', data: (p) => row(p, busy.email), call: `/v1/teams/${busy.team.id}/members` },
+		{ name: 'limits', path: '/dashboard/limits', data: (p) => p.getByText('of 200', { exact: true }), call: '/v1/limits' },
+		{ name: 'audit', path: '/dashboard/audit', data: (p) => row(p, 'made the key ci'), empty: null, call: '/v1/audit-logs' },
+		{ name: 'settings', path: '/dashboard/settings', data: (p) => p.getByText('this one'), call: '/v1/me/sessions' },
+		{ name: 'admin-hosts', path: '/admin/hosts', who: 'root', data: (p) => p.getByRole('row').getByText('Online'), call: '/v1/hosts' },
+		{ name: 'admin-hosts-byoc', path: '/admin/hosts?tab=byoc', who: 'root', data: (p) => row(p, 'rack-12'), call: '/v1/hosts' },
+		{ name: 'admin-users', path: '/admin/users', who: 'root', data: (p) => row(p, busy.email), call: '/v1/admin/users' },
+		{ name: 'admin-teams', path: '/admin/teams', who: 'root', data: (p) => row(p, 'Harbour'), call: '/v1/admin/teams' },
+		{ name: 'admin-audit', path: '/admin/audit', who: 'root', data: (p) => p.getByRole('row').first(), call: '/v1/admin/audit-logs' },
+		{ name: 'login', path: '/login', who: 'nobody', data: (p) => p.getByRole('button', { name: 'Log in' }) },
+		{ name: 'signup', path: '/signup', who: 'nobody', data: (p) => p.getByRole('button', { name: 'Create account' }) },
+		{ name: 'reset', path: '/reset', who: 'nobody', data: (p) => p.getByRole('button', { name: 'Send me a link' }) }
+	];
+	const tabs = { busy: await world.enter(busy), idle: await world.enter(idle), root: await world.enter(root), nobody: await (await world.browser()).newPage() };
+	for (const tab of Object.values(tabs)) await tab.addInitScript({ path: axe });
+
+	/** Pictures and faults of a page as it stands, in the themes and widths that are asked for. */
+	async function look(page, name, all) {
+		const faults = [];
+		for (const theme of all ? themes : themes.slice(0, 1)) {
+			await page.emulateMedia({ colorScheme: theme, reducedMotion: 'reduce' });
+			await until(`the ${theme} theme`, () => page.evaluate((theme) => document.documentElement.dataset.theme === theme, theme));
+			for (const [width, size] of Object.entries(all ? widths : { wide: widths.wide })) {
+				await page.setViewportSize(size);
+				await page.screenshot({ path: join(world.shots, `${name}-${theme}-${width}.png`), animations: 'disabled' });
+				if (await wider(page)) faults.push(`${name} is wider than its window of ${size.width}`);
+			}
+			if (!all) continue;
+			await page.setViewportSize({ width: 360, height: 780 });
+			if (await wider(page)) faults.push(`${name} is wider than 360`);
+			await page.setViewportSize(widths.wide);
+			for (const v of await page.evaluate(async () => {
+				const { violations } = await globalThis.axe.run(document, { resultTypes: ['violations'] });
+				return violations.filter((v) => ['serious', 'critical'].includes(v.impact)).map((v) => `${v.id}: ${v.help}: ${v.nodes.slice(0, 3).map((n) => `${n.html.slice(0, 200)} ${n.any[0]?.message ?? ''}`).join(' | ')}`);
+			})) faults.push(`${name} ${theme} ${v}`);
+		}
+		await page.emulateMedia({ colorScheme: 'light', reducedMotion: 'reduce' });
+		assert.deepEqual(faults, []);
+	}
+
+	for (const p of pages) {
+		await t.check(`${p.name} with something on it`, async () => {
+			const page = tabs[p.who ?? 'busy'];
+			await page.goto(p.path);
+			await seen(p.data(page));
+			await p.ready?.(page);
+			await look(page, p.name, true);
+		});
+		if (p.empty) {
+			await t.check(`${p.name} with nothing on it`, async () => {
+				await tabs.idle.goto(p.path);
+				await seen(tabs.idle.getByText(p.empty));
+				await look(tabs.idle, `${p.name}-empty`, world.long);
+			});
+		}
+		if (p.call) {
+			await t.check(`${p.name} while it is read, and when that fails`, async () => {
+				const page = tabs[p.who ?? 'busy'];
+				let hold = true;
+				const held = [];
+				const matches = (url) => url.pathname === p.call || (p.also && url.pathname === p.also);
+				await page.route(matches, (route) => {
+					if (route.request().method() !== 'GET') return route.fallback();
+					if (hold) return void held.push(route);
+					return route.fulfill({ status: 503, json: { error: { code: 'unavailable', message: 'The database cannot be reached.', request_id: 'req-1' } } });
+				});
+				await page.goto(p.path);
+				await seen(page.getByRole('status', { name: /Loading/ }).or(page.locator('.animate-shimmer')));
+				await look(page, `${p.name}-loading`, world.long);
+				hold = false;
+				world.expect(503, /./);
+				for (const route of held) await route.fulfill({ status: 503, json: { error: { code: 'unavailable', message: 'The database cannot be reached.', request_id: 'req-1' } } });
+				const alert = page.getByRole('alert').filter({ hasText: 'The database cannot be reached.' });
+				await seen(alert);
+				await look(page, `${p.name}-failed`, world.long);
+				await page.unroute(matches);
+				await alert.getByRole('button', { name: 'Try again' }).click();
+				await seen(p.data(page));
+				await gone(alert);
+			});
+		}
+	}
+
+	await t.check('the menu of a narrow page', async () => {
+		const page = tabs.busy;
+		await page.setViewportSize(widths.narrow);
+		await page.goto('/dashboard');
+		await page.getByRole('button', { name: 'Menu' }).click();
+		await seen(page.getByRole('link', { name: 'Templates' }).last());
+		await page.screenshot({ path: join(world.shots, 'menu-narrow.png'), animations: 'disabled' });
+		await page.getByRole('link', { name: 'Templates' }).last().click();
+		await page.waitForURL('**/dashboard/templates');
+		assert.equal(await page.getByRole('button', { name: 'Close the menu' }).count(), 0);
+	});
+
+	for (const { id } of (await world.api(busy, 'GET', '/v1/hosts')).items) await world.api(busy, 'DELETE', `/v1/hosts/${id}`);
+	await tabs.busy.goto('/dashboard/limits');
+	for (const x of [box, paused]) await world.api(busy, 'DELETE', `/v1/sandboxes/${x.id}`);
+}
+
+/** Whether a page is wider than its window, once it had the time to fit into it. */
+function wider(page) {
+	return until('a page that fits', () => page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), 1000).then(
+		() => false,
+		() => true
+	);
+}
