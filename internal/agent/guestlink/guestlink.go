@@ -35,6 +35,8 @@ const (
 	maxIdle      = 10 * 365 * 24 * time.Hour // what a guest may claim
 	maxEventLine = 64 << 10
 
+	aheadFor = 2 * time.Second
+
 	firstPause, lastPause = time.Millisecond, 5 * time.Millisecond
 	// The guest's network may not be up when the first packet comes; a packet
 	// lost then is sent again after a second, a new attempt at once.
@@ -74,6 +76,7 @@ type Link struct {
 	closed bool
 	secret string
 	conns  map[*conn]struct{}
+	ahead  *conn     // opened before it was asked for
 	others int       // open connections to ports that are not the daemon's
 	spoken time.Time // when the last of those ended
 }
@@ -246,8 +249,59 @@ func (l *Link) do(ctx context.Context, method, path string, body []byte) (*http.
 	return resp, nil
 }
 
+// Ahead opens a connection to the daemon for whoever dials it next; nobody has to
+// wait for it then. It is closed when nobody did within two seconds. A failure is
+// for the next one to meet.
+func (l *Link) Ahead(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, aheadFor)
+	defer cancel()
+	c, err := l.open(ctx, l.opts.Port)
+	if err != nil {
+		return
+	}
+	l.mu.Lock()
+	if l.ahead == nil && !l.closed {
+		l.ahead = c
+		l.mu.Unlock()
+		time.AfterFunc(aheadFor, func() {
+			if l.takeAhead(c) != nil {
+				_ = c.Close()
+			}
+		})
+		return
+	}
+	l.mu.Unlock()
+	_ = c.Close()
+}
+
+// takeAhead hands out what Ahead opened, or only that very connection when one is
+// named; nil when it is gone.
+func (l *Link) takeAhead(only *conn) *conn {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := l.ahead
+	if c == nil || only != nil && c != only {
+		return nil
+	}
+	l.ahead = nil
+	return c
+}
+
 // Dial opens a connection to a port inside the sandbox. Close cuts it.
 func (l *Link) Dial(ctx context.Context, port int) (net.Conn, error) {
+	if port == l.opts.Port {
+		if c := l.takeAhead(nil); c != nil {
+			return c, nil
+		}
+	}
+	c, err := l.open(ctx, port)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (l *Link) open(ctx context.Context, port int) (*conn, error) {
 	l.mu.Lock()
 	open, closed := len(l.conns), l.closed
 	l.mu.Unlock()

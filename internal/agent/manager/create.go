@@ -286,6 +286,9 @@ func (m *Manager) created(b *build, op *operation) {
 	m.createEnded()
 	m.mu.Unlock()
 	m.settle(b.s, op, b.rec, b.link)
+	// Its first command often follows at once. What comes too late for it, or for
+	// the sandbox, is closed.
+	b.link.Ahead(m.base)
 }
 
 // createEnded counts a create out. Called with m.mu held.

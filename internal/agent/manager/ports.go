@@ -83,6 +83,9 @@ type Guest interface {
 	// Idle is how long nothing has gone on inside; it costs the guest a request,
 	// which is not activity.
 	Idle(ctx context.Context) (time.Duration, error)
+	// Ahead opens a connection to the daemon that the next Dial of its port takes,
+	// or nobody for a moment.
+	Ahead(ctx context.Context)
 	// Dial opens a connection to a port inside, cut by Close.
 	Dial(ctx context.Context, port int) (net.Conn, error)
 	// Close cuts every open connection at once and waits for what Follow began.

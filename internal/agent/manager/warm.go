@@ -375,8 +375,9 @@ func (m *Manager) letAllGo(ctx context.Context) error {
 func (m *Manager) watchWarm(w *warm, eng engine.Engine) {
 	ctx, cancel := context.WithCancel(m.base)
 	w.watch = cancel
+	rec := w.kept.Record
 	m.wg.Go(func() {
-		if _, ok := m.await(ctx, eng, w.kept.Record); !ok {
+		if _, ok := m.await(ctx, eng, rec); !ok {
 			return
 		}
 		m.mu.Lock()

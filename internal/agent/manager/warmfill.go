@@ -157,11 +157,14 @@ func (m *Manager) claim(ctx context.Context, b *build) (Step, error) {
 }
 
 // claimWarm is on disk before the guest is told anything: what the journal calls
-// warm was never anybody's. That it runs again meanwhile changes nothing of that.
+// warm was never anybody's. That it runs again meanwhile, and that a connection to
+// it is open, changes nothing of that.
 func (b *build) claimWarm(ctx context.Context) error {
 	var thawing sync.WaitGroup
 	var thawed error
 	thawing.Go(func() { thawed = b.engine.Thaw(ctx, b.rec.Handle) })
+	b.link = b.m.newGuest(b.engine, b.rec, b.warm.kept.Record.InitSecret)
+	thawing.Go(func() { b.link.Ahead(ctx) })
 	b.begun = true
 	err := b.m.unmark(b.rec.Instance)
 	if err == nil {
@@ -173,7 +176,6 @@ func (b *build) claimWarm(ctx context.Context) error {
 	}
 	b.slot, b.woken = b.warm.slot, true
 	b.rec.StartedAt = b.m.cfg.Clock.Now()
-	b.link = b.m.newGuest(b.engine, b.rec, b.warm.kept.Record.InitSecret)
 	// Its end is found out by what is asked of it next, and does not end the create.
 	b.m.startWatch(b.s, b.engine, b.rec, nil)
 	return nil

@@ -357,6 +357,8 @@ func (d *daemon) Init(ctx context.Context, in guestapi.Init) error {
 	return nil
 }
 
+func (d *daemon) Ahead(context.Context) {}
+
 func (d *daemon) Idle(ctx context.Context) (time.Duration, error) {
 	err := d.call(ctx, "idle")
 	return time.Duration(d.idle.Load()), err
