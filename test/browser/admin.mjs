@@ -51,7 +51,7 @@ export default async function (t, world) {
 		await world.api(admin, 'PUT', `/v1/admin/teams/${someone.team.id}/byoc`, { enabled: false });
 		const { id } = await world.create(someone, 'sams-work');
 		await page.goto('/admin/hosts');
-		const name = await page.getByRole('row').nth(1).getByRole('cell').first().innerText();
+		const name = await row(page, 'Online').getByRole('cell').first().innerText();
 		await act(page, name.split('\n')[0], 'Delete');
 		await seen(dialog(page).getByTestId('losses').getByRole('listitem').filter({ hasText: shortId(id) }).getByText('Running'));
 		await dialog(page).getByRole('button', { name: 'Keep' }).click();

@@ -30,14 +30,18 @@ func silence() time.Duration {
 type driver struct {
 	cmd    *exec.Cmd
 	in     io.WriteCloser
-	out    chan message
 	reader sync.WaitGroup
 	stderr tail
+
+	mu    sync.Mutex // also of what is written
+	plays map[string]chan message
+	over  bool
 }
 
 // message is one line: a step begins or ends, a script is over, something to be
 // noted, or a question.
 type message struct {
+	Play  string          `json:"play"` // the script that says it
 	Kind  string          `json:"kind"` // begin, end, log, ask
 	Name  string          `json:"name,omitempty"`
 	Error string          `json:"error,omitempty"`
@@ -45,35 +49,102 @@ type message struct {
 }
 
 var (
-	drivers sync.Mutex // one script at a time
-	current *driver
+	driving sync.Mutex
+	current *driver // none before it is needed, and after it died
 )
 
-// play runs a script of this directory. Each of its steps is a subtest.
+// unread is how many lines of a script may wait for their test.
+const unread = 1024
+
+// play runs a script of this directory, beside others. Each of its steps is a
+// subtest.
 func (w *world) play(t *testing.T, script string) {
 	t.Helper()
-	drivers.Lock()
-	defer drivers.Unlock()
-	if current == nil {
-		d, err := w.drive()
-		if err != nil {
-			t.Fatal(err)
-		}
-		current = d
+	d, err := w.driver()
+	if err != nil {
+		t.Fatal(err)
 	}
-	p := play{driver: current, answers: map[string]answer{
+	said := d.begin(script)
+	defer d.forget(script)
+	p := play{driver: d, name: script, said: said, answers: map[string]answer{
 		"cut":  func(context.Context, json.RawMessage) (any, error) { w.stage.cut(false); return nil, nil },
 		"down": func(context.Context, json.RawMessage) (any, error) { w.stage.cut(true); return nil, nil },
 		"up":   func(context.Context, json.RawMessage) (any, error) { w.stage.cut(false); return nil, nil },
 		"fill": w.fill,
 	}}
-	if err := current.tell(map[string]any{"play": script}); err != nil {
+	if err := p.tell(map[string]any{"begin": true}); err != nil {
 		t.Fatal(err)
 	}
+	defer func() {
+		if p.dead {
+			d.replace()
+		}
+	}()
 	p.follow(t)
-	if p.dead {
-		_ = current.close()
+}
+
+// driver returns the one that runs, or begins one.
+func (w *world) driver() (*driver, error) {
+	driving.Lock()
+	defer driving.Unlock()
+	if current == nil {
+		d, err := w.drive()
+		if err != nil {
+			return nil, err
+		}
+		current = d
+	}
+	return current, nil
+}
+
+// replace ends a driver that is of no use any more; the next test gets another.
+func (d *driver) replace() {
+	driving.Lock()
+	defer driving.Unlock()
+	if current == d {
 		current = nil
+		_ = d.close()
+	}
+}
+
+// begin hears what a script says from here on.
+func (d *driver) begin(script string) <-chan message {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	said := make(chan message, unread)
+	if d.over {
+		close(said)
+	} else {
+		d.plays[script] = said
+	}
+	return said
+}
+
+func (d *driver) forget(script string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.plays, script)
+}
+
+// hear passes on what one script said. A test that does not read what its script
+// says in masses loses it, and fails by that.
+func (d *driver) hear(m message) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	select {
+	case d.plays[m.Play] <- m:
+	default:
+	}
+}
+
+// end tells all who listen that nothing comes any more.
+func (d *driver) end() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.over = true
+	for script, said := range d.plays {
+		close(said)
+		delete(d.plays, script)
 	}
 }
 
@@ -83,6 +154,8 @@ type answer func(ctx context.Context, args json.RawMessage) (any, error)
 // play is a script that runs.
 type play struct {
 	*driver
+	name    string
+	said    <-chan message
 	answers map[string]answer
 	dead    bool
 }
@@ -140,7 +213,7 @@ func (p *play) next() (message, error) {
 	limit := time.NewTimer(silence())
 	defer limit.Stop()
 	select {
-	case m, ok := <-p.out:
+	case m, ok := <-p.said:
 		if !ok {
 			return m, errors.New("it has ended")
 		}
@@ -167,7 +240,7 @@ func (w *world) drive() (*driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &driver{out: make(chan message)}
+	d := &driver{plays: map[string]chan message{}}
 	d.cmd = exec.Command("node", "lib/driver.mjs", string(setup))
 	d.cmd.Stderr = &d.stderr
 	d.cmd.WaitDelay = 5 * time.Second
@@ -183,7 +256,7 @@ func (w *world) drive() (*driver, error) {
 		return nil, err
 	}
 	d.reader.Go(func() {
-		defer close(d.out)
+		defer d.end()
 		lines := bufio.NewReader(stdout)
 		for {
 			line, err := lines.ReadBytes('\n')
@@ -191,18 +264,22 @@ func (w *world) drive() (*driver, error) {
 			if err != nil || json.Unmarshal(line, &m) != nil {
 				return
 			}
-			d.out <- m
+			d.hear(m)
 		}
 	})
 	return d, nil
 }
 
-func (d *driver) tell(what any) error {
+// tell says something to the script.
+func (p *play) tell(what map[string]any) error {
+	what["play"] = p.name
 	line, err := json.Marshal(what)
 	if err != nil {
 		return err
 	}
-	_, err = d.in.Write(append(line, '\n'))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, err = p.in.Write(append(line, '\n'))
 	return err
 }
 
@@ -211,8 +288,6 @@ func (d *driver) close() error {
 	_ = d.in.Close() // it ends by that; where it does not, it is made to
 	kill := time.AfterFunc(10*time.Second, func() { _ = syscall.Kill(-d.cmd.Process.Pid, syscall.SIGKILL) })
 	defer kill.Stop()
-	for range d.out { //nolint:revive // what it says at the end is of no interest
-	}
 	d.reader.Wait()
 	return d.cmd.Wait()
 }

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
-import { act, confirm, dialog, download, gone, row, seen } from './lib/page.mjs';
+import { act, confirm, dialog, download, gone, jump, row, seen } from './lib/page.mjs';
 import { until } from './lib/world.mjs';
 
 /** Names that somebody may well have, or that somebody else hopes for. */
@@ -24,7 +24,7 @@ export default async function (t, world) {
 		assert.deepEqual(listed, [...odd].sort());
 		for (const name of odd) {
 			// What would not be seen is shown by a sign; what a menu is called tells which it is.
-			await page.goto(`/dashboard/sandboxes/${box.id}?${new URLSearchParams({ tab: 'files', path: '/home/user/odd', file: name })}`);
+			await jump(page, `/dashboard/sandboxes/${box.id}?${new URLSearchParams({ tab: 'files', path: '/home/user/odd', file: name })}`);
 			await until(`the content of ${JSON.stringify(name)}`, async () => (await dialog(page).getByTestId('preview').count()) && (await dialog(page).getByTestId('preview').textContent()) === `content of ${name}`);
 			assert.equal(await page.locator('img[src=x]').count(), 0);
 			const file = await download(page, () => dialog(page).getByRole('button', { name: 'Download' }).click());

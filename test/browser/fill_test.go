@@ -69,7 +69,8 @@ func putSandboxes(ctx context.Context, tx pgx.Tx, want wanted) error {
 		made := now.Add(-time.Duration(i+1) * time.Minute)
 		return []any{
 			at(made), want.Team.UUID(), want.Host.UUID(), template, "base", digest, "paused", "gvisor", 1000, 512, 512,
-			map[string]string{"name": fmt.Sprintf("%s %d", want.Name, i)}, 3600, "pause", made, "requested", "system", "system", "Skerry", made,
+			map[string]string{"name": fmt.Sprintf("%s %d", want.Name, i)},
+			3600, "pause", made, "requested", "system", "system", "Skerry", made,
 		}, nil
 	}))
 	return err

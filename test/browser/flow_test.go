@@ -4,5 +4,5 @@ import "testing"
 
 // What people come for, from the first page to the last.
 func TestD3_SandboxFromSignUpToDestroy(t *testing.T) {
-	skerry(t).play(t, "flow")
+	beside(t, "flow")
 }

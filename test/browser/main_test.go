@@ -100,6 +100,19 @@ func (w *world) end() error {
 	return errors.Join(err, w.Purge())
 }
 
+// alone plays a script while no other runs: it measures, or cuts lines.
+func alone(t *testing.T, script string) {
+	t.Helper()
+	skerry(t).play(t, script)
+}
+
+// beside plays a script while others run.
+func beside(t *testing.T, script string) {
+	t.Helper()
+	t.Parallel()
+	skerry(t).play(t, script)
+}
+
 func TestMain(m *testing.M) {
 	code := m.Run()
 	if shared != nil {

@@ -2,16 +2,16 @@ package browser
 
 import "testing"
 
-func TestD3_TerminalOutlastsOutputSizesAndCuts(t *testing.T) { skerry(t).play(t, "terminal") }
+func TestD3_TerminalOutlastsOutputSizesAndCuts(t *testing.T) { alone(t, "terminal") }
 
-func TestD3_FilesManyOddAndLarge(t *testing.T) { skerry(t).play(t, "files") }
+func TestD3_FilesManyOddAndLarge(t *testing.T) { beside(t, "files") }
 
-func TestDA01_LongListsAndChangesStayQuick(t *testing.T) { skerry(t).play(t, "lists") }
+func TestDA01_LongListsAndChangesStayQuick(t *testing.T) { alone(t, "lists") }
 
-func TestD1_HostileNamesStayText(t *testing.T) { skerry(t).play(t, "hostile") }
+func TestD1_HostileNamesStayText(t *testing.T) { beside(t, "hostile") }
 
-func TestD1_FirstLoadIsSmallAndFromHereAlone(t *testing.T) { skerry(t).play(t, "load") }
+func TestD1_FirstLoadIsSmallAndFromHereAlone(t *testing.T) { beside(t, "load") }
 
-func TestD8_EveryPageInEachOfItsStates(t *testing.T) { skerry(t).play(t, "states") }
+func TestD8_EveryPageInEachOfItsStates(t *testing.T) { beside(t, "states") }
 
-func TestDA03_EveryPageAsEverybody(t *testing.T) { skerry(t).play(t, "roles") }
+func TestDA03_EveryPageAsEverybody(t *testing.T) { beside(t, "roles") }

@@ -1,13 +1,13 @@
 // Every page as everybody: what is shown can be used, what cannot says why.
 import assert from 'node:assert/strict';
-import { seen } from './lib/page.mjs';
+import { headings, jump, open, seen } from './lib/page.mjs';
 import { until } from './lib/world.mjs';
 
-const pages = ['', '/templates', '/templates?tab=builds', '/snapshots', '/keys', '/byoc', '/team', '/limits', '/audit', '/settings'];
-const platform = ['/admin/hosts', '/admin/hosts?tab=byoc', '/admin/users', '/admin/teams', '/admin/audit'];
+const pages = Object.keys(headings).filter((p) => p.startsWith('/dashboard'));
+const platform = Object.keys(headings).filter((p) => p.startsWith('/admin'));
 
 /** What a role may not do is there and says why; for the others it works. */
-const managers = { '/team': ['Rename', 'Add somebody'], '/byoc': ['Add a host'], '/audit': ['Export'] };
+const managers = { '/dashboard/team': ['Rename', 'Add somebody'], '/dashboard/byoc': ['Add a host'], '/dashboard/audit': ['Export'] };
 
 export default async function (t, world) {
 	const root = await world.logIn(world.admin);
@@ -21,21 +21,20 @@ export default async function (t, world) {
 
 	for (const [role, who] of Object.entries({ owner, admin, member })) {
 		const page = await world.enter(who);
+		await seen(page.getByRole('heading', { level: 1 }));
 		await t.check(`pages of the ${role}`, async () => {
 			for (const path of pages) {
-				await page.goto(`/dashboard${path}`);
-				await seen(page.getByRole('heading', { level: 1 }));
-				await until(`${path} is read`, async () => !(await page.getByRole('status', { name: 'Loading' }).count()));
+				await open(page, path);
 				assert.equal(await page.getByRole('alert').count(), 0, `${path} as ${role}`);
 				for (const name of managers[path] ?? []) {
 					const button = page.getByRole('button', { name, exact: true });
-					if (path === '/byoc' && !(await button.count())) continue; // nothing there is for members
+					if (path === '/dashboard/byoc' && !(await button.count())) continue; // nothing there is for members
 					const off = (await button.getAttribute('aria-disabled')) === 'true';
 					assert.equal(off, role === 'member', `${name} as ${role}`);
 					if (off) assert.match(await button.getAttribute('title'), /Only admins and the owner/);
 				}
 			}
-			await page.goto('/dashboard/team');
+			await open(page, '/dashboard/team');
 			await seen(page.getByRole('button', { name: role === 'owner' ? 'Delete the team' : 'Leave', exact: true }));
 			assert.equal(await page.getByRole('button', { name: 'Delete the team' }).count(), role === 'owner' ? 1 : 0);
 			assert.equal(await page.getByRole('button', { name: 'Leave', exact: true }).count(), role === 'owner' ? 0 : 1);
@@ -47,7 +46,7 @@ export default async function (t, world) {
 			for (const name of ['Pause', 'Snapshot', 'Fork', 'Delete']) await seen(page.getByRole('button', { name, exact: true }));
 		});
 		await t.check(`every control of the ${role} is one that the API allows`, async () => {
-			await page.goto('/dashboard/team');
+			await open(page, '/dashboard/team');
 			await seen(page.getByRole('row').filter({ hasText: member.email }));
 			await page.getByRole('button', { name: 'What to do with Max Member' }).click();
 			for (const item of await page.getByRole('menuitem').all()) {
@@ -56,7 +55,7 @@ export default async function (t, world) {
 			}
 			await page.keyboard.press('Escape');
 			// Keys: whoever is offered to revoke one may.
-			await page.goto('/dashboard/keys');
+			await open(page, '/dashboard/keys');
 			await page.getByRole('button', { name: 'What to do with of-the-owner' }).click();
 			const revoke = page.getByRole('menuitem', { name: 'Revoke' });
 			const offered = (await revoke.count()) > 0 && (await revoke.getAttribute('aria-disabled')) !== 'true';
@@ -66,9 +65,8 @@ export default async function (t, world) {
 		});
 		await t.check(`dead links of the ${role}`, async () => {
 			const links = new Set();
-			for (const path of ['', '/templates', '/team', '/settings']) {
-				await page.goto(`/dashboard${path}`);
-				await seen(page.getByRole('heading', { level: 1 }));
+			for (const path of ['/dashboard', '/dashboard/templates', '/dashboard/team', '/dashboard/settings']) {
+				await open(page, path);
 				for (const a of await page.getByRole('link').all()) links.add(await a.getAttribute('href'));
 			}
 			assert.ok(links.size >= 8, [...links].join());
@@ -83,10 +81,9 @@ export default async function (t, world) {
 
 	await t.check('pages of the platform admin', async () => {
 		const page = await world.enter(root);
-		for (const path of [...pages.filter((p) => p !== '/byoc').map((p) => `/dashboard${p}`), ...platform]) {
-			await page.goto(path);
-			await seen(page.getByRole('heading', { level: 1 }));
-			await until(`${path} is read`, async () => !(await page.getByRole('status', { name: 'Loading' }).count()));
+		await seen(page.getByRole('heading', { level: 1 }));
+		for (const path of [...pages.filter((p) => p !== '/dashboard/byoc'), ...platform]) {
+			await open(page, path);
 			assert.equal(await page.getByRole('alert').count(), 0, path);
 		}
 		await page.context().close();
@@ -100,8 +97,9 @@ export default async function (t, world) {
 		await seen(create);
 		assert.equal(await create.getAttribute('aria-disabled'), 'true');
 		assert.match(await create.getAttribute('title'), /You are in no team/);
-		for (const path of pages.filter((p) => p !== '/byoc')) {
-			await page.goto(`/dashboard${path}`);
+		for (const path of pages.filter((p) => p !== '/dashboard/byoc')) {
+			await jump(page, path);
+			await page.waitForURL((url) => url.pathname + url.search === path);
 			await seen(page.getByRole('heading', { level: 1 }));
 			await until(`${path} is read`, async () => !(await page.getByRole('status', { name: 'Loading' }).count()));
 		}

@@ -1,6 +1,6 @@
 // Who is logged in, and what is left when they are not any more.
 import assert from 'node:assert/strict';
-import { dialog, gone, logOut, row, seen, status, switchTeam, visit } from './lib/page.mjs';
+import { dialog, gone, logOut, open, row, seen, status, switchTeam, visit } from './lib/page.mjs';
 import { until } from './lib/world.mjs';
 
 const pages = ['', '/templates', '/snapshots', '/keys', '/team', '/limits', '/audit', '/settings'];
@@ -119,9 +119,7 @@ export default async function (t, world) {
 		await page.waitForURL('**/dashboard');
 		await seen(page.getByText('No sandboxes yet'));
 		for (const p of pages) {
-			await page.goto(`/dashboard${p}`);
-			await page.getByRole('heading', { level: 1 }).waitFor();
-			await page.waitForLoadState('networkidle').catch(() => {});
+			await open(page, `/dashboard${p}`);
 			assert.doesNotMatch(await all(page), secrets, p);
 		}
 		world.expect(404, new RegExp(mine.id));

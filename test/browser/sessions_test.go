@@ -2,6 +2,6 @@ package browser
 
 import "testing"
 
-func TestD1_TheMainFlowByKeyboardAlone(t *testing.T) { skerry(t).play(t, "keyboard") }
+func TestD1_TheMainFlowByKeyboardAlone(t *testing.T) { beside(t, "keyboard") }
 
-func TestD1_D2_SessionsLeaveNothingBehind(t *testing.T) { skerry(t).play(t, "sessions") }
+func TestD1_D2_SessionsLeaveNothingBehind(t *testing.T) { beside(t, "sessions") }

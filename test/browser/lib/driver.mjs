@@ -1,4 +1,4 @@
-// Plays scripts in one browser. It is told what to play by lines of JSON, and
+// Plays scripts in one browser, several at once. It is told what to play by lines of JSON, and
 // says by lines of JSON what happens; when nobody tells it more, it ends.
 import { createInterface } from 'node:readline';
 import { chromium } from './packages.mjs';
@@ -13,11 +13,10 @@ const browser = await chromium.launch({
 	args: ['--no-sandbox', '--disable-dev-shm-usage', '--disable-gpu', '--js-flags=--expose-gc', '--enable-precise-memory-info']
 });
 
-/** Told in the order they were asked. */
-const waiting = [];
-
 /** What a script has in its hands: steps, and what the test answers. */
 class Play {
+	#asked = []; // answered in this order
+
 	constructor(name) {
 		this.name = name;
 		this.world = new World(setup, browser, this);
@@ -25,27 +24,37 @@ class Play {
 
 	/** One thing that must hold. When it does not, the script ends. */
 	async step(name, act) {
-		say({ kind: 'begin', name });
+		this.say({ kind: 'begin', name });
 		const fault = await this.#fault(act);
-		say({ kind: 'end', error: fault });
+		this.say({ kind: 'end', error: fault });
 		if (fault) throw new Ended();
 	}
 
 	/** As step, but what follows does not depend on it. */
 	async check(name, act) {
-		say({ kind: 'begin', name });
-		say({ kind: 'end', error: await this.#fault(act) });
+		this.say({ kind: 'begin', name });
+		this.say({ kind: 'end', error: await this.#fault(act) });
 	}
 
 	log(text) {
-		say({ kind: 'log', name: String(text) });
+		this.say({ kind: 'log', name: String(text) });
 	}
 
 	ask(name, args = null) {
 		return new Promise((answer, refuse) => {
-			waiting.push({ answer, refuse });
-			say({ kind: 'ask', name, args });
+			this.#asked.push({ answer, refuse });
+			this.say({ kind: 'ask', name, args });
 		});
+	}
+
+	answered({ answer, error }) {
+		const asked = this.#asked.shift();
+		if (error) asked.refuse(new Error(error));
+		else asked.answer(answer);
+	}
+
+	say(what) {
+		say({ play: this.name, ...what });
 	}
 
 	async #fault(act) {
@@ -62,8 +71,10 @@ class Play {
 
 class Ended extends Error {}
 
-async function play(name) {
-	const p = new Play(name);
+const plays = new Map();
+
+async function play(p) {
+	const { name } = p;
 	let error = '';
 	try {
 		const { default: script } = await import(`../${name}.mjs`);
@@ -76,16 +87,17 @@ async function play(name) {
 		}
 	}
 	await p.world.close();
-	say({ kind: 'end', error });
+	plays.delete(name);
+	p.say({ kind: 'end', error });
 }
 
 const lines = createInterface({ input: process.stdin });
 lines.on('line', (line) => {
 	const told = JSON.parse(line);
-	if (told.play) return void play(told.play);
-	const { answer, refuse } = waiting.shift();
-	if (told.error) refuse(new Error(told.error));
-	else answer(told.answer);
+	if (!told.begin) return plays.get(told.play)?.answered(told);
+	const p = new Play(told.play);
+	plays.set(told.play, p);
+	void play(p);
 });
 lines.on('close', async () => {
 	await browser.close();

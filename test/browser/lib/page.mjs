@@ -85,3 +85,28 @@ export async function switchTeam(page, name) {
 
 /** How pages call what has no name. */
 export const shortId = (id) => `${id.slice(0, id.indexOf('-') + 1)}${id.slice(-8)}`;
+
+/** Goes to an address without loading the app anew, as by a link in it. */
+export const jump = (page, to) =>
+	page.evaluate((to) => {
+		const link = document.createElement('a');
+		link.href = to;
+		document.body.append(link);
+		link.click();
+		link.remove();
+	}, to);
+
+/** What pages are called, by their addresses; a team's is called as the team is. */
+export const headings = {
+	'/dashboard': 'Sandboxes', '/dashboard/templates': 'Templates', '/dashboard/templates?tab=builds': 'Templates', '/dashboard/snapshots': 'Snapshots',
+	'/dashboard/keys': 'API keys', '/dashboard/byoc': 'Your hosts', '/dashboard/team': '', '/dashboard/limits': 'Limits', '/dashboard/audit': 'Audit', '/dashboard/settings': 'Settings',
+	'/admin/hosts': 'Hosts', '/admin/hosts?tab=byoc': 'Hosts', '/admin/users': 'Users', '/admin/teams': 'Teams', '/admin/audit': 'Audit'
+};
+
+/** Goes to a page of those, and waits until all of it is read. */
+export async function open(page, path) {
+	await jump(page, path);
+	await page.waitForURL((url) => url.pathname + url.search === path);
+	await seen(page.getByRole('heading', { level: 1, ...(headings[path] ? { name: headings[path], exact: true } : {}) }));
+	await until(`${path} is read`, async () => !(await page.getByRole('status', { name: 'Loading' }).count()));
+}
