@@ -79,6 +79,25 @@ export default async function (t, world) {
 		await page.waitForURL('**/dashboard/sandboxes/sb-*');
 	});
 
+	await t.step('anywhere by its name', async () => {
+		await prompt(page);
+		await page.keyboard.press('Shift+Escape');
+		await page.keyboard.press('Control+k');
+		await seen(page.getByRole('dialog'));
+		await page.keyboard.type('api ke');
+		await page.keyboard.press('Enter');
+		await page.waitForURL('**/dashboard/keys');
+		await seen(page.getByRole('heading', { name: 'API keys' }));
+		await page.keyboard.type('gs');
+		await page.waitForURL('**/dashboard');
+		await page.keyboard.press('?');
+		await seen(dialog(page).getByText('Everywhere'));
+		await page.keyboard.press('Escape');
+		await gone(dialog(page));
+		await press(page.getByRole('link', { name: 'by hand' }));
+		await page.waitForURL('**/dashboard/sandboxes/sb-*');
+	});
+
 	await t.step('delete', async () => {
 		await prompt(page);
 		await page.keyboard.press('Shift+Escape');

@@ -50,11 +50,14 @@ export default async function (t, world) {
 		{ name: 'settings', path: '/dashboard/settings', data: (p) => p.getByText('this one'), call: '/v1/me/sessions' },
 		{ name: 'admin-hosts', path: '/admin/hosts', who: 'root', data: (p) => p.getByRole('row').getByText('Online'), call: '/v1/hosts' },
 		{ name: 'admin-hosts-byoc', path: '/admin/hosts?tab=byoc', who: 'root', data: (p) => row(p, 'rack-12'), call: '/v1/hosts' },
+		{ name: 'admin-quarantine', path: '/admin/quarantine', who: 'root', data: (p) => p.getByText('Nothing is in quarantine'), call: '/v1/hosts' },
 		{ name: 'admin-users', path: '/admin/users', who: 'root', data: (p) => row(p, busy.email), call: '/v1/admin/users' },
 		{ name: 'admin-teams', path: '/admin/teams', who: 'root', data: (p) => row(p, 'Harbour'), call: '/v1/admin/teams' },
 		{ name: 'admin-audit', path: '/admin/audit', who: 'root', data: (p) => p.getByRole('row').first(), call: '/v1/admin/audit-logs' },
 		{ name: 'login', path: '/login', who: 'nobody', data: (p) => p.getByRole('button', { name: 'Log in' }) },
 		{ name: 'signup', path: '/signup', who: 'nobody', data: (p) => p.getByRole('button', { name: 'Create account' }) },
+		{ name: 'device', path: '/login/device', data: (p) => p.getByRole('heading', { name: 'Let a program in' }) },
+		{ name: 'email', path: '/login/email', who: 'nobody', data: (p) => p.getByRole('heading', { name: 'Confirm your address' }) },
 		{ name: 'reset', path: '/reset', who: 'nobody', data: (p) => p.getByRole('button', { name: 'Send me a link' }) }
 	];
 	const tabs = { busy: await world.enter(busy), idle: await world.enter(idle), root: await world.enter(root), nobody: await (await world.browser()).newPage() };

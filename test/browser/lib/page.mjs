@@ -100,7 +100,7 @@ export const jump = (page, to) =>
 export const headings = {
 	'/dashboard': 'Sandboxes', '/dashboard/templates': 'Templates', '/dashboard/templates?tab=builds': 'Templates', '/dashboard/snapshots': 'Snapshots',
 	'/dashboard/keys': 'API keys', '/dashboard/byoc': 'Your hosts', '/dashboard/team': '', '/dashboard/limits': 'Limits', '/dashboard/audit': 'Audit', '/dashboard/settings': 'Settings',
-	'/admin/hosts': 'Hosts', '/admin/hosts?tab=byoc': 'Hosts', '/admin/users': 'Users', '/admin/teams': 'Teams', '/admin/audit': 'Audit'
+	'/admin/hosts': 'Hosts', '/admin/hosts?tab=byoc': 'Hosts', '/admin/quarantine': 'Quarantine', '/admin/users': 'Users', '/admin/teams': 'Teams', '/admin/audit': 'Audit'
 };
 
 /** Goes to a page of those, and waits until all of it is read. */
