@@ -22,11 +22,12 @@ export default async function (t, world) {
 		await until('all of them', async () => (await names().count()) === odd.length);
 		const listed = (await world.api(me, 'GET', `/v1/sandboxes/${box.id}/files/list?path=${encodeURIComponent('/home/user/odd')}`)).items.map((e) => e.name).sort();
 		assert.deepEqual(listed, [...odd].sort());
-		for (const name of odd) {
+		for (const [n, name] of odd.entries()) {
 			// What would not be seen is shown by a sign; what a menu is called tells which it is.
 			await jump(page, `/dashboard/sandboxes/${box.id}?${new URLSearchParams({ tab: 'files', path: '/home/user/odd', file: name })}`);
 			await until(`the content of ${JSON.stringify(name)}`, async () => (await dialog(page).getByTestId('preview').count()) && (await dialog(page).getByTestId('preview').textContent()) === `content of ${name}`);
 			assert.equal(await page.locator('img[src=x]').count(), 0);
+			if (!world.long && n % 3) continue;
 			const file = await download(page, () => dialog(page).getByRole('button', { name: 'Download' }).click());
 			assert.equal(await digest(await file.path()), createHash('sha256').update(`content of ${name}`).digest('hex'), name);
 		}

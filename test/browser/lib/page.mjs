@@ -71,6 +71,7 @@ export async function act(page, of, what) {
 
 /** Logs out by the menu. */
 export async function logOut(page, name) {
+	await page.bringToFront(); // behind another tab a page draws once a second
 	await page.getByRole('button', { name }).last().click();
 	await page.getByRole('menuitem', { name: 'Log out' }).click();
 	await page.waitForURL('**/login**');
@@ -78,6 +79,7 @@ export async function logOut(page, name) {
 
 /** Works in another team from here on. */
 export async function switchTeam(page, name) {
+	await page.bringToFront();
 	await page.getByRole('button', { name: /^Team: / }).click();
 	await page.getByRole('menuitem', { name, exact: true }).click();
 	await seen(page.getByRole('button', { name: `Team: ${name}`, exact: true }));
