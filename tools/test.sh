@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs every test under the race detector: first the packages that can share the
 # machine, then those with real sandboxes, two at a time, and last the whole
-# product alone, whose times mean something only on a machine that is not busy
-# with others. Arguments go to go test.
+# product, by its API and in a browser: two installations, each of which mostly
+# waits. Arguments go to go test.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH="$PATH:/usr/sbin:/sbin"
@@ -20,9 +20,9 @@ whole='/test/(e2e|browser)(/|$)'
 mapfile -t shared < <(go list ./... | grep -Ev "$real|$whole|/test/bench(/|\$)|/gen/")
 # The long ones first, so that none of them goes on alone in the end.
 mapfile -t pairs < <(go list ./... | grep -E "$real" | grep -E '/(multihost|gvisor)$'; go list ./... | grep -E "$real" | grep -vE '/(multihost|gvisor)$')
-mapfile -t alone < <(go list ./... | grep -E "$whole")
+mapfile -t outside < <(go list ./... | grep -E "$whole")
 
 export CGO_ENABLED=1
 "${root[@]}" .cache/testsum -name packages -last .cache/tests.txt -- -race -timeout=10m "$@" "${shared[@]}"
 "${root[@]}" .cache/testsum -name sandboxes -last .cache/tests.txt -- -race -count=1 -p=2 -timeout=15m "$@" "${pairs[@]}"
-"${root[@]}" .cache/testsum -name product -last .cache/tests.txt -- -race -count=1 -p=1 -timeout=15m "$@" "${alone[@]}"
+"${root[@]}" .cache/testsum -name product -last .cache/tests.txt -- -race -count=1 -p=2 -timeout=15m "$@" "${outside[@]}"
