@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,10 +23,12 @@ const (
 	// Window is how far back demand is looked at.
 	Window        = windowMinutes * time.Minute
 	windowMinutes = 10
-	// passEvery is how often all is looked at, passSoon after something changed or
-	// while hosts are at it.
+	// passEvery is how often all is looked at and every host is heard, passSoon
+	// after something changed or while hosts are at it. A look may take a part of
+	// the time, no more: what takes longer comes less often.
 	passEvery = 10 * time.Second
 	passSoon  = time.Second
+	restShare = 10
 	// again is how often a host is told that is to keep nothing.
 	again = 30 * time.Second
 	// callLimit bounds one host's answer, calls how many are asked at once.
@@ -37,6 +40,8 @@ const (
 type Told struct {
 	host.Ref
 	Entries []Entry
+	// Lacks: it was last known to have less than that.
+	Lacks bool
 }
 
 // Store is what the loop needs of the database. Each verb is one transaction.
@@ -80,7 +85,8 @@ type told struct {
 	generation int64
 	what       string
 	at         time.Time
-	whole      bool // it keeps all of it
+	whole      bool // it keeps all of it, or cannot
+	failed     bool // the last try
 }
 
 // NewKeeper makes the loop.
@@ -102,7 +108,7 @@ func (k *Keeper) Hint() {
 // Run keeps until ctx ends.
 func (k *Keeper) Run(ctx context.Context) error {
 	for {
-		whole := true
+		whole, began := true, time.Now()
 		err := observe.Round(ctx, "warm_keeper", func(ctx context.Context) (err error) {
 			whole, err = k.Pass(ctx)
 			return err
@@ -110,17 +116,18 @@ func (k *Keeper) Run(ctx context.Context) error {
 		if err != nil && ctx.Err() == nil {
 			k.log.WarnContext(ctx, "cannot have all instances kept ready", "error", err)
 		}
-		if !k.rest(ctx, whole || err != nil) {
+		if !k.rest(ctx, whole || err != nil, max(passSoon, restShare*time.Since(began))) {
 			return nil
 		}
 	}
 }
 
-// rest waits for the next look; false when ctx ended.
-func (k *Keeper) rest(ctx context.Context, whole bool) bool {
-	hints, pause := k.hints, passEvery
+// rest waits for the next look, soon after a hint or when hosts are at it; false
+// when ctx ended.
+func (k *Keeper) rest(ctx context.Context, whole bool, soon time.Duration) bool {
+	hints, pause := k.hints, max(passEvery, soon)
 	if !whole {
-		hints, pause = nil, passSoon
+		hints, pause = nil, soon
 	}
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
@@ -130,7 +137,7 @@ func (k *Keeper) rest(ctx context.Context, whole bool) bool {
 			return false
 		case <-hints: // not at once: more may have happened
 			hints = nil
-			timer.Reset(passSoon)
+			timer.Reset(soon)
 		case <-timer.C:
 			return true
 		}
@@ -147,6 +154,7 @@ func (k *Keeper) Pass(ctx context.Context) (whole bool, err error) {
 	var wg sync.WaitGroup
 	turn := make(chan struct{}, calls)
 	failed := make([]error, len(all))
+	known := &looked{templates: k.templates, all: map[id.Template]template.Template{}}
 	for i, t := range all {
 		if !k.due(t) {
 			continue
@@ -154,7 +162,9 @@ func (k *Keeper) Pass(ctx context.Context) (whole bool, err error) {
 		turn <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-turn }()
-			failed[i] = k.tell(ctx, t)
+			if failed[i] = k.tell(ctx, t, known); failed[i] != nil {
+				k.note(t, told{failed: true})
+			}
 		})
 	}
 	wg.Wait()
@@ -162,12 +172,13 @@ func (k *Keeper) Pass(ctx context.Context) (whole bool, err error) {
 }
 
 // tell has one host keep what it is to, and notes what it has.
-func (k *Keeper) tell(ctx context.Context, t Told) error {
+func (k *Keeper) tell(ctx context.Context, t Told, known *looked) error {
 	ctx, cancel := context.WithTimeout(ctx, callLimit)
 	defer cancel()
+	settled := k.settled(t)
 	targets := make([]host.WarmTarget, 0, len(t.Entries))
 	for _, e := range t.Entries {
-		target, err := k.target(ctx, e)
+		target, err := k.target(ctx, e, known, settled)
 		if err != nil {
 			return fmt.Errorf("host %s: template %s: %w", t.ID, e.Template, err)
 		}
@@ -175,7 +186,6 @@ func (k *Keeper) tell(ctx context.Context, t Told) error {
 	}
 	kept, err := k.agents.KeepWarm(ctx, t.Ref, targets)
 	if err != nil {
-		k.drop(t.ID)
 		return fmt.Errorf("host %s: %w", t.ID, err)
 	}
 	there, whole := make(map[string]int, len(kept)), true
@@ -186,25 +196,52 @@ func (k *Keeper) tell(ctx context.Context, t Told) error {
 		there[string(kept[i].Key)] = min(max(kept[i].Ready, 0), e.Wanted)
 		whole = whole && (kept[i].Ready >= e.Wanted || kept[i].Reason != filling)
 	}
-	k.mu.Lock()
-	k.told[t.ID] = told{generation: t.Generation, what: sum(t), at: k.now(), whole: whole}
-	k.mu.Unlock()
+	k.note(t, told{whole: whole})
+	if all := !slices.ContainsFunc(t.Entries, func(e Entry) bool { return there[string(e.Key())] < e.Wanted }); all && !t.Lacks {
+		return nil // as is known
+	}
 	return k.store.Found(ctx, t.ID, there)
+}
+
+// looked are the templates that a pass has read.
+type looked struct {
+	templates Templates
+	mu        sync.Mutex
+	all       map[id.Template]template.Template
+}
+
+func (l *looked) byID(ctx context.Context, tpl id.Template) (template.Template, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if t, ok := l.all[tpl]; ok {
+		return t, nil
+	}
+	t, err := l.templates.ByID(ctx, tpl)
+	if err == nil {
+		l.all[tpl] = t
+	}
+	return t, err
 }
 
 // filling is the reason of a host that is at it.
 const filling = "filling"
 
-func (k *Keeper) target(ctx context.Context, e Entry) (host.WarmTarget, error) {
+// target is what a host is told of an entry. Where the image comes from counts for
+// those alone that have yet to make one: what a settled host finds missing, it
+// says.
+func (k *Keeper) target(ctx context.Context, e Entry, known *looked, settled bool) (host.WarmTarget, error) {
 	t := host.WarmTarget{
 		Key: e.Key(), Template: e.Template, Engine: e.Engine, CPUMillis: e.CPUMillis, MemoryMB: e.MemoryMB, DiskMB: e.DiskMB,
 		MaxProcesses: sandbox.MaxProcesses(e.MemoryMB), Internet: e.Internet, Count: e.Wanted, State: e.State,
 	}
-	tpl, err := k.templates.ByID(ctx, e.Template)
+	tpl, err := known.byID(ctx, e.Template)
 	if err != nil {
 		return t, err
 	}
 	t.Image = host.ImageCargo{Digest: e.Image, SizeBytes: tpl.ImageSizeBytes}
+	if settled {
+		return t, nil
+	}
 	t.ImageFrom, err = k.templates.ImageSource(ctx, tpl, e.Host)
 	return t, err
 }
@@ -218,20 +255,41 @@ func sum(t Told) string {
 	return string(b)
 }
 
-// due reports whether a host is to be told, also for what it has to be heard. One
-// that is to keep nothing is told so rarely.
+// settled reports whether the host has all of it, as far as is known.
+func (k *Keeper) settled(t Told) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	last, known := k.told[t.ID]
+	return known && last.generation == t.Generation && last.what == sum(t) && last.whole && !last.failed && !t.Lacks
+}
+
+// due reports whether a host is to be told: what is new, what it lacks, and now and
+// then again, for what it has to be heard. One that is to keep nothing, and one
+// that could not be told, is told more rarely.
 func (k *Keeper) due(t Told) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	last, known := k.told[t.ID]
-	return !known || last.generation != t.Generation || last.what != sum(t) || !last.whole ||
-		len(t.Entries) > 0 || k.now().Sub(last.at) >= again
+	since := k.now().Sub(last.at)
+	switch {
+	case !known || last.generation != t.Generation:
+		return true
+	case last.failed:
+		return since >= passEvery
+	case last.what != sum(t) || !last.whole || t.Lacks:
+		return true
+	case len(t.Entries) > 0:
+		return since >= passEvery
+	}
+	return since >= again
 }
 
-func (k *Keeper) drop(h id.Host) {
+// note remembers how telling a host went.
+func (k *Keeper) note(t Told, how told) {
+	how.generation, how.what, how.at = t.Generation, sum(t), k.now()
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	delete(k.told, h)
+	k.told[t.ID] = how
 }
 
 // forget forgets hosts that cannot be called.
@@ -253,7 +311,7 @@ func (k *Keeper) whole() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, t := range k.told {
-		if !t.whole {
+		if !t.whole && !t.failed {
 			return false
 		}
 	}

@@ -31,6 +31,7 @@ type fleet struct {
 	reason string
 	down   bool
 	found  map[id.Host]map[string]int
+	asked  int // of the database, beside Decide
 }
 
 func (f *fleet) Decide(_ context.Context, _ time.Duration, plan func(World) []Entry) (out []Told, mine bool, err error) {
@@ -45,6 +46,7 @@ func (f *fleet) Decide(_ context.Context, _ time.Duration, plan func(World) []En
 		for _, e := range entries {
 			if e.Host == h.ID {
 				t.Entries = append(t.Entries, e)
+				t.Lacks = t.Lacks || f.found[h.ID][string(e.Key())] < e.Wanted
 			}
 		}
 		out = append(out, t)
@@ -56,6 +58,7 @@ func (f *fleet) Found(_ context.Context, h id.Host, there map[string]int) error 
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.found[h] = there
+	f.asked++
 	return nil
 }
 
@@ -75,10 +78,16 @@ func (f *fleet) KeepWarm(_ context.Context, h host.Ref, targets []host.WarmTarge
 }
 
 func (f *fleet) ByID(_ context.Context, tpl id.Template) (template.Template, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked++
 	return template.Template{ID: tpl, ImageSizeBytes: 7}, nil
 }
 
 func (f *fleet) ImageSource(context.Context, template.Template, id.Host) (content.Source, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked++
 	return content.Source{URL: "https://x"}, nil
 }
 
@@ -131,6 +140,41 @@ func TestTheKeeperTellsHostsUntilTheyHaveIt(t *testing.T) {
 	if _, err := k.Pass(t.Context()); err != nil || f.calls != 5 {
 		t.Errorf("while another server decides: %d calls, %v", f.calls, err)
 	}
+}
+
+// TestALargeFleetCostsLittleOnceItHasAll: hosts that have what they are to keep are
+// heard now and then, by nothing of the database but the template; one that lost an
+// instance is told at once, and one that does not answer not at each look.
+func TestALargeFleetCostsLittleOnceItHasAll(t *testing.T) {
+	f := newFleet()
+	for range 99 {
+		f.world.Hosts = append(f.world.Hosts, machine(id.PlatformTeamID))
+	}
+	f.ready = 1
+	k := NewKeeper(f, f, f, Policy{}, slog.New(slog.DiscardHandler))
+	now := time.Now()
+	k.now = func() time.Time { return now }
+	pass := func(calls, asked int, what string) {
+		t.Helper()
+		f.calls, f.asked = 0, 0
+		_, _ = k.Pass(t.Context())
+		if f.calls != calls || f.asked != asked {
+			t.Errorf("%s: %d hosts were told and the database was asked %d times, want %d and %d", what, f.calls, f.asked, calls, asked)
+		}
+	}
+	pass(100, 1+100+100, "at first")
+	pass(0, 0, "soon after")
+	now = now.Add(passEvery)
+	pass(100, 1, "a while after")
+	h := f.world.Hosts[7].ID
+	for key := range f.found[h] {
+		f.found[h][key] = 0
+	}
+	pass(1, 1+1+1, "after one was taken")
+	f.down = true
+	now = now.Add(passEvery)
+	pass(100, 1, "when no host answers")
+	pass(0, 0, "soon after that")
 }
 
 func TestAHostThatTellsOfSomethingElseIsNotBelieved(t *testing.T) {

@@ -46,10 +46,19 @@ DELETE FROM host_warm w WHERE NOT EXISTS (
 );
 
 -- name: Put :exec
+-- What is wanted, all at once; the zero state is none.
 INSERT INTO host_warm (host_id, key, template_id, image_digest, engine, cpu_millis, memory_mb, disk_mb, internet, state_id, wanted)
-VALUES (sqlc.arg(host_id), sqlc.arg(key), sqlc.arg(template_id), sqlc.arg(image_digest), sqlc.arg(engine), sqlc.arg(cpu_millis), sqlc.arg(memory_mb),
-    sqlc.arg(disk_mb), sqlc.arg(internet), sqlc.narg(state_id), sqlc.arg(wanted))
+SELECT n.host_id, n.key, n.template_id, n.image_digest, n.engine, n.cpu_millis, n.memory_mb, n.disk_mb, n.internet,
+    nullif(n.state_id, '00000000-0000-0000-0000-000000000000'), n.wanted
+FROM (SELECT unnest(sqlc.arg(hosts)::uuid[]) AS host_id, unnest(sqlc.arg(keys)::bytea[]) AS key, unnest(sqlc.arg(templates)::uuid[]) AS template_id,
+    unnest(sqlc.arg(images)::text[]) AS image_digest, unnest(sqlc.arg(engines)::text[]) AS engine, unnest(sqlc.arg(cpu_millis)::integer[]) AS cpu_millis,
+    unnest(sqlc.arg(memory_mb)::integer[]) AS memory_mb, unnest(sqlc.arg(disk_mb)::integer[]) AS disk_mb, unnest(sqlc.arg(internet)::boolean[]) AS internet,
+    unnest(sqlc.arg(states)::uuid[]) AS state_id, unnest(sqlc.arg(wanted)::integer[]) AS wanted) n
 ON CONFLICT (host_id, key) DO UPDATE SET wanted = excluded.wanted, updated_at = now() WHERE host_warm.wanted <> excluded.wanted;
+
+-- name: Lacking :many
+-- Hosts that have less than they are to keep, as far as is known.
+SELECT DISTINCT host_id FROM host_warm WHERE there < wanted;
 
 -- name: Found :exec
 UPDATE host_warm w SET there = f.there, updated_at = now()

@@ -65,32 +65,31 @@ func (s *Store) Decide(ctx context.Context, window time.Duration, plan func(warm
 			}
 			all[i].Entries = append(all[i].Entries, e)
 		}
-		return nil
+		lacking, err := s.q.Lacking(ctx, tx)
+		for _, h := range lacking {
+			if i, ok := at[h]; ok {
+				all[i].Lacks = true
+			}
+		}
+		return err
 	})
 	return all, mine, err
 }
 
 func (s *Store) write(ctx context.Context, tx pgx.Tx, entries []warm.Entry) error {
-	p := sqlcgen.DropParams{Hosts: make([]uuid.UUID, len(entries)), Keys: make([][]byte, len(entries))}
-	for i, e := range entries {
-		p.Hosts[i], p.Keys[i] = e.Host.UUID(), e.Key()
+	var p sqlcgen.PutParams
+	for _, e := range entries {
+		p.Hosts, p.Keys = append(p.Hosts, e.Host.UUID()), append(p.Keys, e.Key())
+		p.Templates, p.States = append(p.Templates, e.Template.UUID()), append(p.States, e.State.UUID())
+		p.Images, p.Engines = append(p.Images, e.Image), append(p.Engines, e.Engine)
+		p.CpuMillis, p.MemoryMb = append(p.CpuMillis, int32(e.CPUMillis)), append(p.MemoryMb, int32(e.MemoryMB))
+		p.DiskMb, p.Internet = append(p.DiskMb, int32(e.DiskMB)), append(p.Internet, e.Internet)
+		p.Wanted = append(p.Wanted, int32(e.Wanted))
 	}
-	if err := s.q.Drop(ctx, tx, p); err != nil {
+	if err := s.q.Drop(ctx, tx, sqlcgen.DropParams{Hosts: p.Hosts, Keys: p.Keys}); err != nil {
 		return err
 	}
-	for i, e := range entries {
-		put := sqlcgen.PutParams{
-			HostID: e.Host, Key: p.Keys[i], TemplateID: e.Template, ImageDigest: e.Image, Engine: e.Engine, CpuMillis: int32(e.CPUMillis),
-			MemoryMb: int32(e.MemoryMB), DiskMb: int32(e.DiskMB), Internet: e.Internet, Wanted: int32(e.Wanted),
-		}
-		if !e.State.IsZero() {
-			put.StateID = &e.State
-		}
-		if err := s.q.Put(ctx, tx, put); err != nil {
-			return err
-		}
-	}
-	return nil
+	return s.q.Put(ctx, tx, p)
 }
 
 func (s *Store) world(ctx context.Context, tx pgx.Tx, window time.Duration) (warm.World, []host.Ref, error) {

@@ -234,39 +234,69 @@ func (q *Queries) Hosts(ctx context.Context, db DBTX, compute []string) ([]Hosts
 	return items, nil
 }
 
+const lacking = `-- name: Lacking :many
+SELECT DISTINCT host_id FROM host_warm WHERE there < wanted
+`
+
+// Hosts that have less than they are to keep, as far as is known.
+func (q *Queries) Lacking(ctx context.Context, db DBTX) ([]id.Host, error) {
+	rows, err := db.Query(ctx, lacking)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []id.Host
+	for rows.Next() {
+		var host_id id.Host
+		if err := rows.Scan(&host_id); err != nil {
+			return nil, err
+		}
+		items = append(items, host_id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const put = `-- name: Put :exec
 INSERT INTO host_warm (host_id, key, template_id, image_digest, engine, cpu_millis, memory_mb, disk_mb, internet, state_id, wanted)
-VALUES ($1, $2, $3, $4, $5, $6, $7,
-    $8, $9, $10, $11)
+SELECT n.host_id, n.key, n.template_id, n.image_digest, n.engine, n.cpu_millis, n.memory_mb, n.disk_mb, n.internet,
+    nullif(n.state_id, '00000000-0000-0000-0000-000000000000'), n.wanted
+FROM (SELECT unnest($1::uuid[]) AS host_id, unnest($2::bytea[]) AS key, unnest($3::uuid[]) AS template_id,
+    unnest($4::text[]) AS image_digest, unnest($5::text[]) AS engine, unnest($6::integer[]) AS cpu_millis,
+    unnest($7::integer[]) AS memory_mb, unnest($8::integer[]) AS disk_mb, unnest($9::boolean[]) AS internet,
+    unnest($10::uuid[]) AS state_id, unnest($11::integer[]) AS wanted) n
 ON CONFLICT (host_id, key) DO UPDATE SET wanted = excluded.wanted, updated_at = now() WHERE host_warm.wanted <> excluded.wanted
 `
 
 type PutParams struct {
-	HostID      id.Host
-	Key         []byte
-	TemplateID  id.Template
-	ImageDigest string
-	Engine      string
-	CpuMillis   int32
-	MemoryMb    int32
-	DiskMb      int32
-	Internet    bool
-	StateID     *id.Snapshot
-	Wanted      int32
+	Hosts     []uuid.UUID
+	Keys      [][]byte
+	Templates []uuid.UUID
+	Images    []string
+	Engines   []string
+	CpuMillis []int32
+	MemoryMb  []int32
+	DiskMb    []int32
+	Internet  []bool
+	States    []uuid.UUID
+	Wanted    []int32
 }
 
+// What is wanted, all at once; the zero state is none.
 func (q *Queries) Put(ctx context.Context, db DBTX, arg PutParams) error {
 	_, err := db.Exec(ctx, put,
-		arg.HostID,
-		arg.Key,
-		arg.TemplateID,
-		arg.ImageDigest,
-		arg.Engine,
+		arg.Hosts,
+		arg.Keys,
+		arg.Templates,
+		arg.Images,
+		arg.Engines,
 		arg.CpuMillis,
 		arg.MemoryMb,
 		arg.DiskMb,
 		arg.Internet,
-		arg.StateID,
+		arg.States,
 		arg.Wanted,
 	)
 	return err
