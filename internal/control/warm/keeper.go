@@ -33,7 +33,7 @@ const (
 	again = 30 * time.Second
 	// callLimit bounds one host's answer, calls how many are asked at once.
 	callLimit = 10 * time.Second
-	calls     = 16
+	calls     = 8
 )
 
 // Told is what one host is told.
@@ -275,13 +275,20 @@ func (k *Keeper) due(t Told) bool {
 	case !known || last.generation != t.Generation:
 		return true
 	case last.failed:
-		return since >= passEvery
+		return since >= passEvery+slack(t.ID)
 	case last.what != sum(t) || !last.whole || t.Lacks:
 		return true
 	case len(t.Entries) > 0:
-		return since >= passEvery
+		return since >= passEvery+slack(t.ID)
 	}
 	return since >= again
+}
+
+// slack is a part of passEvery by which hosts are not all heard at once, where
+// looks come more often than that.
+func slack(h id.Host) time.Duration {
+	u := h.UUID()
+	return passEvery * time.Duration(u[15]) / 256
 }
 
 // note remembers how telling a host went.

@@ -164,7 +164,7 @@ func TestALargeFleetCostsLittleOnceItHasAll(t *testing.T) {
 	}
 	pass(100, 1+100+100, "at first")
 	pass(0, 0, "soon after")
-	now = now.Add(passEvery)
+	now = now.Add(2 * passEvery)
 	pass(100, 1, "a while after")
 	h := f.world.Hosts[7].ID
 	for key := range f.found[h] {
@@ -172,7 +172,7 @@ func TestALargeFleetCostsLittleOnceItHasAll(t *testing.T) {
 	}
 	pass(1, 1+1+1, "after one was taken")
 	f.down = true
-	now = now.Add(passEvery)
+	now = now.Add(2 * passEvery)
 	pass(100, 1, "when no host answers")
 	pass(0, 0, "soon after that")
 }
