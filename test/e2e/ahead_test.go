@@ -12,7 +12,7 @@ import (
 	"skerry.dev/skerry/internal/testkit"
 )
 
-// TestS1_WarmStarts: sandboxes that were started before they were asked for are
+// TestS1_P1_RS02_WarmStarts: sandboxes that were started before they were asked for are
 // what all others are, and share nothing; switched off, none are left. It comes
 // before the tests that start many sandboxes: hosts keep what was asked for most.
 func TestS1_P1_RS02_WarmStarts(t *testing.T) {

@@ -60,5 +60,8 @@ func TestS1_AConnectionAheadIsTakenOnceOrClosed(t *testing.T) {
 		if !closed(theirs[5]) {
 			t.Error("it outlives the link")
 		}
+		if _, err := link.Dial(t.Context(), guestapi.DefaultPort); !errors.Is(err, ErrClosed) {
+			t.Errorf("a closed link hands it out: %v", err)
+		}
 	})
 }

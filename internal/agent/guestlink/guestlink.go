@@ -341,7 +341,7 @@ func tooMany() error {
 // be repeated.
 func (l *Link) Close() {
 	l.mu.Lock()
-	l.closed = true
+	l.closed, l.ahead = true, nil // which is among those that are cut
 	open := make([]*conn, 0, len(l.conns))
 	for c := range l.conns {
 		open = append(open, c)

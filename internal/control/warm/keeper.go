@@ -116,16 +116,22 @@ func (k *Keeper) Run(ctx context.Context) error {
 		if err != nil && ctx.Err() == nil {
 			k.log.WarnContext(ctx, "cannot have all instances kept ready", "error", err)
 		}
-		if !k.rest(ctx, whole || err != nil, max(passSoon, restShare*time.Since(began))) {
+		if !k.rest(ctx, whole || err != nil, soon(time.Since(began))) {
 			return nil
 		}
 	}
 }
 
+// soon is how long a look that took so long is rested after at least. One host that
+// hangs does not keep the others waiting for more than the usual.
+func soon(took time.Duration) time.Duration {
+	return min(max(passSoon, restShare*took), passEvery)
+}
+
 // rest waits for the next look, soon after a hint or when hosts are at it; false
 // when ctx ended.
 func (k *Keeper) rest(ctx context.Context, whole bool, soon time.Duration) bool {
-	hints, pause := k.hints, max(passEvery, soon)
+	hints, pause := k.hints, passEvery
 	if !whole {
 		hints, pause = nil, soon
 	}

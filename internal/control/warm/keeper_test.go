@@ -177,6 +177,14 @@ func TestALargeFleetCostsLittleOnceItHasAll(t *testing.T) {
 	pass(0, 0, "soon after that")
 }
 
+func TestALongLookIsRestedAfterButNotForLong(t *testing.T) {
+	for took, want := range map[time.Duration]time.Duration{0: passSoon, 200 * time.Millisecond: 2 * time.Second, callLimit: passEvery} {
+		if got := soon(took); got != want {
+			t.Errorf("after %v: %v, want %v", took, got, want)
+		}
+	}
+}
+
 func TestAHostThatTellsOfSomethingElseIsNotBelieved(t *testing.T) {
 	f := newFleet()
 	k := NewKeeper(f, liar{f}, f, Policy{}, slog.New(slog.DiscardHandler))
