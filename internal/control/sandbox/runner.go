@@ -222,9 +222,10 @@ func (r *Runner) start(caller context.Context, op Operation) {
 	r.mu.Lock()
 	parent := r.running
 	if parent == nil {
-		// Shutting down: whoever looks next takes it when the lease ends.
+		// Shutting down: another server goes on at once.
 		r.mu.Unlock()
-		r.release()
+		defer r.release()
+		r.yield(caller, op, 0)
 		return
 	}
 	ctx, cancel := context.WithCancelCause(observe.Follow(parent, caller))
@@ -254,7 +255,11 @@ func (r *Runner) takeDue(ctx context.Context) {
 	}
 	var due []Operation
 	if n > 0 {
-		err := observe.Round(ctx, "operation_runner", func(ctx context.Context) (err error) {
+		// Not cut off when this server is to leave: what the statement leased all the
+		// same would be driven by nobody until the lease ends.
+		lctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), letGoLimit)
+		defer cancel()
+		err := observe.Round(lctx, "operation_runner", func(ctx context.Context) (err error) {
 			due, err = r.store.TakeDue(ctx, r.lease, n)
 			return err
 		})
@@ -402,11 +407,19 @@ func (r *Runner) drive(ctx context.Context, op Operation) {
 	default:
 		log.WarnContext(ctx, "operation will be tried again", "error", err, "attempts", op.Attempts, "pause", pause)
 	}
-	// The lease must be given back also when this server is about to leave.
-	yctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	r.yield(ctx, op, pause)
+}
+
+// letGoLimit bounds the statements that are brought to their end although this
+// server is about to leave.
+const letGoLimit = 5 * time.Second
+
+// yield gives an operation back; whoever looks after the pause goes on.
+func (r *Runner) yield(ctx context.Context, op Operation, pause time.Duration) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), letGoLimit)
 	defer cancel()
-	if err := r.store.Yield(yctx, r.lease, op.ID, pause); err != nil {
-		log.WarnContext(yctx, "cannot give an operation back; its lease will end", "error", err)
+	if err := r.store.Yield(ctx, r.lease, op.ID, pause); err != nil {
+		r.log.WarnContext(ctx, "cannot give an operation back; its lease will end", "sandbox_id", op.SandboxID.String(), "operation_id", op.ID.String(), "error", err)
 	}
 }
 

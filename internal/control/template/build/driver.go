@@ -174,7 +174,11 @@ func (d *Driver) takeDue(ctx context.Context) {
 		return
 	}
 	var due []Build
-	err := observe.Round(ctx, "build_driver", func(ctx context.Context) (err error) {
+	// Not cut off when this server is to leave: what the statement leased all the
+	// same would be driven by nobody until the lease ends.
+	lctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endWait)
+	defer cancel()
+	err := observe.Round(lctx, "build_driver", func(ctx context.Context) (err error) {
 		due, err = d.Store.TakeDue(ctx, d.lease, free)
 		return err
 	})
