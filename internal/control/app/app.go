@@ -337,6 +337,7 @@ func (c *control) openWeb(context.Context) (err error) {
 		{Method: http.MethodGet, Path: "/v1/auth/oauth/{provider}", Operation: "startOAuth", Handler: ways.Start},
 		{Method: http.MethodGet, Path: "/v1/auth/oauth/{provider}/callback", Operation: "finishOAuth", Handler: ways.Finish},
 		{Method: http.MethodGet, Path: "/v1/events", Operation: "streamEvents", Handler: changes.Stream},
+		{Method: http.MethodGet, Path: "/v1/admin/events", Operation: "adminStreamEvents", Handler: changes.AdminStream},
 		{Method: http.MethodPost, Path: "/v1/templates/base/build", Operation: "buildBaseTemplate", Handler: built.BuildBase},
 		{Method: http.MethodPost, Path: "/v1/build-contexts", Operation: "uploadBuildContext", AnyBody: true, Handler: built.UploadContext},
 		{Method: http.MethodGet, Path: "/v1/builds/{id}/logs", Operation: "getBuildLogs", Handler: built.BuildLogs},

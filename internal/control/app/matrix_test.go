@@ -107,6 +107,7 @@ var matrix = map[string]line{
 	"adminSetTeamLimits":   {admins, "PUT /v1/admin/teams/{team}/limits", `{}`},
 	"adminListAuditLogs":   {admins, "GET /v1/admin/audit-logs", ""},
 	"adminExportAuditLogs": {admins, "GET /v1/admin/audit-logs/export?team_id={team}", ""},
+	"adminStreamEvents":    {admins, "GET /v1/admin/events", ""},
 
 	"listAuditLogs":   {users, "GET /v1/audit-logs", ""},
 	"exportAuditLogs": {"1+3+++333331", "GET /v1/audit-logs/export", ""},

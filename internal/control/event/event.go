@@ -59,6 +59,8 @@ type Store interface {
 	After(ctx context.Context, p Position, limit int) ([]Event, error)
 	// Between returns what came after p for one team, not beyond to, oldest first.
 	Between(ctx context.Context, team id.Team, p, to Position, limit int) ([]Event, error)
+	// BetweenAll is Between for all teams.
+	BetweenAll(ctx context.Context, p, to Position, limit int) ([]Event, error)
 	// Kept reports whether nothing after p was pruned.
 	Kept(ctx context.Context, p Position) (bool, error)
 	// Prune removes a bounded number of events older than keep, and says how many.

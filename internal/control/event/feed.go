@@ -25,20 +25,27 @@ const (
 	readWithin = 5 * time.Second
 )
 
-// Feed reads the outbox and hands each event to those who watch its team.
+// Feed reads the outbox and hands each event to those who watch its team, or all
+// teams.
 type Feed struct {
 	store Store
 	log   *slog.Logger
 	wake  chan struct{} // somebody began to watch
 
 	mu       sync.Mutex
-	watchers map[id.Team]map[*Watcher]struct{}
+	watchers map[audience]map[*Watcher]struct{}
+}
+
+// audience is what is watched: one team, or the whole platform.
+type audience struct {
+	team id.Team // none when all
+	all  bool
 }
 
 // Watcher is one who watches.
 type Watcher struct {
 	feed *Feed
-	team id.Team
+	of   audience
 	// Events are those after From, in order. It is closed when the watcher fell
 	// too far behind; the way on is to go back to the last event that was seen.
 	Events chan Event
@@ -48,17 +55,22 @@ type Watcher struct {
 
 // NewFeed reads from store once Run runs.
 func NewFeed(store Store, log *slog.Logger) *Feed {
-	return &Feed{store: store, log: log, wake: make(chan struct{}, 1), watchers: map[id.Team]map[*Watcher]struct{}{}}
+	return &Feed{store: store, log: log, wake: make(chan struct{}, 1), watchers: map[audience]map[*Watcher]struct{}{}}
 }
 
 // Watch begins to watch a team until Close.
-func (f *Feed) Watch(team id.Team) *Watcher {
-	w := &Watcher{feed: f, team: team, Events: make(chan Event, buffered), began: make(chan Position, 1)}
+func (f *Feed) Watch(team id.Team) *Watcher { return f.watch(audience{team: team}) }
+
+// WatchAll begins to watch all teams, and what belongs to none, until Close.
+func (f *Feed) WatchAll() *Watcher { return f.watch(audience{all: true}) }
+
+func (f *Feed) watch(of audience) *Watcher {
+	w := &Watcher{feed: f, of: of, Events: make(chan Event, buffered), began: make(chan Position, 1)}
 	f.mu.Lock()
-	if f.watchers[team] == nil {
-		f.watchers[team] = map[*Watcher]struct{}{}
+	if f.watchers[of] == nil {
+		f.watchers[of] = map[*Watcher]struct{}{}
 	}
-	f.watchers[team][w] = struct{}{}
+	f.watchers[of][w] = struct{}{}
 	f.mu.Unlock()
 	select {
 	case f.wake <- struct{}{}:
@@ -87,9 +99,9 @@ func (w *Watcher) Close() {
 
 // drop is called with mu held.
 func (f *Feed) drop(w *Watcher) {
-	delete(f.watchers[w.team], w)
-	if len(f.watchers[w.team]) == 0 {
-		delete(f.watchers, w.team)
+	delete(f.watchers[w.of], w)
+	if len(f.watchers[w.of]) == 0 {
+		delete(f.watchers, w.of)
 	}
 }
 
@@ -169,16 +181,22 @@ func (f *Feed) hand(events []Event) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, e := range events {
-		for w := range f.watchers[e.Team] {
-			if !w.begun {
-				continue
-			}
-			select {
-			case w.Events <- e:
-			default:
-				close(w.Events)
-				f.drop(w)
-			}
+		f.give(audience{team: e.Team}, e)
+		f.give(audience{all: true}, e)
+	}
+}
+
+// give is called with mu held.
+func (f *Feed) give(to audience, e Event) {
+	for w := range f.watchers[to] {
+		if !w.begun {
+			continue
+		}
+		select {
+		case w.Events <- e:
+		default:
+			close(w.Events)
+			f.drop(w)
 		}
 	}
 }

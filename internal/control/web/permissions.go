@@ -99,6 +99,7 @@ var permissions = map[string]Permission{
 	"adminSetTeamLimits":   admin,
 	"adminListAuditLogs":   admin,
 	"adminExportAuditLogs": admin,
+	"adminStreamEvents":    admin,
 
 	"listAuditLogs":   user,
 	"exportAuditLogs": user, // owners and admins

@@ -108,8 +108,14 @@ var (
 
 // Stream serves GET /v1/events until the client leaves, the server stops or the
 // caller's access ends.
-func (h *Handlers) Stream(w http.ResponseWriter, r *http.Request) {
-	s, err := h.accept(w, r)
+func (h *Handlers) Stream(w http.ResponseWriter, r *http.Request) { h.serve(w, r, false) }
+
+// AdminStream serves GET /v1/admin/events, which tells of all teams, in the same
+// way. That the caller is an admin of the platform is for the one who routes to it.
+func (h *Handlers) AdminStream(w http.ResponseWriter, r *http.Request) { h.serve(w, r, true) }
+
+func (h *Handlers) serve(w http.ResponseWriter, r *http.Request, all bool) {
+	s, err := h.accept(w, r, all)
 	if err != nil {
 		h.opt.WriteError(w, r, err)
 		return
@@ -127,20 +133,23 @@ type stream struct {
 	control *http.ResponseController
 	by      principal.Principal
 	team    id.Team
+	all     bool // of all teams; then team is none
 	watcher *event.Watcher
 	after   *event.Position // what the client has seen last
 }
 
-func (h *Handlers) accept(w http.ResponseWriter, r *http.Request) (*stream, error) {
+func (h *Handlers) accept(w http.ResponseWriter, r *http.Request, all bool) (*stream, error) {
 	if origin := r.Header.Get("Origin"); origin != "" && !h.ours(r, origin) {
 		return nil, errForeignOrigin
 	}
 	by := principal.From(r.Context())
-	team, err := by.Team()
-	if err != nil {
-		return nil, err
+	s := &stream{h: h, w: w, control: http.NewResponseController(w), by: by, all: all}
+	if !all {
+		var err error
+		if s.team, err = by.Team(); err != nil {
+			return nil, err
+		}
 	}
-	s := &stream{h: h, w: w, control: http.NewResponseController(w), by: by, team: team}
 	if last := r.Header.Get("Last-Event-ID"); last != "" {
 		p, err := event.ParsePosition(last)
 		if err != nil {
@@ -154,7 +163,11 @@ func (h *Handlers) accept(w http.ResponseWriter, r *http.Request) (*stream, erro
 		return nil, errTooMany.After(time.Second)
 	}
 	h.open[by.Caller()]++
-	s.watcher = h.feed.Watch(team)
+	if all {
+		s.watcher = h.feed.WatchAll()
+	} else {
+		s.watcher = h.feed.Watch(s.team)
+	}
 	return s, nil
 }
 
@@ -225,7 +238,7 @@ func (s *stream) missed(ctx context.Context, from event.Position) error {
 	}
 	var events []event.Event
 	if kept {
-		if events, err = s.h.store.Between(ctx, s.team, *s.after, from, catchUp+1); err != nil {
+		if events, err = s.between(ctx, *s.after, from, catchUp+1); err != nil {
 			return err
 		}
 	}
@@ -240,6 +253,13 @@ func (s *stream) missed(ctx context.Context, from event.Position) error {
 	return s.write(fmt.Sprintf("id: %s\nevent: ready\ndata: {}\n\n", from))
 }
 
+func (s *stream) between(ctx context.Context, after, to event.Position, limit int) ([]event.Event, error) {
+	if s.all {
+		return s.h.store.BetweenAll(ctx, after, to, limit)
+	}
+	return s.h.store.Between(ctx, s.team, after, to, limit)
+}
+
 // keyReads are the kinds of things that keys know of, and the scopes with which
 // they may read them.
 var keyReads = map[string][]principal.Scope{
@@ -248,11 +268,21 @@ var keyReads = map[string][]principal.Scope{
 	"template": {principal.ScopeTemplates, principal.ScopeSandboxes, principal.ScopeRead},
 }
 
-// told reports whether the caller may know of e. A role that changed ends the
+// told is what is said of an event.
+type told struct {
+	Kind     string    `json:"kind"`
+	Resource string    `json:"resource"`
+	Team     string    `json:"team,omitempty"` // where all teams are told of
+	At       time.Time `json:"at"`
+}
+
+// mayKnow reports whether the caller may know of e. A role that changed ends the
 // stream, so the caller's own is what holds.
-func (s *stream) told(e event.Event) bool {
+func (s *stream) mayKnow(e event.Event) bool {
 	kind, _, _ := strings.Cut(e.Kind, ".")
 	switch {
+	case s.all:
+		return true
 	case s.by.Kind == principal.KindAPIKey:
 		readers, ok := keyReads[kind]
 		return ok && e.Scope == audit.ScopeTeam && s.by.Can(readers...)
@@ -264,14 +294,14 @@ func (s *stream) told(e event.Event) bool {
 }
 
 func (s *stream) tell(e event.Event) error {
-	if !s.told(e) {
+	if !s.mayKnow(e) {
 		return nil
 	}
-	data, err := json.Marshal(struct {
-		Kind     string    `json:"kind"`
-		Resource string    `json:"resource"`
-		At       time.Time `json:"at"`
-	}{e.Kind, e.Resource, e.Time.UTC()})
+	said := told{Kind: e.Kind, Resource: e.Resource, At: e.Time.UTC()}
+	if s.all && e.Team != (id.Team{}) {
+		said.Team = e.Team.String()
+	}
+	data, err := json.Marshal(said)
 	if err != nil {
 		return err
 	}

@@ -54,6 +54,10 @@ func newWorld(t *testing.T) *world {
 		w.cut = cut
 		w.mu.Unlock()
 		defer cut(nil)
+		if r.URL.Path == "/admin" {
+			h.AdminStream(rw, r.WithContext(ctx))
+			return
+		}
 		h.Stream(rw, r.WithContext(ctx))
 	}))
 	t.Cleanup(server.Close)
@@ -80,9 +84,11 @@ type client struct {
 	last  string // id of the event read last
 }
 
-func (w *world) open(t *testing.T, headers ...string) *client {
+func (w *world) open(t *testing.T, headers ...string) *client { return w.openAt(t, "/", headers...) }
+
+func (w *world) openAt(t *testing.T, path string, headers ...string) *client {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, w.url, nil)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, w.url+path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,6 +185,37 @@ func TestC10_LastEventIDResumesWithoutGapOrDouble(t *testing.T) {
 	lost.want("reset")
 	w.add(t, w.team, "sandbox.six", "team")
 	lost.want("sandbox.six")
+}
+
+// A platform admin, who may be in no team at all, hears of all of them, and goes
+// on after a cut where it was.
+func TestD6_TheAdminStreamTellsOfAllTeams(t *testing.T) {
+	w := newWorld(t)
+	w.callAs.IsAdmin, w.callAs.HasTeam, w.callAs.TeamID, w.callAs.Role = true, false, id.Team{}, ""
+	c := w.openAt(t, "/admin")
+	c.want("ready")
+	other := id.NewTeam()
+	w.add(t, w.team, "sandbox.created", "team")
+	w.add(t, other, "session.login", "admin")
+	w.add(t, id.Team{}, "host.register", "admin") // the platform's own
+	c.want("sandbox.created")
+	if name, data := c.next(); name != "session.login" || !strings.Contains(data, other.String()) {
+		t.Errorf("of another team: %q %s", name, data)
+	}
+	if name, data := c.next(); name != "host.register" || strings.Contains(data, `"team"`) {
+		t.Errorf("of the platform: %q %s", name, data)
+	}
+	_ = c.res.Body.Close()
+	w.add(t, other, "team.update", "team")
+	w.add(t, w.team, "team.delete", "team")
+	again := w.openAt(t, "/admin", "Last-Event-ID", c.last)
+	again.want("team.update", "team.delete", "ready")
+	lost := w.openAt(t, "/admin", "Last-Event-ID", "1-1")
+	lost.want("reset")
+	for range 1001 {
+		w.add(t, w.team, "sandbox.checked", "team")
+	}
+	w.openAt(t, "/admin", "Last-Event-ID", again.last).want("reset")
 }
 
 func TestC10_BadRequestsAreRefused(t *testing.T) {

@@ -59,6 +59,19 @@ func (s *Store) Between(ctx context.Context, team id.Team, p, to event.Position,
 	return events, nil
 }
 
+// BetweenAll implements event.Store.
+func (s *Store) BetweenAll(ctx context.Context, p, to event.Position, limit int) ([]event.Event, error) {
+	rows, err := s.q.OutboxBetweenAll(ctx, s.pool, sqlcgen.OutboxBetweenAllParams{Tx: p.Tx, ID: p.ID, ToTx: to.Tx, ToID: to.ID, MaxRows: int32(limit)})
+	if err != nil {
+		return nil, pg.Map(err)
+	}
+	events := make([]event.Event, len(rows))
+	for i, r := range rows {
+		events[i] = fromRow(sqlcgen.OutboxAfterRow(r))
+	}
+	return events, nil
+}
+
 func fromRow(r sqlcgen.OutboxAfterRow) event.Event {
 	return event.Event{
 		At: event.Position{Tx: r.Tx, ID: r.ID}, Team: r.TeamID, Kind: r.Kind, Resource: r.Resource, Scope: audit.Scope(r.Scope), Time: r.At,

@@ -22,6 +22,15 @@ WHERE team_id = sqlc.arg(team_id)
 ORDER BY outbox.tx, outbox.id
 LIMIT sqlc.arg(max_rows);
 
+-- name: OutboxBetweenAll :many
+-- What lies after one position and up to another.
+SELECT tx::text::bigint AS tx, id, team_id, kind, resource, scope, at
+FROM outbox
+WHERE (tx, id) > (sqlc.arg(tx)::bigint::text::xid8, sqlc.arg(id)::bigint)
+  AND (tx, id) <= (sqlc.arg(to_tx)::bigint::text::xid8, sqlc.arg(to_id)::bigint)
+ORDER BY outbox.tx, outbox.id
+LIMIT sqlc.arg(max_rows);
+
 -- name: OutboxKept :one
 -- Whether something as old as a position is still there: then nothing after it
 -- was pruned.

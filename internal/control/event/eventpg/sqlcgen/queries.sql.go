@@ -161,6 +161,68 @@ func (q *Queries) OutboxBetween(ctx context.Context, db DBTX, arg OutboxBetweenP
 	return items, nil
 }
 
+const outboxBetweenAll = `-- name: OutboxBetweenAll :many
+SELECT tx::text::bigint AS tx, id, team_id, kind, resource, scope, at
+FROM outbox
+WHERE (tx, id) > ($1::bigint::text::xid8, $2::bigint)
+  AND (tx, id) <= ($3::bigint::text::xid8, $4::bigint)
+ORDER BY outbox.tx, outbox.id
+LIMIT $5
+`
+
+type OutboxBetweenAllParams struct {
+	Tx      int64
+	ID      int64
+	ToTx    int64
+	ToID    int64
+	MaxRows int32
+}
+
+type OutboxBetweenAllRow struct {
+	Tx       int64
+	ID       int64
+	TeamID   id.Team
+	Kind     string
+	Resource string
+	Scope    string
+	At       time.Time
+}
+
+// What lies after one position and up to another.
+func (q *Queries) OutboxBetweenAll(ctx context.Context, db DBTX, arg OutboxBetweenAllParams) ([]OutboxBetweenAllRow, error) {
+	rows, err := db.Query(ctx, outboxBetweenAll,
+		arg.Tx,
+		arg.ID,
+		arg.ToTx,
+		arg.ToID,
+		arg.MaxRows,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []OutboxBetweenAllRow
+	for rows.Next() {
+		var i OutboxBetweenAllRow
+		if err := rows.Scan(
+			&i.Tx,
+			&i.ID,
+			&i.TeamID,
+			&i.Kind,
+			&i.Resource,
+			&i.Scope,
+			&i.At,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const outboxEnd = `-- name: OutboxEnd :one
 SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS tx
 `
