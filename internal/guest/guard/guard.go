@@ -25,6 +25,10 @@ const (
 	lookMin   = 5 * time.Millisecond
 	lookMax   = 500 * time.Millisecond
 	lookAlone = 5 * time.Second // nothing runs but the daemon
+	// lookStart is how long after a start: what ends sooner is not looked at, and a
+	// bomb needs some hundred milliseconds. Looking at once would compete with the
+	// program that has just been started.
+	lookStart = 25 * time.Millisecond
 	diskEvery = 2 * time.Second
 	diskFloor = 16 << 20
 	// worthKilling is the part of memory, one in so many, that a process must
@@ -50,7 +54,7 @@ type Options struct {
 	// Tasks are those the kernel counts and those it allows, threads included; at
 	// its limit every fork fails. nil is no limit.
 	Tasks func() (used, limit int)
-	// Started receives when a process was started, to look again soon.
+	// Started receives when a process was started, to look soon.
 	Started <-chan struct{}
 	// Alone says that every process of this kernel belongs to the sandbox, so
 	// that all of them may be stopped at once.
@@ -72,6 +76,7 @@ type Guard struct {
 	braked   int           // how many were stopped, until it is known what became of them
 	brakedAt time.Time     // when they were, or when their number last fell
 	calm     time.Duration // until the next look as far as their number goes
+	ahead    time.Duration // how long memory lasted at the last look, whoever takes it
 	readMem  func() (procfs.Memory, error)
 }
 
@@ -90,15 +95,23 @@ func New(opt Options) *Guard {
 func (g *Guard) Run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	due := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-g.opt.Started:
 			g.woken = time.Now()
+			if soon := g.woken.Add(min(lookStart, g.ahead)); soon.Before(due) {
+				due = soon
+				timer.Reset(time.Until(due))
+			}
+			continue
 		case <-timer.C:
 		}
-		timer.Reset(g.look(ctx))
+		next := g.look(ctx)
+		due = time.Now().Add(next)
+		timer.Reset(next)
 	}
 }
 
@@ -192,9 +205,10 @@ func (g *Guard) memory(ctx context.Context) time.Duration {
 	}
 	reserve := m.Total / 100 * uint64(g.opt.ReservePercent)
 	if m.Available >= reserve {
-		ahead := time.Duration(float64(m.Available-reserve) / fastest * float64(time.Second))
-		return min(max(ahead, lookMin), lookMax)
+		g.ahead = time.Duration(float64(m.Available-reserve) / fastest * float64(time.Second))
+		return min(max(g.ahead, lookMin), lookMax)
 	}
+	g.ahead = 0
 	// Many take memory faster than one can look, so that they wait meanwhile. A
 	// few are spared that: a shell would see its command stop.
 	least := m.Total / worthKilling

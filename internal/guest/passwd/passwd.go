@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -58,9 +57,9 @@ type group struct {
 
 // source remembers which version of a file was parsed.
 type source struct {
-	ino   uint64
-	size  int64
-	mtime time.Time
+	dev, ino     uint64
+	size         int64
+	mtime, ctime unix.Timespec
 }
 
 // New reads from the named files; empty names mean those in /etc.
@@ -146,37 +145,41 @@ func (d *Database) refresh() error {
 }
 
 // load returns the content of a file that is newer than seen, or nil when it
-// is the same. It never blocks on a pipe somebody put in the file's place.
+// is the same, which one system call tells. It never blocks on a pipe somebody
+// put in the file's place.
 func load(name string, seen *source) ([]byte, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(name, &st); err != nil {
+		return nil, &os.PathError{Op: "stat", Path: name, Err: err}
+	}
+	if sourceOf(&st) == *seen {
+		return nil, nil
+	}
 	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	fi, err := f.Stat()
-	if err != nil {
-		return nil, err
+	// Of the file that is read, which may be another by now.
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, &os.PathError{Op: "stat", Path: name, Err: err}
 	}
-	if !fi.Mode().IsRegular() {
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return nil, fmt.Errorf("%s is not a regular file", name)
-	}
-	now := source{size: fi.Size(), mtime: fi.ModTime()}
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err == nil {
-		now.ino = st.Ino
-	}
-	if now == *seen {
-		return nil, nil
 	}
 	data, err := io.ReadAll(io.LimitReader(f, maxFile))
 	if err != nil {
 		return nil, err
 	}
-	*seen = now
+	*seen = sourceOf(&st)
 	if data == nil {
 		data = []byte{}
 	}
 	return data, nil
+}
+
+func sourceOf(st *unix.Stat_t) source {
+	return source{dev: st.Dev, ino: st.Ino, size: st.Size, mtime: st.Mtim, ctime: st.Ctim}
 }
 
 func parsePasswd(text string) []User {

@@ -102,7 +102,7 @@ func (m *Manager) launch(c *command, r request) (err error) {
 		}
 	}()
 	sys := &syscall.SysProcAttr{Setsid: true}
-	if os.Geteuid() == 0 {
+	if m.root {
 		sys.Credential = &syscall.Credential{Uid: r.user.UID, Gid: r.user.GID, Groups: r.user.Groups}
 	}
 	files := make([]uintptr, 3)
@@ -115,7 +115,7 @@ func (m *Manager) launch(c *command, r request) (err error) {
 		if err := pty.Setsize(master, winsize(r.size)); err != nil {
 			return fmt.Errorf("setting the terminal's size: %w", err)
 		}
-		if os.Geteuid() == 0 {
+		if m.root {
 			if err := slave.Chown(int(r.user.UID), -1); err != nil {
 				return fmt.Errorf("giving the terminal to its user: %w", err)
 			}
@@ -161,16 +161,16 @@ func (m *Manager) launch(c *command, r request) (err error) {
 // the reading end when read is set. The other end blocks, as programs expect.
 func pipe(read bool) (r, w *os.File, err error) {
 	var fds [2]int
-	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return nil, nil, fmt.Errorf("making a pipe: %w", err)
 	}
 	// A smaller pipe than asked for is only slower.
 	_, _ = unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, pipeSize)
-	mine := fds[1]
+	theirs, access := fds[0], unix.O_RDONLY
 	if read {
-		mine = fds[0]
+		theirs, access = fds[1], unix.O_WRONLY
 	}
-	if err := unix.SetNonblock(mine, true); err != nil {
+	if _, err := unix.FcntlInt(uintptr(theirs), unix.F_SETFL, access); err != nil {
 		unix.Close(fds[0])
 		unix.Close(fds[1])
 		return nil, nil, fmt.Errorf("making a pipe: %w", err)

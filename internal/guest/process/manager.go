@@ -60,6 +60,7 @@ type Options struct {
 // Manager owns the processes.
 type Manager struct {
 	opt     Options
+	root    bool // it may act as others
 	spawner *spawner
 	reaper  *reaper
 	null    *os.File
@@ -92,7 +93,7 @@ func New(opt Options) (*Manager, error) {
 		return nil, err
 	}
 	return &Manager{
-		opt: opt, spawner: sp, reaper: newReaper(), null: null, started: make(chan struct{}, 1),
+		opt: opt, root: os.Geteuid() == 0, spawner: sp, reaper: newReaper(), null: null, started: make(chan struct{}, 1),
 		byID: make(map[string]*command), byPID: make(map[int]*command),
 	}, nil
 }

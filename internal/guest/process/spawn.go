@@ -26,6 +26,7 @@ var stockCapabilities = [...]int{
 // down. The set belongs to a thread and is inherited by fork, so the daemon
 // keeps its own and needs no helper program between itself and the child.
 type spawner struct {
+	cloner
 	jobs chan spawnJob
 	wg   sync.WaitGroup
 }
@@ -76,7 +77,7 @@ func (s *spawner) run(extra func() error, ready chan<- error) {
 		return
 	}
 	for j := range s.jobs {
-		pid, err := syscall.ForkExec(j.argv0, j.argv, j.attr)
+		pid, err := s.cloner.start(j.argv0, j.argv, j.attr)
 		j.done <- spawned{pid, err}
 	}
 }

@@ -32,24 +32,36 @@ type Process struct {
 // Dead reports whether the process only waits to be reaped.
 func (p Process) Dead() bool { return p.State == 'Z' || p.State == 'X' }
 
-// PIDs returns the ids of all processes.
+// PIDs returns the ids of all processes. It asks the kernel itself: it is called
+// for each command that starts, and Go's own reading of a directory costs twice
+// as many system calls.
 func PIDs() ([]int, error) {
-	dir, err := os.Open(Root)
+	dir, err := unix.Open(Root, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, &os.PathError{Op: "open", Path: Root, Err: err}
 	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
-		return nil, err
-	}
-	pids := make([]int, 0, len(names))
-	for _, n := range names {
-		if pid, err := strconv.Atoi(n); err == nil && pid > 0 {
-			pids = append(pids, pid)
+	defer unix.Close(dir)
+	buf := make([]byte, 16<<10)
+	var pids []int
+	var names []string
+	for {
+		n, err := unix.ReadDirent(dir, buf)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return nil, &os.PathError{Op: "read", Path: Root, Err: err}
+		}
+		if n <= 0 {
+			return pids, nil
+		}
+		_, _, names = unix.ParseDirent(buf[:n], -1, names[:0])
+		for _, name := range names {
+			if pid, err := strconv.Atoi(name); err == nil && pid > 0 {
+				pids = append(pids, pid)
+			}
 		}
 	}
-	return pids, nil
 }
 
 // All returns every process that could be read; those that end meanwhile are
