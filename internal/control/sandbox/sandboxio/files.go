@@ -64,6 +64,7 @@ func (s *Service) StatFile(ctx context.Context, by principal.Principal, sandbox 
 // MakeDirectory makes a directory and its parents; already_exists when it is
 // there.
 func (s *Service) MakeDirectory(ctx context.Context, by principal.Principal, sandbox id.Sandbox, at Place) (FileEntry, error) {
+	defer s.listings.forget(sandbox)
 	return s.atPlace(ctx, by, sandbox, at, func(ctx context.Context) (*pb.EntryInfo, error) {
 		res, err := s.files.MakeDir(ctx, &pb.MakeDirRequest{Path: at.Path})
 		return res.GetEntry(), err
@@ -75,6 +76,7 @@ func (s *Service) MoveFile(ctx context.Context, by principal.Principal, sandbox 
 	if err := checkPath("destination", to); err != nil {
 		return FileEntry{}, err
 	}
+	defer s.listings.forget(sandbox)
 	return s.atPlace(ctx, by, sandbox, from, func(ctx context.Context) (*pb.EntryInfo, error) {
 		res, err := s.files.Move(ctx, &pb.MoveRequest{Source: from.Path, Destination: to})
 		return res.GetEntry(), err
@@ -92,6 +94,7 @@ func (s *Service) RemoveFile(ctx context.Context, by principal.Principal, sandbo
 		return err
 	}
 	defer v.leave()
+	defer s.listings.forget(sandbox)
 	_, err = s.files.Remove(ctx, &pb.RemoveRequest{Path: at.Path})
 	return v.fileError(ctx, err, at.Path)
 }
@@ -121,7 +124,9 @@ type position struct {
 }
 
 // ListFiles lists what is below a directory, depth first and sorted. A page
-// begins behind where the one before ended, whatever came or went meanwhile.
+// begins behind where the one before ended, whatever came or went meanwhile. The
+// first page shows what is there; those after it may show what was there up to
+// listingLife ago.
 func (s *Service) ListFiles(ctx context.Context, by principal.Principal, sandbox id.Sandbox, at Place, depth int, req page.Request) (page.Page[FileEntry], error) {
 	var none page.Page[FileEntry]
 	if err := checkPath("path", at.Path); err != nil {
@@ -141,25 +146,22 @@ func (s *Service) ListFiles(ctx context.Context, by principal.Principal, sandbox
 		return none, err
 	}
 	defer v.leave()
-	res, err := s.files.ListDir(ctx, &pb.ListDirRequest{Path: at.Path, Depth: uint32(depth)})
-	if err != nil {
-		return none, v.fileError(ctx, err, at.Path)
+	of := directory{sandbox: v.Sandbox, ended: v.Ended, user: v.user, path: at.Path, depth: depth}
+	var all []FileEntry
+	known := false
+	if req.Cursor != "" { // whoever begins wants what is there now
+		all, known = s.listings.find(of)
 	}
-	all := res.GetEntries()
-	if len(all) > maxListed {
-		return none, tooManyEntries()
-	}
-	slices.SortStableFunc(all, func(a, b *pb.EntryInfo) int { return comparePaths(a.GetPath(), b.GetPath()) })
-	all = all[skip(all, after, req.Cursor != ""):]
-
-	rows := make([]FileEntry, 0, min(len(all), req.Limit+1))
-	for _, e := range all[:min(len(all), req.Limit+1)] {
-		row, err := entryOf(e)
-		if err != nil {
+	if !known {
+		if all, err = s.list(ctx, v, at.Path, depth); err != nil {
 			return none, err
 		}
-		rows = append(rows, row)
+		if len(all) > req.Limit {
+			s.listings.keep(of, all)
+		}
 	}
+	all = all[skip(all, after, req.Cursor != ""):]
+	rows := all[:min(len(all), req.Limit+1):min(len(all), req.Limit+1)]
 	return page.Of(rows, req.Limit, func(last FileEntry) any {
 		p := position{Path: last.Path}
 		for _, r := range rows[:req.Limit] {
@@ -174,13 +176,32 @@ func (s *Service) ListFiles(ctx context.Context, by principal.Principal, sandbox
 	})
 }
 
+// list reads what is below a directory, sorted.
+func (s *Service) list(ctx context.Context, v *visit, path string, depth int) ([]FileEntry, error) {
+	res, err := s.files.ListDir(ctx, &pb.ListDirRequest{Path: path, Depth: uint32(depth)})
+	if err != nil {
+		return nil, v.fileError(ctx, err, path)
+	}
+	if len(res.GetEntries()) > maxListed {
+		return nil, tooManyEntries()
+	}
+	all := make([]FileEntry, len(res.GetEntries()))
+	for i, e := range res.GetEntries() {
+		if all[i], err = entryOf(e); err != nil {
+			return nil, err
+		}
+	}
+	slices.SortStableFunc(all, func(a, b FileEntry) int { return comparePaths(a.Path, b.Path) })
+	return all, nil
+}
+
 // skip returns where the page after the position begins.
-func skip(all []*pb.EntryInfo, after position, given bool) int {
+func skip(all []FileEntry, after position, given bool) int {
 	if !given {
 		return 0
 	}
-	i := sort.Search(len(all), func(i int) bool { return comparePaths(all[i].GetPath(), after.Path) >= 0 })
-	for n := 0; n < after.Seen && i < len(all) && all[i].GetPath() == after.Path; n++ {
+	i := sort.Search(len(all), func(i int) bool { return comparePaths(all[i].Path, after.Path) >= 0 })
+	for n := 0; n < after.Seen && i < len(all) && all[i].Path == after.Path; n++ {
 		i++
 	}
 	return i

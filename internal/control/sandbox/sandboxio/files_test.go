@@ -312,3 +312,56 @@ func TestS9_ATransferEndsWithTheSandboxAndIsNeverWholeThen(t *testing.T) {
 		t.Errorf("after %d bytes: %v", n, err)
 	}
 }
+
+// Whoever pages through a directory has it read once, unless something is
+// changed in the sandbox meanwhile; whoever begins sees what is there now.
+func TestS9_ADirectoryIsReadOnceForAllItsPages(t *testing.T) {
+	w := newWorld(t)
+	by, sb := principal.System("test"), w.targets.Sandbox
+	const many = 1000
+	for i := range many {
+		if err := os.WriteFile(filepath.Join(w.guest.Home, fmt.Sprintf("f%04d", i)), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	next := func(cursor string) (page.Page[sandboxio.FileEntry], map[string]bool) {
+		p, err := w.ListFiles(t.Context(), by, sb, at("."), 1, page.Request{Limit: 200, Cursor: cursor})
+		if err != nil {
+			t.Fatal(err)
+		}
+		names := map[string]bool{}
+		for _, e := range p.Items {
+			names[e.Name] = true
+		}
+		return p, names
+	}
+	p, _ := next("")
+	if err := os.Remove(filepath.Join(w.guest.Home, "f0250")); err != nil {
+		t.Fatal(err)
+	}
+	p, names := next(p.NextCursor)
+	if !names["f0250"] || len(names) != 200 {
+		t.Errorf("the second of its pages was read anew: %d entries", len(names))
+	}
+	if err := w.RemoveFile(t.Context(), by, sb, at("f0450")); err != nil {
+		t.Fatal(err)
+	}
+	p, names = next(p.NextCursor)
+	if names["f0450"] || !names["f0449"] || !names["f0600"] {
+		t.Error("what was removed is still listed")
+	}
+	seen := 600 + 1
+	for p.NextCursor != "" {
+		p, names = next(p.NextCursor)
+		seen += len(names)
+	}
+	if seen != many {
+		t.Errorf("%d of %d entries", seen, many)
+	}
+	if err := os.Remove(filepath.Join(w.guest.Home, "f0100")); err != nil {
+		t.Fatal(err)
+	}
+	if _, names = next(""); names["f0100"] || !names["f0200"] {
+		t.Error("the first page is not what is there now")
+	}
+}

@@ -36,14 +36,16 @@ type Options struct {
 }
 
 // Service carries commands and files between callers and running sandboxes. It
-// keeps no state: everything about a command lives in the guest, so any server
-// can attach to what another one started.
+// keeps no state that could not be lost: everything about a command lives in the
+// guest, so any server can attach to what another one started.
 type Service struct {
 	targets Targets
 	log     *slog.Logger
 	opt     Options
 	process processconnect.ProcessClient
 	files   filesystemconnect.FilesystemClient
+	// listings are those whose next pages may be asked for.
+	listings listings
 }
 
 // New makes a service. It owns no goroutines beyond the calls made to it.
@@ -62,7 +64,7 @@ func New(targets Targets, log *slog.Logger, opt Options) *Service {
 	}
 	plain := connect.WithAcceptCompression("gzip", nil, nil) // no bombs, no time spent packing
 	return &Service{
-		targets: targets, log: log, opt: opt,
+		targets: targets, log: log, opt: opt, listings: listings{now: time.Now},
 		process: processconnect.NewProcessClient(courier{}, guestURL, plain, connect.WithReadMaxBytes(maxEventBytes)),
 		files:   filesystemconnect.NewFilesystemClient(courier{}, guestURL, plain, connect.WithReadMaxBytes(maxListingBytes)),
 	}

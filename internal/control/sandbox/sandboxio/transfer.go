@@ -130,6 +130,7 @@ func (s *Service) UploadFile(ctx context.Context, by principal.Principal, sandbo
 		return FileEntry{}, err
 	}
 	defer v.leave()
+	defer s.listings.forget(sandbox)
 	from := &upload{from: body}
 	req, err := v.request(ctx, http.MethodPost, at, from)
 	if err != nil {
