@@ -219,8 +219,10 @@ func (k *keeper) start(restarts int) (pid int, reports *os.File, err error) {
 		doc.FenceFD = len(files)
 		files = append(files, dir.Fd())
 	}
+	// One processor is enough for the daemon, and the others are the sandbox's: a
+	// wake-up from one thread to another costs more here than what it would win.
 	pid, err = syscall.ForkExec("/proc/self/exe", []string{"skerry-guest", "serve"}, &syscall.ProcAttr{
-		Dir: "/", Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8"},
+		Dir: "/", Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", "GOMAXPROCS=1"},
 		Files: files,
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})

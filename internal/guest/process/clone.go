@@ -41,13 +41,18 @@ func vfork(args *cloneArgs, size uintptr, calls *call, failed *uintptr) (pid, er
 // each of them costs dearly in some guest kernels: Go's own fork resets each of
 // about sixty signal handlers by a call of its own, and learns through a pipe
 // whether the program runs.
-type cloner struct{ unable atomic.Bool }
+type cloner struct {
+	unable atomic.Bool
+	limit  *unix.Rlimit // of open files, for the child
+}
+
+func newCloner() *cloner { return &cloner{limit: fileLimit()} }
 
 // start is syscall.ForkExec for what the daemon asks of it: a session of its
 // own, three files, and perhaps an account and a controlling terminal.
 func (c *cloner) start(argv0 string, argv []string, attr *syscall.ProcAttr) (int, error) {
 	if !c.unable.Load() && fits(attr) {
-		pid, err := clone(argv0, argv, attr)
+		pid, err := c.clone(argv0, argv, attr)
 		if !errors.Is(err, errNoClone) {
 			return pid, err
 		}
@@ -66,7 +71,7 @@ func fits(attr *syscall.ProcAttr) bool {
 	return len(attr.Files) == 3
 }
 
-func clone(argv0 string, argv []string, attr *syscall.ProcAttr) (int, error) {
+func (c *cloner) clone(argv0 string, argv []string, attr *syscall.ProcAttr) (int, error) {
 	var pin runtime.Pinner // all that the child reads by address
 	defer pin.Unpin()
 	path, err := text(&pin, argv0)
@@ -85,8 +90,7 @@ func clone(argv0 string, argv []string, attr *syscall.ProcAttr) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	limit := fileLimit()
-	pin.Pin(limit)
+	pin.Pin(c.limit)
 
 	calls := make([]call, 0, 16)
 	do := func(nr uintptr, args ...uintptr) {
@@ -114,7 +118,7 @@ func clone(argv0 string, argv []string, attr *syscall.ProcAttr) (int, error) {
 	if attr.Sys.Setctty {
 		do(unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 1)
 	}
-	do(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, uintptr(unsafe.Pointer(limit)), 0)
+	do(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, uintptr(unsafe.Pointer(c.limit)), 0)
 	calls[len(calls)-1].soft = 1
 	do(unix.SYS_EXECVE, path, args, env)
 

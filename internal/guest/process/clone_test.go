@@ -47,7 +47,7 @@ func TestTheChildIsClean(t *testing.T) {
 		}
 		return string(b)
 	}
-	cloned, forked := seen(clone), seen(syscall.ForkExec)
+	cloned, forked := seen(newCloner().clone), seen(syscall.ForkExec)
 	if cloned != forked || !strings.HasPrefix(cloned, "SigBlk:\t0000000000000000\n") || !strings.Contains(cloned, "SigCgt:\t0000000000000000\n") {
 		t.Fatalf("the program sees\n%s\nand after a fork\n%s", cloned, forked)
 	}
@@ -71,8 +71,7 @@ func TestAProgramThatDoesNotStart(t *testing.T) {
 		"a null byte":  {"/bin/\x00true", "/", unix.EINVAL},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var s cloner
-			_, err := s.start(c.argv0, []string{"x"}, &syscall.ProcAttr{Dir: c.dir, Files: []uintptr{fd, fd, fd}, Sys: &syscall.SysProcAttr{Setsid: true}})
+			_, err := newCloner().start(c.argv0, []string{"x"}, &syscall.ProcAttr{Dir: c.dir, Files: []uintptr{fd, fd, fd}, Sys: &syscall.SysProcAttr{Setsid: true}})
 			if !errors.Is(err, c.want) {
 				t.Fatalf("%v", err)
 			}

@@ -90,10 +90,11 @@ type request struct {
 
 // launch starts the program of c. Nothing of it remains open on failure.
 func (m *Manager) launch(c *command, r request) (err error) {
-	var ours, theirs []*os.File
+	var ours []*os.File
+	var theirs []int
 	defer func() {
-		for _, f := range theirs {
-			f.Close()
+		for _, fd := range theirs {
+			unix.Close(fd)
 		}
 		if err != nil {
 			for _, f := range ours {
@@ -111,7 +112,8 @@ func (m *Manager) launch(c *command, r request) (err error) {
 		if err != nil {
 			return fmt.Errorf("opening a terminal: %w", err)
 		}
-		ours, theirs = append(ours, master), append(theirs, slave)
+		defer slave.Close()
+		ours = append(ours, master)
 		if err := pty.Setsize(master, winsize(r.size)); err != nil {
 			return fmt.Errorf("setting the terminal's size: %w", err)
 		}
@@ -129,12 +131,12 @@ func (m *Manager) launch(c *command, r request) (err error) {
 		files[0] = m.null.Fd()
 		c.in = newInput(nil)
 		if r.stdin {
-			pr, pw, err := pipe(false)
+			pw, pr, err := pipe(false)
 			if err != nil {
 				return err
 			}
 			ours, theirs = append(ours, pw), append(theirs, pr)
-			files[0], c.in = pr.Fd(), newInput(pw)
+			files[0], c.in = uintptr(pr), newInput(pw)
 		}
 		for i, from := range []stream{stdout, stderr} {
 			pr, pw, err := pipe(true)
@@ -142,7 +144,7 @@ func (m *Manager) launch(c *command, r request) (err error) {
 				return err
 			}
 			ours, theirs = append(ours, pr), append(theirs, pw)
-			files[1+i] = pw.Fd()
+			files[1+i] = uintptr(pw)
 			c.pumps = append(c.pumps, newPump(pr, from, readSize))
 		}
 	}
@@ -157,25 +159,26 @@ func (m *Manager) launch(c *command, r request) (err error) {
 	return nil
 }
 
-// pipe returns a pipe whose one end, ours, waits in the runtime's poller:
-// the reading end when read is set. The other end blocks, as programs expect.
-func pipe(read bool) (r, w *os.File, err error) {
+// pipe returns a pipe whose one end, ours, waits in the runtime's poller: the
+// reading end when read is set. The other, a bare descriptor, blocks as programs
+// expect.
+func pipe(read bool) (ours *os.File, theirs int, err error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
-		return nil, nil, fmt.Errorf("making a pipe: %w", err)
+		return nil, 0, fmt.Errorf("making a pipe: %w", err)
 	}
 	// A smaller pipe than asked for is only slower.
 	_, _ = unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, pipeSize)
-	theirs, access := fds[0], unix.O_RDONLY
+	mine, theirs, access := fds[1], fds[0], unix.O_RDONLY
 	if read {
-		theirs, access = fds[1], unix.O_WRONLY
+		mine, theirs, access = fds[0], fds[1], unix.O_WRONLY
 	}
 	if _, err := unix.FcntlInt(uintptr(theirs), unix.F_SETFL, access); err != nil {
 		unix.Close(fds[0])
 		unix.Close(fds[1])
-		return nil, nil, fmt.Errorf("making a pipe: %w", err)
+		return nil, 0, fmt.Errorf("making a pipe: %w", err)
 	}
-	return os.NewFile(uintptr(fds[0]), "|0"), os.NewFile(uintptr(fds[1]), "|1"), nil
+	return os.NewFile(uintptr(mine), "|"), theirs, nil
 }
 
 func winsize(s *pb.PTY_Size) *pty.Winsize {

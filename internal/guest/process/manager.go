@@ -189,13 +189,14 @@ func (m *Manager) start(c *command, prepare func() (request, error), timeout tim
 	}
 	c.hub = newHub(c.replay, limit)
 	sub := c.hub.subscribe(nil)
+	before := m.reaper.before()
 	if err := m.launch(c, r); err != nil {
 		return fail(err)
 	}
 	m.mu.Lock()
 	m.byPID[c.pid] = c
 	m.mu.Unlock()
-	m.reaper.add(c.pid, func(ws unix.WaitStatus) {
+	m.reaper.add(c.pid, before, func(ws unix.WaitStatus) {
 		c.status = ws
 		close(c.exited)
 	})

@@ -19,6 +19,7 @@ type reaper struct {
 
 	mu      sync.Mutex
 	waiting map[int]func(unix.WaitStatus)
+	sweeps  int // how often it asked for all
 }
 
 func newReaper() *reaper {
@@ -37,16 +38,27 @@ func newReaper() *reaper {
 	return r
 }
 
+// before is asked for before a child is started; add wants to know it.
+func (r *reaper) before() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.sweeps
+}
+
 // add has ended called once, from another goroutine, when the child is gone.
-func (r *reaper) add(pid int, ended func(unix.WaitStatus)) {
+func (r *reaper) add(pid, before int, ended func(unix.WaitStatus)) {
 	r.mu.Lock()
 	r.waiting[pid] = ended
+	missed := r.sweeps != before
 	r.mu.Unlock()
-	r.collect(pid) // it may have ended before it was known here
+	if missed { // it may have ended before it was known here
+		r.collect(pid)
+	}
 }
 
 func (r *reaper) sweep() {
 	r.mu.Lock()
+	r.sweeps++
 	pids := make([]int, 0, len(r.waiting))
 	for pid := range r.waiting {
 		pids = append(pids, pid)

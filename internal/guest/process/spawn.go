@@ -26,9 +26,9 @@ var stockCapabilities = [...]int{
 // down. The set belongs to a thread and is inherited by fork, so the daemon
 // keeps its own and needs no helper program between itself and the child.
 type spawner struct {
-	cloner
-	jobs chan spawnJob
-	wg   sync.WaitGroup
+	cloner *cloner
+	jobs   chan spawnJob
+	wg     sync.WaitGroup
 }
 
 type spawnJob struct {
@@ -46,7 +46,7 @@ type spawned struct {
 // newSpawner starts the threads; each calls extra, when there is one, to confine
 // itself further.
 func newSpawner(extra func() error) (*spawner, error) {
-	s := &spawner{jobs: make(chan spawnJob)}
+	s := &spawner{cloner: newCloner(), jobs: make(chan spawnJob)}
 	ready := make(chan error, spawners)
 	for range spawners {
 		s.wg.Go(func() { s.run(extra, ready) })
