@@ -1,7 +1,6 @@
 package app
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha512"
 	"encoding/json"
@@ -22,6 +21,7 @@ import (
 	"skerry.dev/skerry/internal/guest/fence"
 	"skerry.dev/skerry/internal/guest/guestapi"
 	"skerry.dev/skerry/internal/guest/initd"
+	"skerry.dev/skerry/internal/guest/rawfile"
 )
 
 const (
@@ -159,15 +159,15 @@ func (s system) mark(env map[string]string) error {
 	} {
 		path := filepath.Join(dir, name)
 		if value == "" { // a copy is not its source
-			if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			if err := rawfile.Remove(path); err != nil {
 				return err
 			}
 			continue
 		}
-		if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, []byte(value)) {
+		if old, err := rawfile.Read(path, 4<<10); err == nil && string(old) == value {
 			continue
 		}
-		if err := os.WriteFile(path, []byte(value), 0o444); err != nil {
+		if err := rawfile.Replace(path, value); err != nil {
 			return err
 		}
 	}
@@ -181,16 +181,16 @@ func stir(in guestapi.Init) error {
 		return nil
 	}
 	seed := sha512.Sum512([]byte("skerry stir\x00" + in.NewInitSecret + "\x00" + in.LifecycleID))
-	f, err := os.OpenFile("/dev/urandom", os.O_WRONLY, 0)
+	f, err := unix.Open("/dev/urandom", unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	if _, err := f.Write(seed[:]); err != nil {
+	defer unix.Close(f)
+	if _, err := unix.Write(f, seed[:]); err != nil {
 		return err
 	}
 	// Where it is known, what was written counts from now on, not from the next
 	// time the kernel stirs by itself.
-	_, _ = unix.IoctlRetInt(int(f.Fd()), unix.RNDRESEEDCRNG)
+	_, _ = unix.IoctlRetInt(f, unix.RNDRESEEDCRNG)
 	return nil
 }

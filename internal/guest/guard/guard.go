@@ -29,8 +29,11 @@ const (
 	// bomb needs some hundred milliseconds. Looking at once would compete with the
 	// program that has just been started.
 	lookStart = 25 * time.Millisecond
-	diskEvery = 2 * time.Second
-	diskFloor = 16 << 20
+	// standstill is how late a look is when nothing ran at all.
+	standstill = time.Second
+	afterRest  = 100 * time.Millisecond // until the look then, if memory lasts
+	diskEvery  = 2 * time.Second
+	diskFloor  = 16 << 20
 	// worthKilling is the part of memory, one in so many, that a process must
 	// have for its end to help; memory may also be in files.
 	worthKilling = 25
@@ -108,6 +111,14 @@ func (g *Guard) Run(ctx context.Context) {
 			}
 			continue
 		case <-timer.C:
+			// Whoever was frozen with us has taken nothing meanwhile, and has better to
+			// do when it wakes up than to be looked at.
+			if time.Since(due) > standstill {
+				rest := min(afterRest, g.ahead)
+				due = time.Now().Add(rest)
+				timer.Reset(rest)
+				continue
+			}
 		}
 		next := g.look(ctx)
 		due = time.Now().Add(next)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -12,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"skerry.dev/skerry/internal/guest/rawfile"
 )
 
 // WriteIdentity writes the host name and the resolver below root ("/" outside
@@ -26,7 +27,7 @@ func WriteIdentity(root, hostname, nameserver string) error {
 			return fmt.Errorf("host name %q is not valid", hostname)
 		}
 		path := filepath.Join(root, "etc/hosts")
-		errs = append(errs, replace(filepath.Join(root, "etc/hostname"), hostname+"\n"), replace(path, hostsWith(small(path), hostname)))
+		errs = append(errs, rawfile.Replace(filepath.Join(root, "etc/hostname"), hostname+"\n"), rawfile.Replace(path, hostsWith(small(path), hostname)))
 	}
 	if nameserver != "" {
 		addr, err := netip.ParseAddr(nameserver)
@@ -35,7 +36,7 @@ func WriteIdentity(root, hostname, nameserver string) error {
 		}
 		path := filepath.Join(root, "etc/resolv.conf")
 		if line := "nameserver " + addr.String(); !onlyNameserver(small(path), line) {
-			errs = append(errs, replace(path, line+"\n"))
+			errs = append(errs, rawfile.Replace(path, line+"\n"))
 		}
 	}
 	return errors.Join(errs...)
@@ -87,16 +88,7 @@ func onlyNameserver(old, want string) bool {
 // small reads a file below /etc for being written again. Root inside may have
 // put anything there; what is not an ordinary small file counts as empty.
 func small(path string) string {
-	const most = 256 << 10
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() || fi.Size() > most {
-		return ""
-	}
-	b, err := io.ReadAll(io.LimitReader(f, most))
+	b, err := rawfile.Read(path, 256<<10)
 	if err != nil {
 		return ""
 	}
@@ -144,7 +136,7 @@ func InstallCA(root, pem string) error {
 	if err := os.MkdirAll(filepath.Dir(own), 0o755); err != nil {
 		return err
 	}
-	if err := replace(own, pem); err != nil {
+	if err := rawfile.Replace(own, pem); err != nil {
 		return err
 	}
 	bundle := filepath.Join(root, "etc/ssl/certs/ca-certificates.crt")
@@ -158,34 +150,7 @@ func InstallCA(root, pem string) error {
 	if err := os.MkdirAll(filepath.Dir(bundle), 0o755); err != nil {
 		return err
 	}
-	return replace(bundle, strings.TrimRight(string(old), "\n")+"\n"+strings.TrimSpace(pem)+"\n")
-}
-
-// replace writes a small file whole. What stands there may be a link into the
-// image's own run-time files; a link is replaced, not followed.
-func replace(path, content string) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".skerry-partial-")
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(content)
-	if err == nil {
-		err = f.Chmod(0o644)
-	}
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-		if errors.Is(err, unix.EBUSY) { // mounted over by the runtime
-			err = os.WriteFile(path, []byte(content), 0o644)
-			os.Remove(f.Name())
-		}
-	}
-	if err != nil {
-		os.Remove(f.Name())
-	}
-	return err
+	return rawfile.Replace(bundle, strings.TrimRight(string(old), "\n")+"\n"+strings.TrimSpace(pem)+"\n")
 }
 
 func validHostname(s string) bool {

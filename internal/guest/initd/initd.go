@@ -40,6 +40,7 @@ func Run(log *slog.Logger) error {
 	if err := Undumpable(); err != nil {
 		return err
 	}
+	unix.Umask(0o022) // for all that is made from here on, in the daemon as well
 	for _, dir := range []struct {
 		path string
 		mode os.FileMode
