@@ -31,6 +31,7 @@ type doctorCmd struct {
 	DatabaseURL string `help:"Look at the server's PostgreSQL and ports, too." env:"DATABASE_URL" placeholder:"URL"`
 	Listen      string `help:"Where the server's API listens." env:"SKERRY_LISTEN" default:"127.0.0.1:7070" placeholder:"ADDR"`
 	AgentListen string `help:"Where the server listens for agents." env:"SKERRY_AGENT_LISTEN" default:"127.0.0.1:7071" placeholder:"ADDR"`
+	Sandboxes   string `name:"sandbox-listen" help:"Where ports of sandboxes are reached." env:"SKERRY_SANDBOX_LISTEN" default:"127.0.0.1:7075" placeholder:"ADDR"`
 	Metrics     string `name:"metrics-listen" help:"Where the server shows its metrics." env:"SKERRY_METRICS_LISTEN" placeholder:"ADDR"`
 	HostMetrics string `name:"agent-metrics-listen" help:"Where the agent shows its own." env:"SKERRY_AGENT_METRICS_LISTEN" placeholder:"ADDR"`
 	programs
@@ -55,7 +56,7 @@ func (cmd *doctorCmd) Run(e *cli.Env, g *cli.Globals, p *program) error {
 		if cmd.Metrics != "" {
 			c.Listen["SKERRY_METRICS_LISTEN"] = cmd.Metrics
 		}
-		c.Listen["SKERRY_LISTEN"], c.Listen["SKERRY_AGENT_LISTEN"] = cmd.Listen, cmd.AgentListen
+		c.Listen["SKERRY_LISTEN"], c.Listen["SKERRY_AGENT_LISTEN"], c.Listen["SKERRY_SANDBOX_LISTEN"] = cmd.Listen, cmd.AgentListen, cmd.Sandboxes
 		c.Database = func(ctx context.Context) (string, error) { return askDatabase(ctx, cmd.DatabaseURL) }
 	}
 	var said func(doctor.Finding)

@@ -24,6 +24,7 @@ type upCmd struct {
 	Listen      string `help:"Address of the API." env:"SKERRY_LISTEN" default:"127.0.0.1:7070" placeholder:"ADDR"`
 	AgentListen string `help:"Address at which agents reach the server." env:"SKERRY_AGENT_LISTEN" default:"127.0.0.1:7071" placeholder:"ADDR"`
 	HostListen  string `help:"Address at which the server reaches this machine's agent." env:"SKERRY_HOST_LISTEN" default:"127.0.0.1:7072" placeholder:"ADDR"`
+	Sandboxes   string `name:"sandbox-listen" help:"Address at which ports of sandboxes are reached." env:"SKERRY_SANDBOX_LISTEN" default:"127.0.0.1:7075" placeholder:"ADDR"`
 	Metrics     string `name:"metrics-listen" help:"Address of the server's /metrics; empty for none." env:"SKERRY_METRICS_LISTEN" default:"127.0.0.1:7073" placeholder:"ADDR"`
 	HostMetrics string `name:"agent-metrics-listen" help:"Address of the agent's /metrics; empty for none." env:"SKERRY_AGENT_METRICS_LISTEN" default:"127.0.0.1:7074" placeholder:"ADDR"`
 	DatabaseURL string `help:"A PostgreSQL of your own instead of a private one." env:"DATABASE_URL" placeholder:"URL"`
@@ -54,7 +55,7 @@ func (cmd *upCmd) Run(e *cli.Env, p *program) error {
 	defer stop()
 	config := up.Config{
 		Data: data, Listen: cmd.Listen, AgentListen: cmd.AgentListen, HostListen: cmd.HostListen,
-		MetricsListen: cmd.Metrics, AgentMetricsListen: cmd.HostMetrics,
+		SandboxListen: cmd.Sandboxes, MetricsListen: cmd.Metrics, AgentMetricsListen: cmd.HostMetrics,
 		DatabaseURL: cmd.DatabaseURL, AdminEmail: cmd.AdminEmail,
 		Program: self, Environ: childEnviron(), Version: release(),
 		Out: os.Stdout, Terminal: term.IsTerminal(int(os.Stdout.Fd())), Parts: parts(),
@@ -103,7 +104,7 @@ func (cmd *upCmd) detach(e *cli.Env, data string) error {
 		return err
 	}
 	child := exec.Command(self, "up",
-		"--data", data, "--listen", cmd.Listen, "--agent-listen", cmd.AgentListen, "--host-listen", cmd.HostListen,
+		"--data", data, "--listen", cmd.Listen, "--agent-listen", cmd.AgentListen, "--host-listen", cmd.HostListen, "--sandbox-listen", cmd.Sandboxes,
 		"--metrics-listen", cmd.Metrics, "--agent-metrics-listen", cmd.HostMetrics, "--admin-email", cmd.AdminEmail)
 	child.Env = append(os.Environ(), detachedVar+"=1", "DATABASE_URL="+cmd.DatabaseURL)
 	child.Stdout, child.Stderr = outputEnd, outputEnd

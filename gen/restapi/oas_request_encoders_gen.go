@@ -366,6 +366,20 @@ func encodeMoveFileRequest(
 	return nil
 }
 
+func encodeOpenPortRequest(
+	req *OpenPortRequest,
+	r *http.Request,
+) error {
+	const contentType = "application/json"
+	e := new(jx.Encoder)
+	{
+		req.Encode(e)
+	}
+	encoded := e.Bytes()
+	ht.SetBody(r, bytes.NewReader(encoded), contentType)
+	return nil
+}
+
 func encodePauseSandboxRequest(
 	req OptPauseSandboxRequest,
 	r *http.Request,

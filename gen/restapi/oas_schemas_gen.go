@@ -1413,6 +1413,9 @@ func (s *ChangePasswordRequest) SetNewPassword(val string) {
 	s.NewPassword = val
 }
 
+// ClosePortNoContent is response for ClosePort operation.
+type ClosePortNoContent struct{}
+
 // ConfirmEmailNoContent is response for ConfirmEmail operation.
 type ConfirmEmailNoContent struct{}
 
@@ -5599,6 +5602,97 @@ func (s *OneTimeLink) SetExpiresAt(val time.Time) {
 	s.ExpiresAt = val
 }
 
+// Ref: #/components/schemas/OpenPortRequest
+type OpenPortRequest struct {
+	// 1 to 65535, but 49983.
+	Port int `json:"port"`
+	// For everybody who knows the address, without a token. Left out: private.
+	Public OptBool `json:"public"`
+	// What it is for, up to 100 characters.
+	Name OptString `json:"name"`
+	// 1 to 31536000. Left out: it lasts until it is revoked or the sandbox is deleted.
+	ExpiresInSec OptInt `json:"expires_in_sec"`
+}
+
+// GetPort returns the value of Port.
+func (s *OpenPortRequest) GetPort() int {
+	return s.Port
+}
+
+// GetPublic returns the value of Public.
+func (s *OpenPortRequest) GetPublic() OptBool {
+	return s.Public
+}
+
+// GetName returns the value of Name.
+func (s *OpenPortRequest) GetName() OptString {
+	return s.Name
+}
+
+// GetExpiresInSec returns the value of ExpiresInSec.
+func (s *OpenPortRequest) GetExpiresInSec() OptInt {
+	return s.ExpiresInSec
+}
+
+// SetPort sets the value of Port.
+func (s *OpenPortRequest) SetPort(val int) {
+	s.Port = val
+}
+
+// SetPublic sets the value of Public.
+func (s *OpenPortRequest) SetPublic(val OptBool) {
+	s.Public = val
+}
+
+// SetName sets the value of Name.
+func (s *OpenPortRequest) SetName(val OptString) {
+	s.Name = val
+}
+
+// SetExpiresInSec sets the value of ExpiresInSec.
+func (s *OpenPortRequest) SetExpiresInSec(val OptInt) {
+	s.ExpiresInSec = val
+}
+
+// Ref: #/components/schemas/OpenedPort
+type OpenedPort struct {
+	Access PortAccess `json:"access"`
+	// `skp_` and 40 hex digits, of a private one.
+	Token OptString `json:"token"`
+	// To be shared: of a private one the token is in it.
+	URL string `json:"url"`
+}
+
+// GetAccess returns the value of Access.
+func (s *OpenedPort) GetAccess() PortAccess {
+	return s.Access
+}
+
+// GetToken returns the value of Token.
+func (s *OpenedPort) GetToken() OptString {
+	return s.Token
+}
+
+// GetURL returns the value of URL.
+func (s *OpenedPort) GetURL() string {
+	return s.URL
+}
+
+// SetAccess sets the value of Access.
+func (s *OpenedPort) SetAccess(val PortAccess) {
+	s.Access = val
+}
+
+// SetToken sets the value of Token.
+func (s *OpenedPort) SetToken(val OptString) {
+	s.Token = val
+}
+
+// SetURL sets the value of URL.
+func (s *OpenedPort) SetURL(val string) {
+	s.URL = val
+}
+
 // Ref: #/components/schemas/OperationProgress
 type OperationProgress struct {
 	// What is being brought to the host.
@@ -7436,6 +7530,125 @@ func (s *PauseSandboxWait) UnmarshalText(data []byte) error {
 
 // PingSandboxNoContent is response for PingSandbox operation.
 type PingSandboxNoContent struct{}
+
+// Ref: #/components/schemas/PortAccess
+type PortAccess struct {
+	ID     string    `json:"id"`
+	Port   int       `json:"port"`
+	Public bool      `json:"public"`
+	Name   OptString `json:"name"`
+	// Where the port is reached.
+	URL       string      `json:"url"`
+	CreatedBy string      `json:"created_by"`
+	CreatedAt time.Time   `json:"created_at"`
+	ExpiresAt OptDateTime `json:"expires_at"`
+}
+
+// GetID returns the value of ID.
+func (s *PortAccess) GetID() string {
+	return s.ID
+}
+
+// GetPort returns the value of Port.
+func (s *PortAccess) GetPort() int {
+	return s.Port
+}
+
+// GetPublic returns the value of Public.
+func (s *PortAccess) GetPublic() bool {
+	return s.Public
+}
+
+// GetName returns the value of Name.
+func (s *PortAccess) GetName() OptString {
+	return s.Name
+}
+
+// GetURL returns the value of URL.
+func (s *PortAccess) GetURL() string {
+	return s.URL
+}
+
+// GetCreatedBy returns the value of CreatedBy.
+func (s *PortAccess) GetCreatedBy() string {
+	return s.CreatedBy
+}
+
+// GetCreatedAt returns the value of CreatedAt.
+func (s *PortAccess) GetCreatedAt() time.Time {
+	return s.CreatedAt
+}
+
+// GetExpiresAt returns the value of ExpiresAt.
+func (s *PortAccess) GetExpiresAt() OptDateTime {
+	return s.ExpiresAt
+}
+
+// SetID sets the value of ID.
+func (s *PortAccess) SetID(val string) {
+	s.ID = val
+}
+
+// SetPort sets the value of Port.
+func (s *PortAccess) SetPort(val int) {
+	s.Port = val
+}
+
+// SetPublic sets the value of Public.
+func (s *PortAccess) SetPublic(val bool) {
+	s.Public = val
+}
+
+// SetName sets the value of Name.
+func (s *PortAccess) SetName(val OptString) {
+	s.Name = val
+}
+
+// SetURL sets the value of URL.
+func (s *PortAccess) SetURL(val string) {
+	s.URL = val
+}
+
+// SetCreatedBy sets the value of CreatedBy.
+func (s *PortAccess) SetCreatedBy(val string) {
+	s.CreatedBy = val
+}
+
+// SetCreatedAt sets the value of CreatedAt.
+func (s *PortAccess) SetCreatedAt(val time.Time) {
+	s.CreatedAt = val
+}
+
+// SetExpiresAt sets the value of ExpiresAt.
+func (s *PortAccess) SetExpiresAt(val OptDateTime) {
+	s.ExpiresAt = val
+}
+
+// Ref: #/components/schemas/PortAccessList
+type PortAccessList struct {
+	Items      []PortAccess `json:"items"`
+	NextCursor OptString    `json:"next_cursor"`
+}
+
+// GetItems returns the value of Items.
+func (s *PortAccessList) GetItems() []PortAccess {
+	return s.Items
+}
+
+// GetNextCursor returns the value of NextCursor.
+func (s *PortAccessList) GetNextCursor() OptString {
+	return s.NextCursor
+}
+
+// SetItems sets the value of Items.
+func (s *PortAccessList) SetItems(val []PortAccess) {
+	s.Items = val
+}
+
+// SetNextCursor sets the value of NextCursor.
+func (s *PortAccessList) SetNextCursor(val OptString) {
+	s.NextCursor = val
+}
 
 // Ref: #/components/schemas/Recoverable
 type Recoverable struct {

@@ -80,6 +80,12 @@ type Handler interface {
 	//
 	// POST /v1/me/password
 	ChangePassword(ctx context.Context, req *ChangePasswordRequest) error
+	// ClosePort implements closePort operation.
+	//
+	// Take one access to a port back.
+	//
+	// DELETE /v1/sandboxes/{id}/ports/{access_id}
+	ClosePort(ctx context.Context, params ClosePortParams) error
 	// ConfirmEmail implements confirmEmail operation.
 	//
 	// Prove an address by the link that was mailed to it.
@@ -388,6 +394,12 @@ type Handler interface {
 	//
 	// GET /v1/teams/{id}/members
 	ListMembers(ctx context.Context, params ListMembersParams) (*MemberList, error)
+	// ListPorts implements listPorts operation.
+	//
+	// Which ports of the sandbox are reachable from outside, and for whom.
+	//
+	// GET /v1/sandboxes/{id}/ports
+	ListPorts(ctx context.Context, params ListPortsParams) (*PortAccessList, error)
 	// ListSandboxEvents implements listSandboxEvents operation.
 	//
 	// Why it started, what happened to it, why it ended.
@@ -448,6 +460,15 @@ type Handler interface {
 	//
 	// POST /v1/sandboxes/{id}/files/move
 	MoveFile(ctx context.Context, req *MoveFileRequest, params MoveFileParams) (*FileEntry, error)
+	// OpenPort implements openPort operation.
+	//
+	// Ports are closed until somebody opens them. A private port asks each request for the token, which is
+	// shown this once: in the header `X-Skerry-Token`, or once in the query as `skerry_token`, which a
+	// browser then keeps as a cookie of that port alone. The port of the sandbox's own daemon, 49983,
+	// cannot be opened.
+	//
+	// POST /v1/sandboxes/{id}/ports
+	OpenPort(ctx context.Context, req *OpenPortRequest, params OpenPortParams) (*OpenedPort, error)
 	// PauseSandbox implements pauseSandbox operation.
 	//
 	// When it fails the sandbox goes on running and the error says why.

@@ -59,7 +59,7 @@ func newServer(t *testing.T) (url string) {
 	}
 	database := pgtest.Empty(t)
 	_, secret := keyring.NewSecret()
-	cfg := app.Config{DatabaseURL: database, Secret: secret, Listen: free(), AgentListen: free(), Store: t.TempDir()}.Defaults(t.TempDir())
+	cfg := app.Config{DatabaseURL: database, Secret: secret, Listen: free(), AgentListen: free(), SandboxListen: free(), Store: t.TempDir()}.Defaults(t.TempDir())
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- app.Run(ctx, cfg, slog.New(slog.DiscardHandler)) }()

@@ -19,7 +19,9 @@ type Config struct {
 	Data        string // data directory
 	Listen      string // the API
 	AgentListen string // where agents reach the server
-	HostListen  string // where the server reaches this machine's agent
+	// SandboxListen is where ports of sandboxes are reached.
+	SandboxListen string
+	HostListen    string // where the server reaches this machine's agent
 	// MetricsListen and AgentMetricsListen are where those who watch look at the
 	// server and at the agent; empty is nowhere.
 	MetricsListen, AgentMetricsListen string
@@ -94,6 +96,7 @@ func (c *Config) checkPorts() error {
 		{c.Listen, "--listen", "SKERRY_LISTEN"},
 		{c.AgentListen, "--agent-listen", "SKERRY_AGENT_LISTEN"},
 		{c.HostListen, "--host-listen", "SKERRY_HOST_LISTEN"},
+		{c.SandboxListen, "--sandbox-listen", "SKERRY_SANDBOX_LISTEN"},
 		{c.MetricsListen, "--metrics-listen", "SKERRY_METRICS_LISTEN"},
 		{c.AgentMetricsListen, "--agent-metrics-listen", "SKERRY_AGENT_METRICS_LISTEN"},
 	} {

@@ -153,7 +153,7 @@ func (u *instance) newChild(name string, environ func() []string) (*child, error
 func (u *instance) startServer(ctx context.Context) (err error) {
 	u.show.start("server")
 	u.server, err = u.newChild("server", func() []string {
-		return u.environ("DATABASE_URL="+u.dbURL, "SKERRY_SECRET="+u.key, "SKERRY_LISTEN="+u.Listen, "SKERRY_AGENT_LISTEN="+u.AgentListen,
+		return u.environ("DATABASE_URL="+u.dbURL, "SKERRY_SECRET="+u.key, "SKERRY_LISTEN="+u.Listen, "SKERRY_AGENT_LISTEN="+u.AgentListen, "SKERRY_SANDBOX_LISTEN="+u.SandboxListen,
 			"SKERRY_METRICS_LISTEN="+u.MetricsListen)
 	})
 	if err != nil {

@@ -162,7 +162,7 @@ func (f *Fleet) openDatabase(ctx context.Context) (err error) {
 func (f *Fleet) Store() string { return filepath.Join(f.dir, "store") }
 
 func (f *Fleet) addServer() error {
-	ports, err := freePorts(f.bridge.server(), 2)
+	ports, err := freePorts(f.bridge.server(), 3)
 	if err != nil {
 		return err
 	}
@@ -176,7 +176,7 @@ func (f *Fleet) addServer() error {
 			return append(append(os.Environ(),
 				"SKERRY_DATA="+data, "DATABASE_URL="+f.dbURL, "SKERRY_SECRET="+f.secret, "SKERRY_STORE="+f.Store(), "SKERRY_AUTH_LIMIT=0",
 				"SKERRY_WARM_POOL=off", "SKERRY_UPLOAD_AFTER=1s",
-				"SKERRY_LISTEN=127.0.0.1:"+ports[0], "SKERRY_AGENT_LISTEN="+s.agents, "SKERRY_AGENT_URL="+f.AgentURL(),
+				"SKERRY_LISTEN=127.0.0.1:"+ports[0], "SKERRY_SANDBOX_LISTEN=127.0.0.1:"+ports[2], "SKERRY_AGENT_LISTEN="+s.agents, "SKERRY_AGENT_URL="+f.AgentURL(),
 			), f.opt.ServerSettings...)
 		},
 	}

@@ -43,6 +43,9 @@ type Instance struct {
 	URL   string
 	Key   string
 	Token string // the admin's session
+	// Sandboxes is the address behind which ports of sandboxes are, whatever the
+	// host's name.
+	Sandboxes string
 	// Metrics and AgentMetrics are where server and agent are watched.
 	Metrics, AgentMetrics string
 
@@ -66,19 +69,21 @@ func New(ctx context.Context, settings ...string) (*Instance, error) {
 	if err := os.Chmod(data, 0o711); err != nil {
 		return nil, err
 	}
-	ports, err := freePorts(5)
+	ports, err := freePorts(6)
 	if err != nil {
 		return nil, err
 	}
 	in := &Instance{
 		Data: data, Root: root, URL: "http://127.0.0.1:" + strconv.Itoa(ports[0]),
-		Metrics: "http://127.0.0.1:" + strconv.Itoa(ports[3]), AgentMetrics: "http://127.0.0.1:" + strconv.Itoa(ports[4]),
+		Sandboxes: "127.0.0.1:" + strconv.Itoa(ports[5]),
+		Metrics:   "http://127.0.0.1:" + strconv.Itoa(ports[3]), AgentMetrics: "http://127.0.0.1:" + strconv.Itoa(ports[4]),
 	}
 	in.env = append(os.Environ(),
 		"SKERRY_DATA="+data,
 		"SKERRY_LISTEN=127.0.0.1:"+strconv.Itoa(ports[0]),
 		"SKERRY_AGENT_LISTEN=127.0.0.1:"+strconv.Itoa(ports[1]),
 		"SKERRY_HOST_LISTEN=127.0.0.1:"+strconv.Itoa(ports[2]),
+		"SKERRY_SANDBOX_LISTEN="+in.Sandboxes,
 		"SKERRY_METRICS_LISTEN=127.0.0.1:"+strconv.Itoa(ports[3]),
 		"SKERRY_AGENT_METRICS_LISTEN=127.0.0.1:"+strconv.Itoa(ports[4]),
 		"SKERRY_WARM_POOL=off", // what is counted, and what is timed, begins with nothing

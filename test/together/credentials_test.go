@@ -35,7 +35,7 @@ func newPlatform(t *testing.T) *platform {
 	t.Helper()
 	_, secret := keyring.NewSecret()
 	cfg := controlapp.Config{
-		DatabaseURL: pgtest.Empty(t), Secret: secret, Store: t.TempDir(), Listen: free(t), AgentListen: free(t),
+		DatabaseURL: pgtest.Empty(t), Secret: secret, Store: t.TempDir(), Listen: free(t), AgentListen: free(t), SandboxListen: free(t),
 	}.Defaults(t.TempDir())
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

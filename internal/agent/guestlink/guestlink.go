@@ -287,7 +287,8 @@ func (l *Link) takeAhead(only *conn) *conn {
 	return c
 }
 
-// Dial opens a connection to a port inside the sandbox. Close cuts it.
+// Dial opens a connection to a port inside the sandbox, on its network or else
+// on its loopback. Close cuts it.
 func (l *Link) Dial(ctx context.Context, port int) (net.Conn, error) {
 	if port == l.opts.Port {
 		if c := l.takeAhead(nil); c != nil {
@@ -296,7 +297,7 @@ func (l *Link) Dial(ctx context.Context, port int) (net.Conn, error) {
 	}
 	c, err := l.open(ctx, port)
 	if err != nil {
-		return nil, err
+		return l.inward(ctx, port, err)
 	}
 	return c, nil
 }

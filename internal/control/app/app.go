@@ -28,6 +28,7 @@ import (
 	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/audit/audithttp"
 	"skerry.dev/skerry/internal/control/audit/auditpg"
+	"skerry.dev/skerry/internal/control/edge"
 	"skerry.dev/skerry/internal/control/event"
 	"skerry.dev/skerry/internal/control/event/eventhttp"
 	"skerry.dev/skerry/internal/control/event/eventpg"
@@ -43,6 +44,8 @@ import (
 	"skerry.dev/skerry/internal/control/oauth"
 	"skerry.dev/skerry/internal/control/oauth/oauthhttp"
 	"skerry.dev/skerry/internal/control/oauth/oauthpg"
+	"skerry.dev/skerry/internal/control/port"
+	"skerry.dev/skerry/internal/control/port/porthttp"
 	"skerry.dev/skerry/internal/control/principal"
 	"skerry.dev/skerry/internal/control/quota"
 	"skerry.dev/skerry/internal/control/quota/quotahttp"
@@ -117,6 +120,8 @@ type control struct {
 	warm       *warm.Keeper
 	watch      *sandbox.Watch
 	sandboxes  *sandbox.Service
+	ports      *port.Service
+	edge       *edge.Edge
 	streams    *sandboxiohttp.Handlers
 	feed       *event.Feed
 	tickets    *event.Tickets
@@ -137,6 +142,11 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	}
 	defer public.Close()
 	defer agents.Close()
+	inward, err := listenSandboxes(set)
+	if err != nil {
+		return err
+	}
+	defer inward.Close()
 	watchers, err := listenMetrics(ctx, set.MetricsListen)
 	if err != nil {
 		return err
@@ -168,7 +178,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	defer c.closeScratch()
 	defer c.links.Close()
 	defer c.serveMetrics(ctx, tel, watchers)()
-	return c.serve(ctx, public, agents)
+	return c.serve(ctx, public, agents, inward)
 }
 
 // listen opens both listeners first: a port in use is the most common fault.
@@ -247,6 +257,7 @@ func (c *control) openRooms(ctx context.Context) (err error) {
 	c.uploader = sandbox.NewUploader(sandboxes, agents, vault{c.artifacts, artifactpg.New(c.pool)}, sandbox.UploadConfig{After: c.cfg.uploadAfter}, c.log)
 	c.evictor = sandbox.NewEvictor(sandboxes, c.cfg.watermark, c.log)
 	c.sandboxes = sandbox.NewService(sandboxes, c.cfg.scheduler, c.templates, agents, c.runner, c.watch, c.cfg.secret, c.log)
+	c.openEdge()
 	c.quotas = quota.NewService(quotapg.New(c.pool))
 	c.teams = team.NewService(teampg.New(c.pool), c.sandboxes, account.NormalizeEmail, c.cfg.URL, clock.System{}, c.log)
 	if err := c.openBuilds(agents); err != nil {
@@ -269,6 +280,7 @@ type handler struct {
 	*teamhttp.Teams
 	*quotahttp.Limits
 	*hosthttp.Handlers
+	*porthttp.Ports
 	templates
 	sandboxes
 	traffic
@@ -353,6 +365,7 @@ func (c *control) openWeb(context.Context) (err error) {
 	c.api, err = c.web.Handler(handler{
 		Accounts: accounts, logins: logins{ways}, APIKeys: apikeyhttp.New(c.apiKeys, c.replays), Trail: trail,
 		Teams: teamhttp.New(c.teams, c.replays), Limits: quotahttp.New(c.quotas),
+		Ports:     porthttp.New(c.ports, c.replays, c.cfg.sandboxes),
 		Handlers:  hosthttp.New(c.hosts, c.sandboxes, c.sandboxes, c.replays),
 		templates: templates{built}, sandboxes: sandboxes{sandboxhttp.New(c.sandboxes, c.replays)}, traffic: traffic{c.streams}, events: events{changes},
 	})
@@ -361,12 +374,12 @@ func (c *control) openWeb(context.Context) (err error) {
 
 // serve runs everything until ctx ends. Requests come to their end first; the
 // loops they wait for go on until then.
-func (c *control) serve(ctx context.Context, public, agents net.Listener) error {
+func (c *control) serve(ctx context.Context, public, agents, inward net.Listener) error {
 	loops, _ := lifecycle.NewGroup(context.WithoutCancel(ctx))
 	for _, loop := range []func(context.Context) error{
 		c.builder.Run, c.buildFeed.Run, c.buildSweep.Run,
 		c.runner.Run, c.watch.Run, c.monitor.Run, sandbox.NewSweep(c.sandboxes, c.log).Run, c.accounts.Run, c.apiKeys.Run, c.teams.Run, c.web.Recheck, c.forget, c.pruner.Run, c.refusals.Run,
-		c.uploader.Run, c.evictor.Run, c.warm.Run, c.collector.Run, c.engines.Run, c.feed.Run, c.tickets.Run, c.logins.Run, sandbox.NewDrainer(c.sandboxes, c.log).Run, c.links.Follow(hostpg.New(c.pool), c.log),
+		c.uploader.Run, c.evictor.Run, c.warm.Run, c.collector.Run, c.engines.Run, c.feed.Run, c.tickets.Run, c.logins.Run, sandbox.NewDrainer(c.sandboxes, c.log).Run, c.links.Follow(hostpg.New(c.pool), c.log), c.edge.Run,
 	} {
 		loops.Go(loop)
 	}
@@ -375,12 +388,13 @@ func (c *control) serve(ctx context.Context, public, agents net.Listener) error 
 	front.Go(func(ctx context.Context) error {
 		return c.web.Serve(ctx, c.agentTLS(agents), c.onlyAgents(), grace)
 	})
+	front.Go(func(ctx context.Context) error { return c.edge.Serve(ctx, inward) })
 	front.Go(func(ctx context.Context) error {
 		<-ctx.Done()
 		c.streams.Close()
 		return nil
 	})
-	c.log.InfoContext(ctx, "serving", "url", c.cfg.URL, "listen", public.Addr().String(), "agent_listen", agents.Addr().String())
+	c.log.InfoContext(ctx, "serving", "url", c.cfg.URL, "listen", public.Addr().String(), "agent_listen", agents.Addr().String(), "sandbox_url", c.cfg.SandboxURL, "sandbox_listen", inward.Addr().String())
 	err := front.Wait()
 	loops.Stop()
 	return errors.Join(err, loops.Wait())

@@ -67,7 +67,7 @@ func start(t testing.TB, databaseURL, secret, storeDir string) *server {
 // startWith runs a server on addresses of its own.
 func startWith(t testing.TB, cfg Config) *server {
 	t.Helper()
-	cfg.Listen, cfg.AgentListen = free(t), free(t)
+	cfg.Listen, cfg.AgentListen, cfg.SandboxListen = free(t), free(t), free(t)
 	cfg = cfg.Defaults(t.TempDir())
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

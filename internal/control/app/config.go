@@ -23,6 +23,7 @@ import (
 	"skerry.dev/skerry/internal/control/mail"
 	"skerry.dev/skerry/internal/control/oauth"
 	"skerry.dev/skerry/internal/control/oauth/oauthprovider"
+	"skerry.dev/skerry/internal/control/port"
 	"skerry.dev/skerry/internal/control/ratelimit"
 	"skerry.dev/skerry/internal/control/sandbox"
 	"skerry.dev/skerry/internal/control/scheduler"
@@ -34,17 +35,21 @@ import (
 
 // Config is what an operator sets, by flag, environment or .env.
 type Config struct {
-	DatabaseURL string `name:"database-url" help:"PostgreSQL, as postgres://user@host/database." env:"DATABASE_URL" placeholder:"URL"`
-	Secret      string `help:"32 bytes in hex or base64; the same on all servers." env:"SKERRY_SECRET" placeholder:"SECRET"`
-	Listen      string `help:"Address of the API." env:"SKERRY_LISTEN" default:"127.0.0.1:7070" placeholder:"ADDR"`
-	TLSCert     string `name:"tls-cert" help:"Certificate of the API, PEM; left out: plain HTTP." env:"SKERRY_TLS_CERT" placeholder:"FILE"`
-	TLSKey      string `name:"tls-key" help:"Its key." env:"SKERRY_TLS_KEY" placeholder:"FILE"`
-	URL         string `name:"public-url" help:"Where people reach the API (default: made from the address)." env:"SKERRY_URL" placeholder:"URL"`
-	AgentListen string `help:"Address at which agents reach the server." env:"SKERRY_AGENT_LISTEN" default:"127.0.0.1:7071" placeholder:"ADDR"`
-	AgentURL    string `name:"agent-url" help:"The same as agents see it (default: made from the address)." env:"SKERRY_AGENT_URL" placeholder:"URL"`
-	Store       string `name:"store" aliases:"store-dir" help:"Where saved states and images are kept: a directory, or s3://bucket/prefix?endpoint=…&region=… (default: store in the data directory)." env:"SKERRY_STORE,SKERRY_STORE_DIR" placeholder:"WHERE"`
-	S3AccessKey string `name:"s3-access-key" help:"Of a bucket." env:"SKERRY_S3_ACCESS_KEY" placeholder:"KEY"`
-	S3SecretKey string `name:"s3-secret-key" help:"Of a bucket." env:"SKERRY_S3_SECRET_KEY" placeholder:"SECRET"`
+	DatabaseURL    string `name:"database-url" help:"PostgreSQL, as postgres://user@host/database." env:"DATABASE_URL" placeholder:"URL"`
+	Secret         string `help:"32 bytes in hex or base64; the same on all servers." env:"SKERRY_SECRET" placeholder:"SECRET"`
+	Listen         string `help:"Address of the API." env:"SKERRY_LISTEN" default:"127.0.0.1:7070" placeholder:"ADDR"`
+	TLSCert        string `name:"tls-cert" help:"Certificate of the API, PEM; left out: plain HTTP." env:"SKERRY_TLS_CERT" placeholder:"FILE"`
+	TLSKey         string `name:"tls-key" help:"Its key." env:"SKERRY_TLS_KEY" placeholder:"FILE"`
+	URL            string `name:"public-url" help:"Where people reach the API (default: made from the address)." env:"SKERRY_URL" placeholder:"URL"`
+	AgentListen    string `help:"Address at which agents reach the server." env:"SKERRY_AGENT_LISTEN" default:"127.0.0.1:7071" placeholder:"ADDR"`
+	AgentURL       string `name:"agent-url" help:"The same as agents see it (default: made from the address)." env:"SKERRY_AGENT_URL" placeholder:"URL"`
+	SandboxListen  string `help:"Address at which ports of sandboxes are reached." env:"SKERRY_SANDBOX_LISTEN" default:"127.0.0.1:7075" placeholder:"ADDR"`
+	SandboxURL     string `name:"sandbox-url" help:"Where people reach these ports: a domain of its own, below which each has a name (default: localhost or this machine's name, and the address's port)." env:"SKERRY_SANDBOX_URL" placeholder:"URL"`
+	SandboxTLSCert string `name:"sandbox-tls-cert" help:"Certificate of that domain and all names below it, PEM; left out: plain HTTP." env:"SKERRY_SANDBOX_TLS_CERT" placeholder:"FILE"`
+	SandboxTLSKey  string `name:"sandbox-tls-key" help:"Its key." env:"SKERRY_SANDBOX_TLS_KEY" placeholder:"FILE"`
+	Store          string `name:"store" aliases:"store-dir" help:"Where saved states and images are kept: a directory, or s3://bucket/prefix?endpoint=…&region=… (default: store in the data directory)." env:"SKERRY_STORE,SKERRY_STORE_DIR" placeholder:"WHERE"`
+	S3AccessKey    string `name:"s3-access-key" help:"Of a bucket." env:"SKERRY_S3_ACCESS_KEY" placeholder:"KEY"`
+	S3SecretKey    string `name:"s3-secret-key" help:"Of a bucket." env:"SKERRY_S3_SECRET_KEY" placeholder:"SECRET"`
 
 	Scratch      string `name:"scratch" help:"Directory for what is on its way to the store (default: scratch in the data directory)." env:"SKERRY_SCRATCH" placeholder:"DIR"`
 	MaxContextMB int    `name:"max-context-mb" help:"How large an archive may be that a template is built from." env:"SKERRY_MAX_CONTEXT_MB" default:"1024" placeholder:"MB"`
@@ -119,6 +124,8 @@ func (c Config) Defaults(data string) Config {
 	}
 	set(&c.URL, scheme+dialable(c.Listen))
 	set(&c.AgentURL, "https://"+dialable(c.AgentListen))
+	set(&c.SandboxListen, "127.0.0.1:7075")
+	set(&c.SandboxURL, sandboxURL(c.SandboxListen, c.SandboxTLSCert != ""))
 	if c.Signup == "" {
 		c.Signup = "closed"
 		// A proxy in front lets in whoever reaches it.
@@ -127,6 +134,23 @@ func (c Config) Defaults(data string) Config {
 		}
 	}
 	return c
+}
+
+// sandboxURL is where ports of sandboxes are reached when nobody says: below a
+// name, which an address has none of.
+func sandboxURL(listen string, secure bool) string {
+	scheme := "http://"
+	if secure {
+		scheme = "https://"
+	}
+	h, port, err := net.SplitHostPort(dialable(listen))
+	if err != nil {
+		return scheme + "localhost"
+	}
+	if _, err := netip.ParseAddr(h); err == nil || loopback(listen) {
+		h = "localhost"
+	}
+	return scheme + net.JoinHostPort(h, port)
 }
 
 // dialable turns an address that means "everywhere" into one that can be called.
@@ -158,6 +182,7 @@ type settings struct {
 	Config
 	secret    keyring.Secret
 	at        storeAt
+	sandboxes port.Origin
 	signup    account.SignupPolicy
 	proxies   web.Proxies
 	keep      audit.Retention
@@ -202,6 +227,14 @@ func (c Config) parse() (settings, error) {
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		fault("SKERRY_TLS_CERT", errors.New("give both SKERRY_TLS_CERT and SKERRY_TLS_KEY, or neither"))
 	}
+	fault("SKERRY_SANDBOX_LISTEN", address(c.SandboxListen))
+	if (c.SandboxTLSCert == "") != (c.SandboxTLSKey == "") {
+		fault("SKERRY_SANDBOX_TLS_CERT", errors.New("give both SKERRY_SANDBOX_TLS_CERT and SKERRY_SANDBOX_TLS_KEY, or neither"))
+	}
+	if s.sandboxes, err = port.ParseOrigin(c.SandboxURL); err == nil {
+		err = apart(c.URL, s.sandboxes)
+	}
+	fault("SKERRY_SANDBOX_URL", err)
 	s.at, err = parseStore(c.Store, c.S3AccessKey, c.S3SecretKey)
 	fault("SKERRY_STORE", err)
 	if !filepath.IsAbs(c.Scratch) {

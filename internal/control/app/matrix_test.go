@@ -174,6 +174,10 @@ var matrix = map[string]line{
 	"makeDirectory":     {sandboxDo, "POST /v1/sandboxes/{sandbox}/files/mkdir", `{"path":"/x"}`},
 	"moveFile":          {sandboxDo, "POST /v1/sandboxes/{sandbox}/files/move", `{"source":"/x","destination":"/y"}`},
 
+	"listPorts": {sandboxGet, "GET /v1/sandboxes/{sandbox}/ports", ""},
+	"openPort":  {sandboxDo, "POST /v1/sandboxes/{sandbox}/ports", `{"port":3000}`},
+	"closePort": {sandboxDo, "DELETE /v1/sandboxes/{sandbox}/ports/{access}", ""},
+
 	"listSnapshots":  {"1++++++++3+1", "GET /v1/snapshots", ""},
 	"createSnapshot": {"14+++4+3+331", "POST /v1/snapshots?wait=0", `{"sandbox_id":"{sandbox}","name":"n{fresh}"}`},
 	"getSnapshot":    {"14+++4+++3+1", "GET /v1/snapshots/{snapshot}", ""},
@@ -189,7 +193,7 @@ var matrix = map[string]line{
 
 // consumed are the operations after which what they were called on is gone.
 var consumed = map[string]bool{
-	"acceptInvitation": true, "decideDeviceLogin": true, "deleteAPIKey": true, "deleteHost": true, "deleteSnapshot": true, "deleteTeam": true, "deleteTemplate": true, "leaveTeam": true,
+	"acceptInvitation": true, "closePort": true, "decideDeviceLogin": true, "deleteAPIKey": true, "deleteHost": true, "deleteSnapshot": true, "deleteTeam": true, "deleteTemplate": true, "leaveTeam": true,
 	"removeMember": true, "revokeInvitation": true, "transferTeam": true,
 }
 
@@ -289,6 +293,15 @@ func (c *cast) stage(t *testing.T, l line) (words map[string]string, credentials
 		var x sandboxAnswer
 		c.do(t, http.MethodPost, "/v1/sandboxes", credentials['O'], map[string]any{"template": "base", "vcpus": 0.1, "memory_mb": 64, "disk_mb": 64}, http.StatusCreated, &x)
 		words["sandbox"] = x.ID
+	}
+	if wants("access") {
+		var opened struct {
+			Access struct {
+				ID string `json:"id"`
+			} `json:"access"`
+		}
+		c.do(t, http.MethodPost, "/v1/sandboxes/"+words["sandbox"]+"/ports", credentials['O'], map[string]any{"port": 3000}, http.StatusCreated, &opened)
+		words["access"] = opened.Access.ID
 	}
 	if wants("snapshot") {
 		words["snapshot"] = "saved"

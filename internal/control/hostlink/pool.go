@@ -120,6 +120,7 @@ type Client struct {
 	address string
 	rpc     *http.Transport
 	guests  *http.Transport
+	ports   *http.Transport
 	calls   *dials
 	tunnels *tunnels
 	greets  *greets
@@ -149,6 +150,7 @@ func newClient(identity Identity, ref host.Ref, watchers []connect.Interceptor) 
 				SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second,
 			},
 		},
+		ports: newPorts(tun),
 		guests: &http.Transport{
 			DialContext:            tun.dial,
 			DisableCompression:     true,
@@ -172,6 +174,7 @@ func (c *Client) restarted(generation int64) {
 	if c.generation != 0 {
 		c.rpc.CloseIdleConnections()
 		c.guests.CloseIdleConnections()
+		c.ports.CloseIdleConnections()
 	}
 	c.generation = generation
 }
@@ -183,6 +186,7 @@ func (c *Client) close() {
 	c.calls.cutAll()
 	c.rpc.CloseIdleConnections()
 	c.guests.CloseIdleConnections()
+	c.ports.CloseIdleConnections()
 	c.tunnels.cutAll()
 }
 

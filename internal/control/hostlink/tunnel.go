@@ -29,7 +29,7 @@ func (c *Client) Guest(sandbox id.Sandbox, incarnation int64) http.RoundTripper 
 // Forget cuts every connection to one incarnation: it has ended, and its
 // address may be another's next.
 func (c *Client) Forget(sandbox id.Sandbox, incarnation int64) {
-	c.tunnels.cut(authority(sandbox, incarnation, guestapi.DefaultPort))
+	c.tunnels.cutAt(strings.TrimSuffix(authority(sandbox, incarnation, guestapi.DefaultPort), strconv.Itoa(guestapi.DefaultPort)))
 }
 
 // Dial opens raw bytes to a port inside one incarnation of a sandbox.
@@ -150,18 +150,6 @@ func (t *tunnels) forget(c *tunnel) {
 	delete(t.open[c.where], c)
 	if len(t.open[c.where]) == 0 {
 		delete(t.open, c.where)
-	}
-}
-
-func (t *tunnels) cut(where string) {
-	t.mu.Lock()
-	var all []*tunnel
-	for c := range t.open[where] {
-		all = append(all, c)
-	}
-	t.mu.Unlock()
-	for _, c := range all {
-		c.Close()
 	}
 }
 

@@ -29,11 +29,21 @@ func (s *Service) Guest(ctx context.Context, by principal.Principal, sandbox id.
 	if err != nil {
 		return Guest{}, err
 	}
+	return s.guest(ctx, ctx, team, by.Kind == principal.KindSystem, sandbox)
+}
+
+// Reach is Guest for whoever was let in by another proof than a caller's; Ended
+// is watched until watch is over.
+func (s *Service) Reach(ctx, watch context.Context, team id.Team, sandbox id.Sandbox) (Guest, error) {
+	return s.guest(ctx, watch, team, false, sandbox)
+}
+
+func (s *Service) guest(ctx, watch context.Context, team id.Team, system bool, sandbox id.Sandbox) (Guest, error) {
 	x, user, err := s.store.WithUser(ctx, sandbox)
 	if err != nil {
 		return Guest{}, err
 	}
-	if x.TeamID != team || x.BuildID != nil && by.Kind != principal.KindSystem {
+	if x.TeamID != team || x.BuildID != nil && !system {
 		return Guest{}, ErrNotFound
 	}
 	if comes(x.Status) {
@@ -55,7 +65,7 @@ func (s *Service) Guest(ctx context.Context, by principal.Principal, sandbox id.
 	}
 	return Guest{
 		Sandbox: x.ID, Host: x.Host, Incarnation: x.Incarnation, AccessToken: AccessToken(s.secret, x.ID),
-		DefaultUser: user, Ended: s.watch.ended(ctx, x.ID, x.Incarnation),
+		DefaultUser: user, Ended: s.watch.ended(watch, x.ID, x.Incarnation),
 	}, nil
 }
 

@@ -32,13 +32,13 @@ func TestID07_OneKeyPerScopeByEveryOperation(t *testing.T) {
 		"listSnapshots": saved, "getSnapshot": saved, "createSnapshot": snapshots, "deleteSnapshot": snapshots,
 	}
 	for _, op := range []string{
-		"listSandboxes", "getSandbox", "listSandboxEvents", "getSandboxMetrics", "getSandboxLogs", "downloadFile", "listFiles", "statFile", "createSandboxTicket",
+		"listSandboxes", "getSandbox", "listSandboxEvents", "getSandboxMetrics", "getSandboxLogs", "downloadFile", "listFiles", "statFile", "createSandboxTicket", "listPorts",
 	} {
 		expected[op] = reading
 	}
 	for _, op := range []string{
 		"createSandbox", "deleteSandbox", "execSandbox", "pauseSandbox", "resumeSandbox", "recoverSandbox", "forkSandbox", "setSandboxTimeout", "pingSandbox",
-		"streamExec", "openPTY", "uploadFile", "removeFile", "makeDirectory", "moveFile",
+		"streamExec", "openPTY", "uploadFile", "removeFile", "makeDirectory", "moveFile", "openPort", "closePort",
 	} {
 		expected[op] = sandboxes
 	}

@@ -13,7 +13,7 @@ func TestC2_EachKindHasItsOwnPrefix(t *testing.T) {
 		"usr": id.NewUser().String(), "team": id.NewTeam().String(), "key": id.NewAPIKey().String(), "host": id.NewHost().String(),
 		"htok": id.NewHostToken().String(), "hrt": id.NewHostRefreshToken().String(), "sb": id.NewSandbox().String(), "tpl": id.NewTemplate().String(),
 		"snap": id.NewSnapshot().String(), "log": id.NewAuditEntry().String(), "op": id.NewOperation().String(), "ses": id.NewSession().String(),
-		"bld": id.NewBuild().String(), "inv": id.NewInvitation().String(),
+		"bld": id.NewBuild().String(), "inv": id.NewInvitation().String(), "port": id.NewPortAccess().String(),
 	}
 	for prefix, form := range forms {
 		if !strings.HasPrefix(form, prefix+"-") || len(form) != len(prefix)+37 {

@@ -20,6 +20,7 @@ type (
 	invitation       struct{}
 	artifact         struct{}
 	buildContext     struct{}
+	portAccess       struct{}
 )
 
 func (user) prefix() string             { return "usr" }
@@ -38,6 +39,7 @@ func (build) prefix() string            { return "bld" }
 func (invitation) prefix() string       { return "inv" }
 func (artifact) prefix() string         { return "art" }
 func (buildContext) prefix() string     { return "ctx" }
+func (portAccess) prefix() string       { return "port" }
 
 type (
 	User             = ID[user]
@@ -56,6 +58,7 @@ type (
 	Invitation       = ID[invitation]
 	Artifact         = ID[artifact]
 	BuildContext     = ID[buildContext]
+	PortAccess       = ID[portAccess]
 )
 
 // NewUser makes a time-ordered id.
@@ -198,3 +201,12 @@ func FormatBuildContext(i BuildContext) string { return i.String() }
 
 // ParseBuildContext reads the wire form; anything else is invalid_id.
 func ParseBuildContext(s string) (BuildContext, error) { return parse[buildContext](s) }
+
+// NewPortAccess makes a time-ordered id.
+func NewPortAccess() PortAccess { return newID[portAccess]() }
+
+// FormatPortAccess returns the wire form, "port-…".
+func FormatPortAccess(i PortAccess) string { return i.String() }
+
+// ParsePortAccess reads the wire form; anything else is invalid_id.
+func ParsePortAccess(s string) (PortAccess, error) { return parse[portAccess](s) }
