@@ -48,9 +48,9 @@ func (r *Runner) driveCreate(ctx context.Context, op Operation) error {
 			return err
 		}
 		x.Host = ref
-		if err := r.step(StepCreateStarting, op); err != nil {
-			return err
-		}
+	}
+	if err := r.step(StepCreateStarting, op); err != nil {
+		return err
 	}
 	if err := r.startable(ctx, x); errs.CodeOf(err) == errs.CodeFailedPrecondition || errors.Is(err, errNotSaved) && !time.Now().Before(op.DeadlineAt) {
 		return r.refuse(ctx, op, x, err)

@@ -74,6 +74,8 @@ SELECT coalesce(held.host_id, warm.host_id)::uuid AS host_id,
 FROM held FULL JOIN warm ON warm.host_id = held.host_id;
 
 -- name: InsertPending :one
+-- With a lease its host is told next, by whoever holds the lease; without one it
+-- waits for somebody to take it.
 WITH placed AS (
     UPDATE hosts SET last_placed_at = clock_timestamp() WHERE hosts.id = sqlc.arg(host_id)
 ), op AS (
@@ -83,7 +85,10 @@ WITH placed AS (
         CASE WHEN sqlc.narg(lease_owner)::uuid IS NULL THEN 0 ELSE 1 END)
 ), ev AS (
     INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
-    VALUES (sqlc.arg(id), sqlc.arg(team_id), 'created', sqlc.arg(event_data))
+    SELECT sqlc.arg(id), sqlc.arg(team_id), e.kind, e.data
+    FROM (VALUES (1, 'created', sqlc.arg(event_data)::jsonb), (2, 'starting', '{}'::jsonb)) AS e (n, kind, data)
+    WHERE e.n = 1 OR sqlc.narg(lease_owner)::uuid IS NOT NULL
+    ORDER BY e.n
 ), claimed AS ( -- the host takes the instance it has ready for just that, if it has one
     UPDATE host_warm w SET there = w.there - 1
     WHERE w.host_id = sqlc.arg(host_id) AND w.there > 0 AND w.template_id = sqlc.arg(template_id) AND w.engine = sqlc.arg(engine)
@@ -93,7 +98,8 @@ WITH placed AS (
 INSERT INTO sandboxes (id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version,
     cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec,
     checkpoint_interval_sec, paused_ttl_sec, from_snapshot_id, build_id, created_by_type, created_by_id, created_by_name)
-VALUES (sqlc.arg(id), sqlc.arg(team_id), sqlc.arg(host_id), sqlc.arg(template_id), sqlc.arg(template_name), sqlc.arg(image_digest), 'pending', 1,
+VALUES (sqlc.arg(id), sqlc.arg(team_id), sqlc.arg(host_id), sqlc.arg(template_id), sqlc.arg(template_name), sqlc.arg(image_digest),
+    CASE WHEN sqlc.narg(lease_owner)::uuid IS NULL THEN 'pending' ELSE 'starting' END, 1,
     sqlc.arg(engine), sqlc.arg(engine_version), sqlc.arg(cpu_millis), sqlc.arg(memory_mb), sqlc.arg(disk_mb), sqlc.arg(internet),
     sqlc.arg(env_sealed), sqlc.arg(metadata), sqlc.arg(timeout_sec), sqlc.arg(on_timeout), sqlc.narg(idle_timeout_sec),
     sqlc.narg(checkpoint_interval_sec), sqlc.narg(paused_ttl_sec), sqlc.narg(from_snapshot_id), sqlc.narg(build_id), sqlc.arg(created_by_type), sqlc.arg(created_by_id), sqlc.arg(created_by_name))
@@ -778,7 +784,7 @@ SELECT p.id::uuid FROM snapshots p WHERE p.host_id = sqlc.arg(host_id) AND p.del
 -- the store or on another host too.
 SELECT l.kind, l.id, l.team_id, t.name AS team_name, l.name, l.status, l.created_at
 FROM (
-    SELECT 'sandbox'::text AS kind, s.id::uuid AS id, s.team_id, s.template_name AS name, s.status, s.created_at
+    SELECT 'sandbox'::text AS kind, s.id::uuid AS id, s.team_id, coalesce(nullif(s.metadata->>'name', ''), s.template_name) AS name, s.status, s.created_at
     FROM sandboxes s
     WHERE s.ended_at IS NULL AND s.status <> 'stopping' AND (s.host_id = sqlc.arg(host_id)
       AND NOT (s.status = 'paused' AND EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = s.state_id AND (k.host_id IS NULL OR k.host_id <> sqlc.arg(host_id))))

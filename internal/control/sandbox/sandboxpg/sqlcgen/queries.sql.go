@@ -1766,25 +1766,29 @@ WITH placed AS (
     UPDATE hosts SET last_placed_at = clock_timestamp() WHERE hosts.id = $3
 ), op AS (
     INSERT INTO operations (id, sandbox_id, team_id, kind, incarnation, params, status, lease_owner, lease_until, deadline_at, attempts)
-    VALUES ($25, $1, $2, 'create', 1, $26, 'open', $27::uuid,
+    VALUES ($26, $1, $2, 'create', 1, $27, 'open', $7::uuid,
         now() + make_interval(secs => $28::float8), now() + make_interval(secs => $29::float8),
-        CASE WHEN $27::uuid IS NULL THEN 0 ELSE 1 END)
+        CASE WHEN $7::uuid IS NULL THEN 0 ELSE 1 END)
 ), ev AS (
     INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
-    VALUES ($1, $2, 'created', $30)
+    SELECT $1, $2, e.kind, e.data
+    FROM (VALUES (1, 'created', $30::jsonb), (2, 'starting', '{}'::jsonb)) AS e (n, kind, data)
+    WHERE e.n = 1 OR $7::uuid IS NOT NULL
+    ORDER BY e.n
 ), claimed AS ( -- the host takes the instance it has ready for just that, if it has one
     UPDATE host_warm w SET there = w.there - 1
-    WHERE w.host_id = $3 AND w.there > 0 AND w.template_id = $4 AND w.engine = $7
-      AND w.cpu_millis = $9 AND w.memory_mb = $10 AND w.disk_mb = $11
-      AND w.internet = $12 AND w.state_id IS NOT DISTINCT FROM $20
+    WHERE w.host_id = $3 AND w.there > 0 AND w.template_id = $4 AND w.engine = $8
+      AND w.cpu_millis = $10 AND w.memory_mb = $11 AND w.disk_mb = $12
+      AND w.internet = $13 AND w.state_id IS NOT DISTINCT FROM $21
 )
 INSERT INTO sandboxes (id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version,
     cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec,
     checkpoint_interval_sec, paused_ttl_sec, from_snapshot_id, build_id, created_by_type, created_by_id, created_by_name)
-VALUES ($1, $2, $3, $4, $5, $6, 'pending', 1,
-    $7, $8, $9, $10, $11, $12,
-    $13, $14, $15, $16, $17,
-    $18, $19, $20, $21, $22, $23, $24)
+VALUES ($1, $2, $3, $4, $5, $6,
+    CASE WHEN $7::uuid IS NULL THEN 'pending' ELSE 'starting' END, 1,
+    $8, $9, $10, $11, $12, $13,
+    $14, $15, $16, $17, $18,
+    $19, $20, $21, $22, $23, $24, $25)
 RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id
 `
 
@@ -1795,6 +1799,7 @@ type InsertPendingParams struct {
 	TemplateID            id.Template
 	TemplateName          string
 	ImageDigest           string
+	LeaseOwner            *uuid.UUID
 	Engine                string
 	EngineVersion         string
 	CpuMillis             int32
@@ -1815,12 +1820,13 @@ type InsertPendingParams struct {
 	CreatedByName         string
 	OperationID           id.Operation
 	Params                json.RawMessage
-	LeaseOwner            *uuid.UUID
 	LeaseSecs             *float64
 	LimitSecs             float64
 	EventData             json.RawMessage
 }
 
+// With a lease its host is told next, by whoever holds the lease; without one it
+// waits for somebody to take it.
 func (q *Queries) InsertPending(ctx context.Context, db DBTX, arg InsertPendingParams) (Sandbox, error) {
 	row := db.QueryRow(ctx, insertPending,
 		arg.ID,
@@ -1829,6 +1835,7 @@ func (q *Queries) InsertPending(ctx context.Context, db DBTX, arg InsertPendingP
 		arg.TemplateID,
 		arg.TemplateName,
 		arg.ImageDigest,
+		arg.LeaseOwner,
 		arg.Engine,
 		arg.EngineVersion,
 		arg.CpuMillis,
@@ -1849,7 +1856,6 @@ func (q *Queries) InsertPending(ctx context.Context, db DBTX, arg InsertPendingP
 		arg.CreatedByName,
 		arg.OperationID,
 		arg.Params,
-		arg.LeaseOwner,
 		arg.LeaseSecs,
 		arg.LimitSecs,
 		arg.EventData,
@@ -2884,7 +2890,7 @@ func (q *Queries) LostCopies(ctx context.Context, db DBTX, arg LostCopiesParams)
 const lostWithHost = `-- name: LostWithHost :many
 SELECT l.kind, l.id, l.team_id, t.name AS team_name, l.name, l.status, l.created_at
 FROM (
-    SELECT 'sandbox'::text AS kind, s.id::uuid AS id, s.team_id, s.template_name AS name, s.status, s.created_at
+    SELECT 'sandbox'::text AS kind, s.id::uuid AS id, s.team_id, coalesce(nullif(s.metadata->>'name', ''), s.template_name) AS name, s.status, s.created_at
     FROM sandboxes s
     WHERE s.ended_at IS NULL AND s.status <> 'stopping' AND (s.host_id = $1
       AND NOT (s.status = 'paused' AND EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = s.state_id AND (k.host_id IS NULL OR k.host_id <> $1)))
