@@ -23,6 +23,13 @@ const (
 // the End of the workload, which has to be found by a host that was away.
 const EndBytes = 4096
 
+// Ready is printed to the console when the kernel and its modules are up. With
+// Probe on the kernel's command line the machine then turns itself off.
+const (
+	Ready = "skerry: ready"
+	Probe = "skerry.probe"
+)
+
 // Operations.
 const (
 	// OpHello asks for nothing but an answer.

@@ -50,7 +50,9 @@ func binaryOf(v any) []byte {
 	return b.Bytes()
 }
 
-func readBinary(b []byte, v any) error { return binary.Read(bytes.NewReader(b), binary.NativeEndian, v) }
+func readBinary(b []byte, v any) error {
+	return binary.Read(bytes.NewReader(b), binary.NativeEndian, v)
+}
 
 func attribute(kind uint16, value []byte) []byte {
 	b := binary.NativeEndian.AppendUint16(nil, uint16(4+len(value)))

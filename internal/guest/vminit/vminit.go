@@ -23,12 +23,6 @@ import (
 // order, one a line.
 const Modules = "/modules/order"
 
-// Ready is what is printed to the console when the host may ask.
-const Ready = "skerry: ready"
-
-// bootProbe on the kernel's command line ends the machine once it is ready.
-const bootProbe = "skerry.probe"
-
 // Run is all of PID 1. It returns only what kept it from beginning.
 func Run() error {
 	if err := mountSystem(); err != nil {
@@ -41,8 +35,8 @@ func Run() error {
 	if err != nil {
 		return err
 	}
-	fmt.Println(Ready)
-	if strings.Contains(" "+strings.TrimSpace(string(line))+" ", " "+bootProbe+" ") {
+	fmt.Println(vmapi.Ready)
+	if strings.Contains(" "+strings.TrimSpace(string(line))+" ", " "+vmapi.Probe+" ") {
 		return Off()
 	}
 	port, err := openPort(30 * time.Second)

@@ -1,0 +1,471 @@
+package microvm
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"skerry.dev/skerry/internal/agent/engine"
+	"skerry.dev/skerry/internal/agent/engine/microvm/kit"
+	"skerry.dev/skerry/internal/agent/shim"
+	"skerry.dev/skerry/internal/guest/vmapi"
+)
+
+const (
+	// stopWithin bounds how long the kernel may take to end killed processes.
+	stopWithin = 10 * time.Second
+	// bootWithin bounds a start on a machine that has more to do.
+	bootWithin = 3 * time.Minute
+)
+
+func validate(s *engine.Spec) error {
+	r := s.Resources
+	switch {
+	case validID(s.ID) != nil:
+		return validID(s.ID)
+	case !filepath.IsAbs(s.WorkDir):
+		return errors.New("microvm: WorkDir must be an absolute path")
+	case len(s.RootImages) == 0 || len(s.RootImages) > 8:
+		return fmt.Errorf("microvm: %d images of the root tree, 1 to 8 are needed", len(s.RootImages))
+	case len(s.Args) == 0:
+		return errors.New("microvm: no program for PID 1")
+	case r.CPUMillis <= 0 || r.MemoryBytes <= 0 || r.DiskBytes <= 0 || r.MaxProcesses <= 0:
+		return errors.New("microvm: every resource must be limited")
+	case s.Network.NamespacePath == "" || s.Network.GuestAddr == "":
+		return errors.New("microvm: a network slot is required")
+	case len(s.Stdin) > shim.MaxStdin:
+		return fmt.Errorf("microvm: %d bytes for PID 1's input, at most %d", len(s.Stdin), shim.MaxStdin)
+	}
+	return nil
+}
+
+// Prepare implements engine.Engine.
+func (e *Engine) Prepare(ctx context.Context, spec engine.Spec) (h engine.Handle, err error) {
+	if err := validate(&spec); err != nil {
+		return nil, err
+	}
+	ctx, done, err := e.begin(ctx, spec.ID, true)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	old, err := e.load(spec.ID)
+	if err != nil && !errors.Is(err, engine.ErrNotFound) {
+		return nil, err
+	}
+	if err := e.destroy(ctx, spec.ID, old); err != nil {
+		return nil, err
+	}
+	r := &record{
+		Version: recordVersion, ID: spec.ID, WorkDir: spec.WorkDir, BootID: e.bootID,
+		Resources: spec.Resources, Network: spec.Network, Roots: spec.RootImages,
+		Machine: machine{MemoryBytes: max(spec.Resources.MemoryBytes&^(1<<20-1), 64<<20), CPUs: (spec.Resources.CPUMillis + 999) / 1000},
+	}
+	for _, root := range spec.RootImages {
+		st, err := os.Stat(root)
+		if err != nil {
+			return nil, fmt.Errorf("microvm: image of the root tree: %w", err)
+		}
+		r.Machine.RootBytes = append(r.Machine.RootBytes, st.Size())
+	}
+	start, err := json.Marshal(vmapi.Start{
+		Roots: len(spec.RootImages), DiskBytes: fsBytes(spec.Resources), ShmBytes: spec.Resources.MemoryBytes / 2 &^ (block - 1),
+		MaxProcesses: spec.Resources.MaxProcesses, Hostname: spec.Hostname, Args: spec.Args, Env: spec.Env, Stdin: spec.Stdin,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(start) > vmapi.MaxRequest-4<<10 {
+		return nil, fmt.Errorf("microvm: arguments, environment and input of PID 1 are %d bytes, too much for one message", len(start))
+	}
+	// The record comes first: whatever happens next can be found and removed.
+	if err := e.save(r); err != nil {
+		return nil, err
+	}
+	// May hold a secret; gone as soon as the instance has it.
+	if err := os.WriteFile(r.path(startFile), start, 0o600); err != nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopWithin)
+		defer cancel()
+		return nil, errors.Join(fmt.Errorf("microvm: %w", err), e.destroy(ctx, r.ID, r))
+	}
+	return e.handle(r)
+}
+
+// Start implements engine.Engine.
+func (e *Engine) Start(ctx context.Context, h engine.Handle) (engine.Handle, error) {
+	return e.launch(ctx, h, nil)
+}
+
+// launch starts the machine, afresh or from a checkpoint.
+func (e *Engine) launch(ctx context.Context, h engine.Handle, from *source) (engine.Handle, error) {
+	r, err := decode(h)
+	if err != nil {
+		return nil, err
+	}
+	ctx, done, err := e.begin(ctx, r.ID, false)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if r, err = e.load(r.ID); err != nil {
+		return nil, err
+	}
+	if r.started() && r.Ready {
+		if !e.alive(r) {
+			return nil, fmt.Errorf("%w: %s", engine.ErrExited, r.ID)
+		}
+		return e.handle(r)
+	}
+	// What an interrupted start left behind has not begun, for all anybody knows.
+	if r.Launched {
+		if err := e.unlaunch(ctx, r); err != nil {
+			return nil, err
+		}
+	}
+	limit, cancel := context.WithTimeout(ctx, bootWithin)
+	defer cancel()
+	if err := e.run(limit, r, from); err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err() // Destroy is on its way, or owed: it finds what runs by the id
+		}
+		err = fmt.Errorf("%w%s", err, consoleTail(r))
+		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopWithin)
+		defer cancel()
+		return nil, errors.Join(err, e.unlaunch(cleanup, r))
+	}
+	_ = os.Remove(r.path(startFile))
+	return e.handle(r)
+}
+
+// unlaunch takes an instance back to what it was after Prepare.
+func (e *Engine) unlaunch(ctx context.Context, r *record) error {
+	if err := e.sweep(ctx, r.ID, r); err != nil {
+		return err
+	}
+	r.Launched, r.Process = false, shim.Process{}
+	return e.save(r)
+}
+
+// run brings the machine up to where its workload runs.
+func (e *Engine) run(ctx context.Context, r *record, from *source) (err error) {
+	text, err := os.ReadFile(r.path(startFile))
+	if err != nil {
+		return fmt.Errorf("microvm: %w", err)
+	}
+	var start vmapi.Start
+	if err := json.Unmarshal(text, &start); err != nil {
+		return fmt.Errorf("microvm: %w", err)
+	}
+	own := r.Machine
+	defer func() {
+		if err != nil {
+			r.Machine = own
+		}
+	}()
+	if from != nil && from.Memory {
+		r.Machine = from.Machine
+	}
+	r.Launched = true
+	if err := e.save(r); err != nil {
+		return err
+	}
+	if err := e.makeDisk(ctx, r, from); err != nil {
+		return err
+	}
+	if err := e.spawn(ctx, r, from); err != nil {
+		return err
+	}
+	if err := e.save(r); err != nil {
+		return err
+	}
+	q := vmapi.Request{Op: vmapi.OpStart, Start: &start}
+	if from != nil && from.Memory {
+		if err := e.resume(ctx, r, from); err != nil {
+			return err
+		}
+		q = vmapi.Request{Op: vmapi.OpGo, Copied: true}
+	} else if err := e.booted(ctx, r); err != nil {
+		return err
+	}
+	q.Net = &vmapi.Net{Addr: r.Network.GuestAddr, PrefixLen: r.Network.PrefixLen, Gateway: r.Network.Gateway, GatewayMAC: tapMAC}
+	if _, err := e.ask(ctx, r, fresh(q)); err != nil {
+		return err
+	}
+	r.Ready = true
+	return e.save(r)
+}
+
+// booted waits until the first process listens, or the machine has ended.
+func (e *Engine) booted(ctx context.Context, r *record) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		if _, err := e.shim.Wait(ctx, r.Process); err == nil {
+			cancel(fmt.Errorf("microvm: the machine ended while it booted"))
+		}
+	}()
+	_, err := e.ask(ctx, r, vmapi.Request{Op: vmapi.OpHello})
+	if err != nil && context.Cause(ctx) != ctx.Err() {
+		err = context.Cause(ctx)
+	}
+	cancel(nil)
+	<-gone
+	return err
+}
+
+// spawn starts the machine's program, limits in force.
+func (e *Engine) spawn(ctx context.Context, r *record, from *source) error {
+	k, err := kit.Current(e.cfg.KitDir)
+	if err != nil {
+		return err
+	}
+	id := string(r.ID)
+	if err := e.cg.make(id); err != nil {
+		return err
+	}
+	if err := e.limit(r, r.Resources); err != nil {
+		return err
+	}
+	uid, err := strconv.ParseUint(id[:6], 16, 32)
+	if err != nil {
+		return err
+	}
+	j := job{
+		ID: r.ID, Program: e.cfg.QEMU, Accel: e.cfg.Accel, WorkDir: r.WorkDir, Network: r.Network, Roots: r.Roots, Machine: r.Machine,
+		Groups: e.cg.procsOf(id), UID: firstUID + uint32(uid),
+	}
+	if from != nil && from.Memory {
+		j.Memory = filepath.Join(from.dir, memoryFile)
+	} else {
+		j.Kernel, j.Initrd = k.Kernel(), k.Initrd()
+	}
+	text, err := json.Marshal(j)
+	if err != nil {
+		return err
+	}
+	res, err := e.shim.Spawn(ctx, shim.Spawn{
+		Key: id, Argv: e.cfg.Launcher, Env: e.cfg.LauncherEnv, Stdin: text, PIDFile: r.path(pidFile),
+		Console: &shim.Console{FIFO: r.path(consoleFIFO), Log: r.path(consoleLog)},
+	})
+	if err != nil {
+		return fmt.Errorf("microvm: launch: %w", err)
+	}
+	if res.Code != 0 {
+		return fmt.Errorf("microvm: the launcher ended with status %d", res.Code)
+	}
+	r.Process = res.Process
+	return nil
+}
+
+// firstUID begins the users machines run as, one for each but for chance: far
+// from those of people.
+const firstUID = 0x70000000
+
+// limit sets the machine's share of the host.
+func (e *Engine) limit(r *record, res engine.Resources) error {
+	return e.cg.limit(string(r.ID), res.CPUMillis, max(r.Machine.MemoryBytes, res.MemoryBytes)+e.cfg.HeadroomBytes, int64(256+8*r.Machine.CPUs))
+}
+
+// makeDisk makes the disk anew, empty or from a checkpoint.
+func (e *Engine) makeDisk(ctx context.Context, r *record, from *source) error {
+	path := r.path(diskFile)
+	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("microvm: %w", err)
+	}
+	defer f.Close()
+	size := fsBytes(r.Resources)
+	if err := f.Truncate(size + vmapi.EndBytes); err != nil {
+		return fmt.Errorf("microvm: %w", err)
+	}
+	if from != nil {
+		err = from.unpackDisk(f, size)
+	} else {
+		cmd := exec.CommandContext(ctx, "mkfs.ext4", "-q", "-F", "-m0", "-E", "lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0",
+			path+".new", strconv.FormatInt(size>>10, 10)+"k")
+		var out []byte
+		if out, err = cmd.CombinedOutput(); err != nil {
+			err = fmt.Errorf("microvm: mkfs.ext4: %w: %.300s", err, out)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return fmt.Errorf("microvm: %w", err)
+	}
+	var st unix.Stat_t
+	if r.EmptyBytes = 0; from == nil && unix.Fstat(int(f.Fd()), &st) == nil {
+		r.EmptyBytes = st.Blocks * 512
+	}
+	return nil
+}
+
+// consoleTail is what a machine that failed said last.
+func consoleTail(r *record) string {
+	b, err := os.ReadFile(r.path(consoleLog))
+	if err != nil || len(b) == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (its console: %q)", b[max(0, len(b)-500):])
+}
+
+// alive tells whether the instance's own machine runs.
+func (e *Engine) alive(r *record) bool {
+	return r.started() && r.BootID == e.bootID && shim.Alive(r.Process)
+}
+
+// Stop implements engine.Engine.
+func (e *Engine) Stop(ctx context.Context, h engine.Handle) error {
+	r, err := e.find(h)
+	if err != nil {
+		return err
+	}
+	ctx, done, err := e.begin(ctx, r.ID, true)
+	if err != nil {
+		return err
+	}
+	defer done()
+	e.hangUp(r.ID)
+	return e.kill(ctx, r.ID)
+}
+
+// kill ends all processes of the instance, in whatever state it is.
+func (e *Engine) kill(ctx context.Context, id engine.InstanceID) error {
+	if _, err := e.shim.End(ctx, string(id), stopWithin); err != nil {
+		return fmt.Errorf("microvm: stop %s: %w", id, err)
+	}
+	return e.cg.killAll(ctx, string(id))
+}
+
+// Destroy implements engine.Engine.
+func (e *Engine) Destroy(ctx context.Context, id engine.InstanceID) error {
+	if err := validID(id); err != nil {
+		return err
+	}
+	ctx, done, err := e.begin(ctx, id, true)
+	if err != nil {
+		return err
+	}
+	defer done()
+	r, err := e.load(id)
+	if err != nil && !errors.Is(err, engine.ErrNotFound) {
+		return err
+	}
+	return e.destroy(ctx, id, r)
+}
+
+// destroy removes all traces; r is nil where no record is.
+func (e *Engine) destroy(ctx context.Context, id engine.InstanceID, r *record) error {
+	e.hangUp(id)
+	if err := e.sweep(ctx, id, r); err != nil {
+		return err
+	}
+	if r != nil {
+		for _, name := range files {
+			if err := os.RemoveAll(r.path(name)); err != nil {
+				return fmt.Errorf("microvm: %w", err)
+			}
+		}
+	}
+	// Last: as long as anything is left, the record leads to it.
+	for _, path := range []string{e.recordPath(id) + ".new", e.recordPath(id)} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("microvm: %w", err)
+		}
+	}
+	return nil
+}
+
+// sweep ends what runs of an instance and gives its slot back, so that it can be
+// started as if for the first time.
+func (e *Engine) sweep(ctx context.Context, id engine.InstanceID, r *record) error {
+	if err := e.kill(ctx, id); err != nil {
+		return err
+	}
+	if err := e.cg.remove(ctx, string(id)); err != nil {
+		return err
+	}
+	if r == nil || !r.Launched {
+		return nil
+	}
+	return returnSlot(r.Network)
+}
+
+// Recover implements engine.Engine.
+func (e *Engine) Recover(ctx context.Context, h engine.Handle) (engine.Handle, error) {
+	r, err := decode(h)
+	if err != nil {
+		return nil, err
+	}
+	ctx, done, err := e.begin(ctx, r.ID, false)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if r, err = e.load(r.ID); err != nil {
+		return nil, err
+	}
+	if !r.Ready && r.BootID == e.bootID {
+		if r.Launched { // nobody was told that it runs, and nobody knows how far it came
+			err = e.unlaunch(ctx, r)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return e.handle(r) // prepared, never started: Start goes on
+	}
+	if !e.alive(r) {
+		return nil, fmt.Errorf("%w: %s", engine.ErrExited, r.ID)
+	}
+	// The shim may have been replaced meanwhile.
+	console := &shim.Console{FIFO: r.path(consoleFIFO), Log: r.path(consoleLog)}
+	if err := e.shim.Watch(ctx, r.Process, console); err != nil {
+		return nil, err
+	}
+	if r.Saving {
+		if err := e.goOn(ctx, r); err != nil {
+			return nil, err
+		}
+	}
+	return e.handle(r)
+}
+
+// Inventory implements engine.Engine. It looks at everything an instance
+// leaves: records and cgroups.
+func (e *Engine) Inventory(_ context.Context) ([]engine.Found, error) {
+	ids := map[engine.InstanceID]bool{}
+	entries, err := os.ReadDir(filepath.Join(e.cfg.StateDir, "instances"))
+	if err != nil {
+		return nil, fmt.Errorf("microvm: %w", err)
+	}
+	names := e.cg.instances()
+	for _, entry := range entries {
+		n, _, _ := strings.Cut(entry.Name(), ".")
+		names = append(names, n)
+	}
+	for _, n := range names {
+		if id := engine.InstanceID(n); validID(id) == nil {
+			ids[id] = true
+		}
+	}
+	var out []engine.Found
+	for id := range ids {
+		r, err := e.load(id)
+		out = append(out, engine.Found{ID: id, Running: err == nil && e.alive(r) || len(e.cg.pids(string(id))) > 0})
+	}
+	slices.SortFunc(out, func(a, b engine.Found) int { return strings.Compare(string(a.ID), string(b.ID)) })
+	return out, nil
+}
