@@ -1,6 +1,6 @@
 // Machines of a team's own, from the switch to the second step of the deletion.
 import assert from 'node:assert/strict';
-import { act, dialog, gone, row, seen, shortId, switchTeam, visit } from './lib/page.mjs';
+import { act, copies, dialog, gone, row, seen, shortId, switchTeam, visit } from './lib/page.mjs';
 import { unique, until } from './lib/world.mjs';
 
 export default async function (t, world) {
@@ -39,9 +39,8 @@ export default async function (t, world) {
 		await page.mouse.click(4, 4);
 		await seen(dialog(page).getByTestId('secret'));
 		await page.context().grantPermissions(['clipboard-read', 'clipboard-write'], { origin: world.url });
-		await dialog(page).getByRole('button', { name: 'Copy', exact: true }).click();
+		await copies(page, command);
 		await seen(dialog(page).getByText('Copied'));
-		assert.equal(await page.evaluate(() => navigator.clipboard.readText()), command);
 		await dialog(page).getByRole('button', { name: 'Done' }).click();
 		await gone(dialog(page));
 		await seen(row(page, 'rack-7').getByText('Pending'));
@@ -96,7 +95,7 @@ export default async function (t, world) {
 		assert.match(await dialog(page).innerText(), /3 sandboxes and 0 snapshots would be lost/);
 		const { items } = await world.api(owner, 'GET', '/v1/sandboxes');
 		assert.equal(items.length, 3);
-		for (const { id } of items) await seen(losses.getByRole('listitem').filter({ hasText: shortId(id) }).getByText('Paused'));
+		for (const { id, metadata } of items) await seen(losses.getByRole('listitem').filter({ hasText: shortId(id) }).filter({ hasText: metadata.name }).getByText('Paused'));
 		const go = dialog(page).getByRole('button', { name: 'Delete with everything' });
 		assert.equal(await go.getAttribute('aria-disabled'), 'true');
 		await go.click({ force: true });

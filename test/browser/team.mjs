@@ -1,6 +1,6 @@
 // Keys, people, and the account itself.
 import assert from 'node:assert/strict';
-import { act, confirm, dialog, gone, row, seen, visit } from './lib/page.mjs';
+import { act, confirm, copies, dialog, gone, row, seen, visit } from './lib/page.mjs';
 import { unique, until } from './lib/world.mjs';
 
 export default async function (t, world) {
@@ -17,8 +17,7 @@ export default async function (t, world) {
 		await dialog(page).getByRole('button', { name: 'Make the key' }).click();
 		const key = await dialog(page).getByTestId('secret').innerText();
 		await page.context().grantPermissions(['clipboard-read', 'clipboard-write'], { origin: world.url });
-		await dialog(page).getByRole('button', { name: 'Copy', exact: true }).click();
-		await until('it is copied', async () => (await page.evaluate(() => navigator.clipboard.readText())) === key);
+		await copies(page, key);
 		const call = (method, body) => fetch(`${world.url}/v1/sandboxes`, { method, headers: { 'X-API-Key': key, 'Content-Type': 'application/json' }, body });
 		assert.equal((await call('GET')).status, 200);
 		assert.equal((await call('POST', '{"template":"base"}')).status, 403, 'a key to read makes sandboxes');

@@ -112,3 +112,10 @@ export async function open(page, path) {
 	await seen(page.getByRole('heading', { level: 1, ...(headings[path] ? { name: headings[path], exact: true } : {}) }));
 	await until(`${path} is read`, async () => !(await page.getByRole('status', { name: 'Loading' }).count()));
 }
+
+/** Copies by the dialog's button. All browsers here have one clipboard, which another may take meanwhile. */
+export const copies = (page, text) =>
+	until('it is copied', async () => {
+		await dialog(page).getByRole('button', { name: /^Cop(y|ied)$/ }).click();
+		return (await page.evaluate(() => navigator.clipboard.readText())) === text;
+	});

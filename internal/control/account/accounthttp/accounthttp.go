@@ -37,17 +37,23 @@ func New(service *account.Service, replays *idempotency.Service) *Accounts {
 // RefreshCookie is the cookie that holds a browser's refresh token.
 const RefreshCookie = "skerry_refresh"
 
+// SessionCookie tells the dashboard that there is a refresh cookie, which it
+// cannot see: without one it need not ask who is there. It holds nothing else.
+const SessionCookie = "skerry_session"
+
 // SetRefresh hands a session's refresh token to the browser; an empty one takes
 // it away.
 func (a *Accounts) SetRefresh(ctx context.Context, token string) {
-	cookie := &http.Cookie{
+	refresh := &http.Cookie{
 		Name: RefreshCookie, Value: token, Path: "/v1/auth", HttpOnly: true, Secure: a.secure, SameSite: http.SameSiteStrictMode,
 		MaxAge: int(account.SessionLifetime.Seconds()),
 	}
+	there := &http.Cookie{Name: SessionCookie, Value: "1", Path: "/", Secure: a.secure, SameSite: http.SameSiteStrictMode, MaxAge: refresh.MaxAge}
 	if token == "" {
-		cookie.MaxAge = -1
+		refresh.MaxAge, there.MaxAge, there.Value = -1, -1, ""
 	}
-	web.SetCookie(ctx, cookie)
+	web.SetCookie(ctx, refresh)
+	web.SetCookie(ctx, there)
 }
 
 // Signup implements restapi.Handler.

@@ -36,6 +36,11 @@ export function useCredentials(c: Credentials): void {
 	credentials = c;
 }
 
+/** A token that is good now; another one when it was refused. Empty for nobody. */
+export function credential(refused: string): Promise<string> {
+	return refused ? credentials.renew(refused) : credentials.token();
+}
+
 /** fetch with the session's token, which is renewed once when it is refused. */
 export async function authorized(input: string | Request, init?: RequestInit): Promise<Response> {
 	const request = new Request(input, init);

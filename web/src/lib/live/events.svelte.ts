@@ -1,57 +1,56 @@
-import { authorized } from '$api/client';
+import { credential } from '$api/client';
+import { session } from '$lib/session/session.svelte';
+import { Hub, type Heard, type Said } from './hub';
+import { reset, type Change } from './stream';
 
-/** One change: what kind of thing happened to which object. */
-export interface Change {
-	kind: string;
-	resource: string;
-}
+export type { Change } from './stream';
 
 type Listener = (changes: Change[]) => void;
 
-/** Changes that come close together are told together. */
-const gather = 80;
-const most = 500;
-const firstPause = 500;
-const longestPause = 15_000;
-
 /**
- * What changes in the team, as the server sends it. Where the stream is cut it is
- * opened again from the last event; after a gap that cannot be filled everyone is
- * told of a change of everything ("reset").
+ * What changes, as the server sends it: one stream for all tabs of the browser that
+ * look at the same. After a gap that cannot be filled everyone is told of a change of
+ * everything ("reset").
  */
 class Events {
 	/** Whether the stream is open; pages say so when it is not. */
 	online = $state(false);
 
 	#listeners = new Set<Listener>();
-	#stop: AbortController | null = null;
-	#last = '';
-	#waiting: Change[] = [];
-	#timer: ReturnType<typeof setTimeout> | undefined;
+	#port: MessagePort | null = null;
+	#open: { key: string; path: string; refused: () => void } | null = null;
+	#unread: Change[] | null = null;
 
 	constructor() {
 		document.addEventListener('visibilitychange', () => this.#pass());
+		// Nobody tells the others that a tab is gone but itself.
+		addEventListener('pagehide', () => this.#say({ is: 'close' }));
+		addEventListener('pageshow', (e) => {
+			if (!e.persisted || !this.#open) return;
+			this.#begin();
+			this.#take([reset]);
+		});
 	}
 
-	/** Begins to listen for the session that is there now. */
-	open(): () => void {
+	/**
+	 * Begins to listen to a stream as who; key is another for another user or team.
+	 * refused is called when it ends for good.
+	 */
+	open(path: string, who: string, refused: () => void): () => void {
 		this.close();
-		const stop = new AbortController();
-		this.#stop = stop;
-		this.#last = '';
-		void this.#run(stop.signal);
+		const mine = { key: `${path} ${who}`, path, refused };
+		this.#open = mine;
+		this.#begin();
 		return () => {
-			if (this.#stop === stop) this.close();
+			if (this.#open === mine) this.close();
 		};
 	}
 
 	close(): void {
-		this.#stop?.abort();
-		this.#stop = null;
+		if (this.#open) this.#say({ is: 'close' });
+		this.#open = null;
+		this.#unread = null;
 		this.online = false;
-		this.#waiting = [];
-		clearTimeout(this.#timer);
-		this.#timer = undefined; // or nothing would be told any more
 	}
 
 	/** Calls fn with each batch of changes whose kind begins with one of the prefixes. */
@@ -64,80 +63,62 @@ class Events {
 		return () => this.#listeners.delete(listener);
 	}
 
-	async #run(signal: AbortSignal): Promise<void> {
-		let pause = firstPause;
-		let again = false;
-		while (!signal.aborted) {
-			try {
-				const response = await authorized('/v1/events', {
-					signal,
-					headers: { Accept: 'text/event-stream', ...(this.#last ? { 'Last-Event-ID': this.#last } : {}) }
-				});
-				if (response.status === 401 || response.status === 403) return;
-				if (response.ok && response.body) {
-					this.online = true;
-					pause = firstPause;
-					// Nobody knows what changed while no stream was open.
-					if (again && !this.#last) this.#tell({ kind: 'reset', resource: '' });
-					again = true;
-					await this.#read(response.body, signal);
-				}
-			} catch {
-				// cut: opened again below
-			}
-			this.online = false;
-			if (signal.aborted) return;
-			await new Promise((done) => setTimeout(done, pause * (0.75 + Math.random() / 2)));
-			pause = Math.min(pause * 2, longestPause);
-			again = true;
-		}
+	#begin(): void {
+		this.#port ??= this.#connect();
+		this.online = false;
+		this.#unread = null;
+		if (this.#open) this.#say({ is: 'open', key: this.#open.key, path: this.#open.path });
 	}
 
-	async #read(body: ReadableStream<Uint8Array>, signal: AbortSignal): Promise<void> {
-		const reader = body.getReader();
-		const decoder = new TextDecoder();
-		let rest = '';
-		while (!signal.aborted) {
-			const { value, done } = await reader.read();
-			if (done) return;
-			rest += decoder.decode(value, { stream: true });
-			const blocks = rest.split('\n\n');
-			rest = blocks.pop() ?? '';
-			for (const block of blocks) this.#take(block);
-		}
+	#connect(): MessagePort {
+		if (typeof SharedWorker === 'undefined') return this.#alone();
+		const worker = new SharedWorker(new URL('./shared.worker.ts', import.meta.url), { type: 'module', name: 'skerry' });
+		worker.onerror = () => {
+			// It cannot be loaded here: this tab has a stream of its own.
+			if (this.#port !== worker.port) return;
+			this.#port = this.#alone();
+			this.#begin();
+		};
+		worker.port.onmessage = (e: MessageEvent<Heard>) => this.#hear(e.data);
+		return worker.port;
 	}
 
-	#take(block: string): void {
-		let event = '';
-		let text = '';
-		for (const line of block.split('\n')) {
-			if (line.startsWith('id:')) this.#last = line.slice(3).trim();
-			else if (line.startsWith('event:')) event = line.slice(6).trim();
-			else if (line.startsWith('data:')) text += line.slice(5);
-		}
-		if (!event) return;
-		let resource = '';
-		try {
-			resource = (JSON.parse(text) as { resource?: string }).resource ?? '';
-		} catch {
-			// an event without an object
-		}
-		this.#tell({ kind: event, resource });
+	#alone(): MessagePort {
+		const { port1, port2 } = new MessageChannel();
+		new Hub().connect(port1);
+		port2.onmessage = (e: MessageEvent<Heard>) => this.#hear(e.data);
+		return port2;
 	}
 
-	#tell(change: Change): void {
-		this.#waiting.push(change);
-		// So many at once, or while nobody looked: everything may have changed.
-		if (this.#waiting.length > most) this.#waiting = [{ kind: 'reset', resource: '' }];
-		this.#timer ??= setTimeout(() => this.#pass(), gather);
+	#say(said: Said): void {
+		this.#port?.postMessage(said);
 	}
 
-	/** Passes on what came; to nobody while nobody looks. */
+	#hear(heard: Heard): void {
+		if (!this.#open || heard.key !== this.#open.key) return;
+		if (heard.is === 'ask') return void this.#answer(heard.question, heard.refused);
+		if (heard.is === 'changes') return this.#take(heard.changes);
+		this.online = heard.state === 'open';
+		if (heard.state === 'refused') this.#open.refused();
+	}
+
+	async #answer(question: number, refused: string): Promise<void> {
+		const token = await credential(refused).catch(() => '');
+		// Who cannot reach the server is not logged out by that.
+		this.#say({ is: 'token', question, token: token || (session.state === 'in' ? null : '') });
+	}
+
+	#take(changes: Change[]): void {
+		this.#unread = [...(this.#unread ?? []), ...changes];
+		this.#pass();
+	}
+
+	/** Passes on what came; to nobody while nobody looks, and then no more comes. */
 	#pass(): void {
-		this.#timer = undefined;
-		if (document.hidden || !this.#waiting.length) return;
-		const batch = this.#waiting;
-		this.#waiting = [];
+		const batch = this.#unread;
+		if (document.hidden || !batch) return;
+		this.#unread = null;
+		this.#say({ is: 'read' });
 		for (const listener of this.#listeners) listener(batch);
 	}
 }

@@ -38,9 +38,16 @@ class Session {
 		return this.team?.role === 'owner' || this.team?.role === 'admin';
 	}
 
-	/** Finds out who this browser is. */
+	/** Finds out who this browser is. The server says by a cookie whether there is anything to ask. */
 	async open(): Promise<void> {
-		if (this.state === 'unknown') await this.#renewed('');
+		if (this.state !== 'unknown') return;
+		if (/(^|; )skerry_session=1(;|$)/.test(document.cookie)) await this.#renewed('');
+		else this.#clear();
+	}
+
+	/** Asks again who this is: something that was allowed is refused. */
+	async recheck(): Promise<void> {
+		if (this.state === 'in') await this.#renewed(this.#token).catch(() => ''); // it stays as it was
 	}
 
 	async token(): Promise<string> {
@@ -53,8 +60,10 @@ class Session {
 		const same = this.user?.id === auth.user.id && this.team?.id === auth.team?.id;
 		this.#token = auth.token;
 		this.#expires = Date.parse(auth.expires_at);
-		this.user = auth.user;
-		this.team = auth.team;
+		// What is the same stays the same object: what is read for it is not read again
+		// by every renewal, which may come of a reading.
+		if (JSON.stringify(auth.user) !== JSON.stringify(this.user)) this.user = auth.user;
+		if (JSON.stringify(auth.team) !== JSON.stringify(this.team)) this.team = auth.team;
 		this.state = 'in';
 		if (!same) {
 			this.epoch++;
