@@ -341,6 +341,21 @@ func (in *Instance) Sh(t testing.TB, id, line string) ExecResult {
 	return result
 }
 
+// BuildProgram builds a Go program that runs inside sandboxes and returns it.
+func BuildProgram(dir string) ([]byte, error) {
+	out, err := os.MkdirTemp("", "skerry-program-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(out)
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-ldflags", "-s -w", "-o", filepath.Join(out, "program"), dir)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if said, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("build %s: %w\n%s", dir, err, said)
+	}
+	return os.ReadFile(filepath.Join(out, "program"))
+}
+
 // Checkout is the root of the checkout that holds the working directory, once it
 // is built.
 func Checkout() (string, error) {
