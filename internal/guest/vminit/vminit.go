@@ -19,16 +19,19 @@ import (
 	"skerry.dev/skerry/internal/guest/vmapi"
 )
 
-// Modules is the file in the initramfs that names the modules to load, in
-// order, one a line.
-const Modules = "/modules/order"
+// The files in the initramfs that name the modules to load, in order, one a
+// line: at once, and when the workload starts.
+const (
+	modulesFirst = "/modules/order"
+	modulesLate  = "/modules/late"
+)
 
 // Run is all of PID 1. It returns only what kept it from beginning.
 func Run() error {
 	if err := mountSystem(); err != nil {
 		return err
 	}
-	if err := loadModules(); err != nil {
+	if err := loadModules(modulesFirst); err != nil {
 		return err
 	}
 	line, err := os.ReadFile("/proc/cmdline")
@@ -64,8 +67,8 @@ func mountSystem() error {
 	return nil
 }
 
-func loadModules() error {
-	order, err := os.ReadFile(Modules)
+func loadModules(list string) error {
+	order, err := os.ReadFile(list)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // all is built in
 	}
@@ -74,7 +77,7 @@ func loadModules() error {
 	}
 	for name := range strings.Lines(string(order)) {
 		name = strings.TrimSpace(name)
-		f, err := os.Open(filepath.Join(filepath.Dir(Modules), name))
+		f, err := os.Open(filepath.Join(filepath.Dir(list), name))
 		if err != nil {
 			return err
 		}
@@ -227,7 +230,7 @@ func (m *machine) start(q *vmapi.Request) error {
 	if err := errors.Join(setClock(q.Now), mixIn(q.Entropy)); err != nil {
 		return err
 	}
-	if err := plug(nil, q.Net); err != nil {
+	if err := errors.Join(loadModules(modulesLate), plug(nil, q.Net)); err != nil {
 		return err
 	}
 	m.net = q.Net

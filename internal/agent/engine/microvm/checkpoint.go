@@ -88,19 +88,11 @@ func (e *Engine) checkpoint(ctx context.Context, r *record, opts engine.Checkpoi
 	}
 	ctx, cancel = context.WithTimeout(ctx, writeWithin(r))
 	defer cancel()
-	err := e.monitored(ctx, r, func(m *monitor) error {
-		if err := m.do("stop", nil, nil); err != nil || opts.DiskOnly {
-			return err
-		}
-		f, err := os.OpenFile(filepath.Join(opts.Dir, devicesFile), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-		if err != nil {
-			return fmt.Errorf("microvm: %w", err)
-		}
-		defer f.Close()
-		return m.saveDevices(f)
-	})
-	if err == nil && !opts.DiskOnly {
-		err = pack(ctx, fmt.Sprintf("/proc/%d/fd/%d", r.Process.PID, memoryFD), r.Machine.MemoryBytes, filepath.Join(opts.Dir, memoryFile))
+	var err error
+	if opts.DiskOnly {
+		err = e.monitored(ctx, r, func(m *monitor) error { return m.do("stop", nil, nil) })
+	} else {
+		err = e.saveMachine(ctx, r, opts.Dir)
 	}
 	if err == nil {
 		err = pack(ctx, r.path(diskFile), fsBytes(r.Resources), filepath.Join(opts.Dir, diskOut))
@@ -112,6 +104,25 @@ func (e *Engine) checkpoint(ctx context.Context, r *record, opts engine.Checkpoi
 		return err
 	}
 	return e.describe(ctx, r, opts)
+}
+
+// saveMachine stops the machine and writes all of it but its disks to dir.
+func (e *Engine) saveMachine(ctx context.Context, r *record, dir string) error {
+	err := e.monitored(ctx, r, func(m *monitor) error {
+		if err := m.do("stop", nil, nil); err != nil {
+			return err
+		}
+		f, err := os.OpenFile(filepath.Join(dir, devicesFile), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		if err != nil {
+			return fmt.Errorf("microvm: %w", err)
+		}
+		defer f.Close()
+		return m.saveDevices(f)
+	})
+	if err != nil {
+		return err
+	}
+	return pack(ctx, fmt.Sprintf("/proc/%d/fd/%d", r.Process.PID, memoryFD), r.Machine.MemoryBytes, filepath.Join(dir, memoryFile))
 }
 
 func (e *Engine) describe(ctx context.Context, r *record, opts engine.CheckpointOptions) error {

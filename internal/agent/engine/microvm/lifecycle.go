@@ -134,7 +134,14 @@ func (e *Engine) launch(ctx context.Context, h engine.Handle, from *source) (eng
 	}
 	limit, cancel := context.WithTimeout(ctx, bootWithin)
 	defer cancel()
-	if err := e.run(limit, r, from); err != nil {
+	err = e.run(limit, r, from, true)
+	if errors.Is(err, errBooted) && limit.Err() == nil {
+		e.cfg.Logger.Warn("a machine that was booted ahead does not do; this one is booted", "instance_id", r.ID, "error", err)
+		if err = e.unlaunch(limit, r); err == nil {
+			err = e.run(limit, r, from, false)
+		}
+	}
+	if err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err() // Destroy is on its way, or owed: it finds what runs by the id
 		}
@@ -156,8 +163,9 @@ func (e *Engine) unlaunch(ctx context.Context, r *record) error {
 	return e.save(r)
 }
 
-// run brings the machine up to where its workload runs.
-func (e *Engine) run(ctx context.Context, r *record, from *source) (err error) {
+// run brings the machine up to where its workload runs. With ahead it may begin
+// from a machine that was booted before.
+func (e *Engine) run(ctx context.Context, r *record, from *source, ahead bool) (err error) {
 	text, err := os.ReadFile(r.path(startFile))
 	if err != nil {
 		return fmt.Errorf("microvm: %w", err)
@@ -166,14 +174,31 @@ func (e *Engine) run(ctx context.Context, r *record, from *source) (err error) {
 	if err := json.Unmarshal(text, &start); err != nil {
 		return fmt.Errorf("microvm: %w", err)
 	}
+	k, err := kit.Current(e.cfg.KitDir)
+	if err != nil {
+		return err
+	}
 	own := r.Machine
 	defer func() {
 		if err != nil {
 			r.Machine = own
 		}
 	}()
-	if from != nil && from.Memory {
+	q := vmapi.Request{Op: vmapi.OpStart, Start: &start}
+	var memory *source // what the machine begins with; nil boots
+	switch {
+	case from != nil && from.Memory:
+		memory, q = from, vmapi.Request{Op: vmapi.OpGo, Copied: true}
 		r.Machine = from.Machine
+	case ahead:
+		if memory = e.bootedAhead(ctx, k, r); memory != nil {
+			defer func() {
+				if err != nil && ctx.Err() == nil {
+					err = fmt.Errorf("%w: %w", errBooted, err)
+					e.forgetBoot(memory)
+				}
+			}()
+		}
 	}
 	r.Launched = true
 	if err := e.save(r); err != nil {
@@ -182,19 +207,18 @@ func (e *Engine) run(ctx context.Context, r *record, from *source) (err error) {
 	if err := e.makeDisk(ctx, r, from); err != nil {
 		return err
 	}
-	if err := e.spawn(ctx, r, from); err != nil {
+	if err := e.spawn(ctx, r, k, memory); err != nil {
 		return err
 	}
 	if err := e.save(r); err != nil {
 		return err
 	}
-	q := vmapi.Request{Op: vmapi.OpStart, Start: &start}
-	if from != nil && from.Memory {
-		if err := e.resume(ctx, r, from); err != nil {
-			return err
-		}
-		q = vmapi.Request{Op: vmapi.OpGo, Copied: true}
-	} else if err := e.booted(ctx, r); err != nil {
+	if memory != nil {
+		err = e.resume(ctx, r, memory)
+	} else if err = e.booted(ctx, r); err == nil {
+		err = e.keepBoot(ctx, k, r)
+	}
+	if err != nil {
 		return err
 	}
 	q.Net = &vmapi.Net{Addr: r.Network.GuestAddr, PrefixLen: r.Network.PrefixLen, Gateway: r.Network.Gateway, GatewayMAC: tapMAC}
@@ -226,11 +250,7 @@ func (e *Engine) booted(ctx context.Context, r *record) error {
 }
 
 // spawn starts the machine's program, limits in force.
-func (e *Engine) spawn(ctx context.Context, r *record, from *source) error {
-	k, err := kit.Current(e.cfg.KitDir)
-	if err != nil {
-		return err
-	}
+func (e *Engine) spawn(ctx context.Context, r *record, k kit.Kit, memory *source) error {
 	id := string(r.ID)
 	if err := e.cg.make(id); err != nil {
 		return err
@@ -246,8 +266,8 @@ func (e *Engine) spawn(ctx context.Context, r *record, from *source) error {
 		ID: r.ID, Program: e.cfg.QEMU, Accel: e.cfg.Accel, WorkDir: r.WorkDir, Network: r.Network, Roots: r.Roots, Machine: r.Machine,
 		Groups: e.cg.procsOf(id), UID: firstUID + uint32(uid),
 	}
-	if from != nil && from.Memory {
-		j.Memory = filepath.Join(from.dir, memoryFile)
+	if memory != nil {
+		j.Memory = filepath.Join(memory.dir, memoryFile)
 	} else {
 		j.Kernel, j.Initrd = k.Kernel(), k.Initrd()
 	}

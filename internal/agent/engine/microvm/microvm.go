@@ -27,6 +27,8 @@ const (
 type Config struct {
 	// StateDir is the engine's own directory, made with mode 0700.
 	StateDir string
+	// BootsDir keeps machines that were booted ahead; empty is below StateDir.
+	BootsDir string
 	// KitDir is where the kernel is installed, see package kit.
 	KitDir string
 	// QEMU is the program, qemu-system-x86_64.
@@ -51,6 +53,7 @@ type Engine struct {
 	cg     groups
 	bootID string
 	probe  prober
+	boots  sync.Mutex // held by who keeps a machine that was booted
 
 	mu    sync.Mutex
 	calls map[engine.InstanceID]*turn
@@ -71,7 +74,10 @@ func New(cfg Config, sh *shim.Client) (*Engine, error) {
 	if cfg.Tag == "" || strings.Trim(cfg.Tag, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
 		return nil, fmt.Errorf("microvm: tag %q: a-z, 0-9 and - only, not empty", cfg.Tag)
 	}
-	for _, path := range []string{cfg.StateDir, cfg.KitDir, cfg.QEMU} {
+	if cfg.BootsDir == "" {
+		cfg.BootsDir = filepath.Join(cfg.StateDir, "boots")
+	}
+	for _, path := range []string{cfg.StateDir, cfg.BootsDir, cfg.KitDir, cfg.QEMU} {
 		if !filepath.IsAbs(path) {
 			return nil, fmt.Errorf("microvm: %q must be an absolute path", path)
 		}
@@ -92,8 +98,10 @@ func New(cfg Config, sh *shim.Client) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("microvm: %w", err)
 	}
-	if err := os.MkdirAll(filepath.Join(cfg.StateDir, "instances"), 0o700); err != nil {
-		return nil, fmt.Errorf("microvm: %w", err)
+	for _, dir := range []string{filepath.Join(cfg.StateDir, "instances"), cfg.BootsDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("microvm: %w", err)
+		}
 	}
 	cg, err := openGroups("/sys/fs/cgroup", "skerry-vm-"+cfg.Tag)
 	if err != nil {
@@ -115,5 +123,8 @@ func (e *Engine) Close() error {
 	return nil
 }
 
-// Purge removes what is shared by all instances, the empty parent cgroups.
-func (e *Engine) Purge() error { return e.cg.removeParent() }
+// Purge removes what is shared by all instances: the empty parent cgroups, and
+// machines that were booted ahead.
+func (e *Engine) Purge() error {
+	return errors.Join(e.cg.removeParent(), os.RemoveAll(filepath.Join(e.cfg.StateDir, "boots")))
+}

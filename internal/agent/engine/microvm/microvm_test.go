@@ -150,7 +150,7 @@ func newWorld(t testing.TB) *world {
 		t.Fatal(err)
 	}
 	w.cfg = microvm.Config{
-		StateDir: filepath.Join(dir, "e"), KitDir: filepath.Join(built.dir, "kit"), QEMU: qemu, Accel: accel(), Tag: tag,
+		StateDir: filepath.Join(dir, "e"), KitDir: filepath.Join(built.dir, "kit"), QEMU: qemu, Accel: accel(), Tag: tag, BootsDir: filepath.Join(built.dir, "boots"),
 		Launcher: []string{os.Args[0]}, LauncherEnv: []string{launchVar + "=1"},
 	}
 	t.Cleanup(func() {

@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -218,20 +219,29 @@ func Initramfs(w io.Writer, init, modules string) error {
 	a.device("dev/console", 5, 1)
 	a.file("init", program)
 	if modules != "" {
-		list, err := order(modules, wanted)
+		list, err := order(modules, append(slices.Clone(wanted), late...))
 		if err != nil {
 			return err
 		}
-		var names strings.Builder
-		for _, m := range list {
+		early, err := order(modules, wanted)
+		if err != nil {
+			return err
+		}
+		lists := [2]strings.Builder{}
+		for i, m := range list {
 			b, err := os.ReadFile(m.path)
 			if err != nil {
 				return fmt.Errorf("microvm: %w", err)
 			}
 			a.file("modules/"+m.name+".ko", b)
-			names.WriteString(m.name + ".ko\n")
+			n := 0
+			if i >= len(early) {
+				n = 1
+			}
+			lists[n].WriteString(m.name + ".ko\n")
 		}
-		a.file("modules/order", []byte(names.String()))
+		a.file("modules/order", []byte(lists[0].String()))
+		a.file("modules/late", []byte(lists[1].String()))
 	}
 	if err := a.close(); err != nil {
 		return fmt.Errorf("microvm: %w", err)

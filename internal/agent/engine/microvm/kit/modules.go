@@ -11,11 +11,14 @@ import (
 	"strings"
 )
 
-// wanted are the modules a machine needs to find its disks, its network and
-// its host, to put its root together, and to end a copy's connections.
-var wanted = []string{
-	"virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng", "erofs", "overlay", "inet_diag", "tcp_diag",
-}
+// wanted are the modules a machine needs to find its network and its host, to
+// put its root together, and to end a copy's connections. Those that are late are
+// loaded when a machine starts its workload: one that was booted before, for any
+// workload, must not have seen the disks of the first.
+var (
+	wanted = []string{"virtio_pci", "virtio_net", "virtio_console", "virtio_rng", "erofs", "overlay", "inet_diag", "tcp_diag"}
+	late   = []string{"virtio_blk"}
+)
 
 // module is one file of the kernel's tree.
 type module struct {
@@ -26,7 +29,7 @@ type module struct {
 func canonical(name string) string { return strings.ReplaceAll(name, "-", "_") }
 
 // order lists the modules below dir that must be loaded for those wanted, each
-// after all it depends on. The package's tree has no list of dependencies before
+// after all it depends on. Its beginning is the same whatever is wanted at the end. The package's tree has no list of dependencies before
 // it is installed: each module tells its own. What is built in is left out.
 func order(dir string, want []string) ([]module, error) {
 	files := map[string]string{}
