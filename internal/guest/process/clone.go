@@ -26,7 +26,10 @@ type call struct {
 
 // cloneArgs is struct clone_args of the kernel, in its first version.
 type cloneArgs struct {
-	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls uint64
+	flags      uint64
+	_          [3]uint64 // a descriptor, and where to write ids
+	exitSignal uint64
+	_          [3]uint64 // a stack and thread-local storage: as the parent's
 }
 
 // vfork starts a child in the parent's memory, which stands still until the

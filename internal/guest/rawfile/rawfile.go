@@ -59,7 +59,7 @@ func Replace(path, content string) error {
 	for range 8 {
 		temp := filepath.Join(dir, ".skerry-partial-"+strconv.FormatUint(rand.Uint64(), 36))
 		err := write(temp, unix.O_EXCL|unix.O_NOFOLLOW, content)
-		if err == unix.EEXIST {
+		if errors.Is(err, unix.EEXIST) {
 			continue
 		}
 		if err == nil {
@@ -68,7 +68,7 @@ func Replace(path, content string) error {
 			}
 		}
 		_ = unix.Unlink(temp)
-		if err == unix.EBUSY {
+		if errors.Is(err, unix.EBUSY) {
 			err = write(path, unix.O_TRUNC, content)
 		}
 		if err != nil {
