@@ -231,6 +231,28 @@ unshare -Urm sh -c "umount $exe; umount -l $exe; chmod 755 $exe; echo x >> $exe"
 		t.Logf("%s", o.stderr.String())
 	})
 
+	t.Run("a program begins with clean signals", func(t *testing.T) {
+		// By the way that this kernel knows by our patch, or the daemon resets each
+		// handler by a call of its own.
+		dir, err := os.MkdirTemp("/var/tmp", "skerry-guest-clone-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer os.RemoveAll(dir)
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		build := exec.Command("go", "test", "-c", "-o", filepath.Join(dir, "tests"), "../process")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		o := d.run(ctxFor(t), sh("cd "+dir+" && ./tests -test.v -test.run '^(TestTheChildIsClean|TestAProgramThatDoesNotStart)$'"))
+		if out := o.stdout.String(); o.end.GetExitCode() != 0 || strings.Contains(out, "SKIP") || !strings.Contains(out, "PASS: TestTheChildIsClean") {
+			t.Fatalf("%s%s", out, o.stderr.String())
+		}
+	})
+
 	t.Run("spawn latency", func(t *testing.T) {
 		d.run(ctxFor(t), &processpb.StartRequest{Process: &processpb.ProcessConfig{Cmd: "/bin/true"}})
 		const n = 50
