@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"skerry.dev/skerry/internal/control/oauth/oauthtest"
 	"skerry.dev/skerry/internal/testkit"
 )
 
@@ -67,10 +68,11 @@ func (w *world) play(t *testing.T, script string) {
 	said := d.begin(script)
 	defer d.forget(script)
 	p := play{driver: d, name: script, said: said, answers: map[string]answer{
-		"cut":  func(context.Context, json.RawMessage) (any, error) { w.stage.cut(false); return nil, nil },
-		"down": func(context.Context, json.RawMessage) (any, error) { w.stage.cut(true); return nil, nil },
-		"up":   func(context.Context, json.RawMessage) (any, error) { w.stage.cut(false); return nil, nil },
-		"fill": w.fill,
+		"cut":      func(context.Context, json.RawMessage) (any, error) { w.stage.cut(false); return nil, nil },
+		"down":     func(context.Context, json.RawMessage) (any, error) { w.stage.cut(true); return nil, nil },
+		"up":       func(context.Context, json.RawMessage) (any, error) { w.stage.cut(false); return nil, nil },
+		"fill":     w.fill,
+		"identity": w.identity, "join": w.join, "left": w.left,
 	}}
 	if err := p.tell(map[string]any{"begin": true}); err != nil {
 		t.Fatal(err)
@@ -81,6 +83,21 @@ func (w *world) play(t *testing.T, script string) {
 		}
 	}()
 	p.follow(t)
+}
+
+// identity says who is at the browser, as the provider knows it; or that they
+// say no there.
+func (w *world) identity(_ context.Context, args json.RawMessage) (any, error) {
+	var who *oauthtest.Person
+	if err := json.Unmarshal(args, &who); err != nil {
+		return nil, err
+	}
+	if who == nil {
+		w.issuer.Refuse()
+	} else {
+		w.issuer.LogIn(*who)
+	}
+	return w.issuer.URL, nil
 }
 
 // driver returns the one that runs, or begins one.

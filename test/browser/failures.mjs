@@ -55,9 +55,11 @@ export default async function (t, world) {
 		pages[role] = page;
 	}
 
+	const kinds = Object.keys(faults);
+	const alike = ['owner', 'admin', 'somebody without a team'];
 	let combinations = 0;
 	const began = Date.now();
-	for (const fault of Object.keys(faults)) {
+	for (const fault of kinds) {
 		await t.check(`everything answers ${fault}`, async () => {
 			const wrong = await Promise.all(
 				Object.entries(pages).map(async ([role, page]) => {
@@ -66,7 +68,9 @@ export default async function (t, world) {
 					await page.goto(roles[role] ? '/dashboard/settings' : '/reset');
 					await seen(page.getByRole('heading', { level: 1 }));
 					now[role] = fault;
-					for (const path of paths) {
+					for (const [n, path] of paths.entries()) {
+						// In short, those who differ little see one fault on each page, another one on the next.
+						if (!world.long && alike.includes(role) && (n + alike.indexOf(role)) % kinds.length !== kinds.indexOf(fault)) continue;
 						combinations++;
 						await jump(page, path);
 						const why = judge(role, path, fault, await settled(page, leads(role, path)));
@@ -79,7 +83,7 @@ export default async function (t, world) {
 			assert.deepEqual(wrong.flat(), []);
 		});
 	}
-	t.log(`${combinations} combinations of ${paths.length} pages, ${Object.keys(roles).length} roles and ${Object.keys(faults).length} faults in ${Date.now() - began} ms`);
+	t.log(`${combinations} combinations of ${paths.length} pages, ${Object.keys(roles).length} roles and ${kinds.length} faults in ${Date.now() - began} ms`);
 
 	await t.check('what fails is tried again by a click, and a session that ended leads to the login', async () => {
 		const page = pages.member;

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"testing"
 
+	"skerry.dev/skerry/internal/control/oauth/oauthtest"
 	"skerry.dev/skerry/internal/testkit"
 	"skerry.dev/skerry/test/instance"
 )
@@ -27,6 +28,9 @@ type world struct {
 	*instance.Instance
 	email, password string // the platform admin's
 	stage           *stage
+	issuer          *oauthtest.Server // of identities
+	stopIssuer      func()
+	rack            *rack // another machine, when there is one
 }
 
 // skerry returns the world, started on first use.
@@ -47,19 +51,25 @@ func skerry(t *testing.T) *world {
 }
 
 func begin() (*world, error) {
+	issuer, stopIssuer, err := oauthtest.Start()
+	if err != nil {
+		return nil, err
+	}
 	in, err := instance.New(context.Background(),
 		"SKERRY_AUTH_LIMIT=0",                                                // one address is everybody here
 		"SKERRY_GITHUB_CLIENT_ID=tests", "SKERRY_GITHUB_CLIENT_SECRET=tests", // there is a button; nobody presses it
+		"SKERRY_OIDC_ISSUER="+issuer.URL, "SKERRY_OIDC_CLIENT_ID="+oauthtest.Client, "SKERRY_OIDC_CLIENT_SECRET="+oauthtest.Secret, "SKERRY_OIDC_NAME=Company",
 	)
 	if in == nil {
+		stopIssuer()
 		return nil, err
 	}
-	w := &world{Instance: in}
+	w := &world{Instance: in, issuer: issuer, stopIssuer: stopIssuer}
 	if err == nil {
 		w.email, w.password, err = admin(in.Data)
 	}
 	if err == nil {
-		w.stage, err = newStage(strings.TrimPrefix(in.URL, "http://"))
+		w.stage, err = newStage(nil, strings.TrimPrefix(in.URL, "http://"), strings.TrimPrefix(issuer.URL, "http://"))
 	}
 	if err != nil {
 		return nil, errors.Join(err, w.end())
@@ -97,7 +107,9 @@ func (w *world) end() error {
 	if w.stage != nil {
 		err = errors.Join(err, w.stage.close())
 	}
-	return errors.Join(err, w.Purge())
+	err = errors.Join(err, w.clear(), w.Purge())
+	w.stopIssuer()
+	return err
 }
 
 // alone plays a script while no other runs: it measures, or cuts lines.

@@ -16,6 +16,7 @@ export class World {
 	#contexts = [];
 	#faults = [];
 	#expected = [];
+	#elsewhere = [];
 
 	constructor({ url, admin, shots, long }, browser, play) {
 		this.url = url;
@@ -106,6 +107,11 @@ export class World {
 		this.#expected.push({ status, path });
 	}
 
+	/** From here on pages may go to this origin, too. */
+	allow(origin) {
+		this.#elsewhere.push(new URL(origin).host);
+	}
+
 	fault(text) {
 		this.#faults.push(text);
 	}
@@ -139,7 +145,7 @@ export class World {
 			const { url, lineNumber, columnNumber } = m.location();
 			this.fault(`on the console of ${page.url()}: ${m.text()} (${url}:${lineNumber + 1}:${columnNumber + 1})`);
 		});
-		const own = (url) => /^(blob|data):/.test(url) || new URL(url).host === new URL(this.url).host;
+		const own = (url) => /^(blob|data):/.test(url) || [new URL(this.url).host, ...this.#elsewhere].includes(new URL(url).host);
 		page.on('request', (r) => own(r.url()) || this.fault(`a request to another origin: ${r.url()}`));
 		page.on('websocket', (s) => own(s.url()) || this.fault(`a connection to another origin: ${s.url()}`));
 		page.on('response', (r) => {

@@ -59,11 +59,21 @@ type grant struct {
 // New starts a provider that is stopped when the test ends.
 func New(t testing.TB) *Server {
 	t.Helper()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	s, stop, err := Start()
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{codes: map[string]grant{}, tokens: map[string]Person{}, key: key}
+	t.Cleanup(stop)
+	return s
+}
+
+// Start starts a provider, for tests that share one.
+func Start() (s *Server, stop func(), err error) {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		return nil, nil, err
+	}
+	s = &Server{codes: map[string]grant{}, tokens: map[string]Person{}, key: key}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /.well-known/openid-configuration", s.discovery)
 	mux.HandleFunc("GET /keys", s.keys)
@@ -74,9 +84,8 @@ func New(t testing.TB) *Server {
 	mux.HandleFunc("GET /user", s.user)
 	mux.HandleFunc("GET /user/emails", s.emails)
 	server := httptest.NewServer(mux)
-	t.Cleanup(server.Close)
 	s.URL = server.URL
-	return s
+	return s, server.Close, nil
 }
 
 // LogIn says who is at the browser.
