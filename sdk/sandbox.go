@@ -24,6 +24,7 @@ type CreateSandbox struct {
 	Timeout     time.Duration // until its deadline, whole seconds; default 5 minutes
 	OnTimeout   string        // "pause" or "kill"; default pause
 	IdleTimeout time.Duration
+	AutoResume  bool          // traffic to its open ports resumes it
 	PausedTTL   time.Duration // how long it is kept once it is paused; default 30 days
 	Checkpoint  time.Duration // save its state so often while it runs; zero: never
 	Metadata    map[string]string
@@ -64,6 +65,9 @@ func (o CreateSandbox) request() *restapi.CreateSandboxRequest {
 	}
 	if o.PausedTTL != 0 {
 		r.PausedTTLSec.SetTo(int(o.PausedTTL / time.Second))
+	}
+	if o.AutoResume {
+		r.AutoResume.SetTo(true)
 	}
 	if len(o.Metadata) > 0 {
 		r.Metadata.SetTo(o.Metadata)

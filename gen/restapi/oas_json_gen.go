@@ -3955,6 +3955,12 @@ func (s *CreateSandboxRequest) encodeFields(e *jx.Encoder) {
 		}
 	}
 	{
+		if s.AutoResume.Set {
+			e.FieldStart("auto_resume")
+			s.AutoResume.Encode(e)
+		}
+	}
+	{
 		if s.PausedTTLSec.Set {
 			e.FieldStart("paused_ttl_sec")
 			s.PausedTTLSec.Encode(e)
@@ -3992,7 +3998,7 @@ func (s *CreateSandboxRequest) encodeFields(e *jx.Encoder) {
 	}
 }
 
-var jsonFieldsNameOfCreateSandboxRequest = [15]string{
+var jsonFieldsNameOfCreateSandboxRequest = [16]string{
 	0:  "template",
 	1:  "snapshot",
 	2:  "checkpoint_interval_sec",
@@ -4002,12 +4008,13 @@ var jsonFieldsNameOfCreateSandboxRequest = [15]string{
 	6:  "timeout_sec",
 	7:  "on_timeout",
 	8:  "idle_timeout_sec",
-	9:  "paused_ttl_sec",
-	10: "metadata",
-	11: "env",
-	12: "engine",
-	13: "host_labels",
-	14: "network",
+	9:  "auto_resume",
+	10: "paused_ttl_sec",
+	11: "metadata",
+	12: "env",
+	13: "engine",
+	14: "host_labels",
+	15: "network",
 }
 
 // Decode decodes CreateSandboxRequest from json.
@@ -4107,6 +4114,16 @@ func (s *CreateSandboxRequest) Decode(d *jx.Decoder) error {
 				return nil
 			}(); err != nil {
 				return errors.Wrap(err, "decode field \"idle_timeout_sec\"")
+			}
+		case "auto_resume":
+			if err := func() error {
+				s.AutoResume.Reset()
+				if err := s.AutoResume.Decode(d); err != nil {
+					return err
+				}
+				return nil
+			}(); err != nil {
+				return errors.Wrap(err, "decode field \"auto_resume\"")
 			}
 		case "paused_ttl_sec":
 			if err := func() error {
@@ -16783,6 +16800,12 @@ func (s *Sandbox) encodeFields(e *jx.Encoder) {
 		}
 	}
 	{
+		if s.AutoResume.Set {
+			e.FieldStart("auto_resume")
+			s.AutoResume.Encode(e)
+		}
+	}
+	{
 		if s.PausedTTLSec.Set {
 			e.FieldStart("paused_ttl_sec")
 			s.PausedTTLSec.Encode(e)
@@ -16842,7 +16865,7 @@ func (s *Sandbox) encodeFields(e *jx.Encoder) {
 	}
 }
 
-var jsonFieldsNameOfSandbox = [33]string{
+var jsonFieldsNameOfSandbox = [34]string{
 	0:  "id",
 	1:  "status",
 	2:  "template",
@@ -16866,16 +16889,17 @@ var jsonFieldsNameOfSandbox = [33]string{
 	20: "only_on_host",
 	21: "stored",
 	22: "progress",
-	23: "paused_ttl_sec",
-	24: "expires_at",
-	25: "recoverable_from",
-	26: "actions",
-	27: "end_reason",
-	28: "error",
-	29: "created_by",
-	30: "created_at",
-	31: "started_at",
-	32: "ended_at",
+	23: "auto_resume",
+	24: "paused_ttl_sec",
+	25: "expires_at",
+	26: "recoverable_from",
+	27: "actions",
+	28: "end_reason",
+	29: "error",
+	30: "created_by",
+	31: "created_at",
+	32: "started_at",
+	33: "ended_at",
 }
 
 // Decode decodes Sandbox from json.
@@ -17135,6 +17159,16 @@ func (s *Sandbox) Decode(d *jx.Decoder) error {
 			}(); err != nil {
 				return errors.Wrap(err, "decode field \"progress\"")
 			}
+		case "auto_resume":
+			if err := func() error {
+				s.AutoResume.Reset()
+				if err := s.AutoResume.Decode(d); err != nil {
+					return err
+				}
+				return nil
+			}(); err != nil {
+				return errors.Wrap(err, "decode field \"auto_resume\"")
+			}
 		case "paused_ttl_sec":
 			if err := func() error {
 				s.PausedTTLSec.Reset()
@@ -17166,7 +17200,7 @@ func (s *Sandbox) Decode(d *jx.Decoder) error {
 				return errors.Wrap(err, "decode field \"recoverable_from\"")
 			}
 		case "actions":
-			requiredBitSet[3] |= 1 << 2
+			requiredBitSet[3] |= 1 << 3
 			if err := func() error {
 				s.Actions = make([]string, 0)
 				if err := d.Arr(func(d *jx.Decoder) error {
@@ -17206,7 +17240,7 @@ func (s *Sandbox) Decode(d *jx.Decoder) error {
 				return errors.Wrap(err, "decode field \"error\"")
 			}
 		case "created_by":
-			requiredBitSet[3] |= 1 << 5
+			requiredBitSet[3] |= 1 << 6
 			if err := func() error {
 				v, err := d.Str()
 				s.CreatedBy = string(v)
@@ -17218,7 +17252,7 @@ func (s *Sandbox) Decode(d *jx.Decoder) error {
 				return errors.Wrap(err, "decode field \"created_by\"")
 			}
 		case "created_at":
-			requiredBitSet[3] |= 1 << 6
+			requiredBitSet[3] |= 1 << 7
 			if err := func() error {
 				v, err := json.DecodeTimeFormat(d, "2006-01-02T15:04:05.000000Z07:00")
 				s.CreatedAt = v
@@ -17262,7 +17296,7 @@ func (s *Sandbox) Decode(d *jx.Decoder) error {
 		0b11111111,
 		0b00001111,
 		0b00000000,
-		0b01100100,
+		0b11001000,
 		0b00000000,
 	} {
 		if result := (requiredBitSet[i] & mask) ^ mask; result != 0 {

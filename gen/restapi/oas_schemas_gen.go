@@ -1670,6 +1670,9 @@ type CreateSandboxRequest struct {
 	// What happens at the deadline; default pause.
 	OnTimeout      OptCreateSandboxRequestOnTimeout `json:"on_timeout"`
 	IdleTimeoutSec OptInt                           `json:"idle_timeout_sec"`
+	// Traffic that one of its open ports lets in resumes it while it is paused, with the deadline that it
+	// was created with. Only what was paused with its memory. Default false.
+	AutoResume OptBool `json:"auto_resume"`
 	// 3600 to 31536000: how long it is kept once it is paused; default 30 days. An event warns a day
 	// before.
 	PausedTTLSec OptInt                          `json:"paused_ttl_sec"`
@@ -1724,6 +1727,11 @@ func (s *CreateSandboxRequest) GetOnTimeout() OptCreateSandboxRequestOnTimeout {
 // GetIdleTimeoutSec returns the value of IdleTimeoutSec.
 func (s *CreateSandboxRequest) GetIdleTimeoutSec() OptInt {
 	return s.IdleTimeoutSec
+}
+
+// GetAutoResume returns the value of AutoResume.
+func (s *CreateSandboxRequest) GetAutoResume() OptBool {
+	return s.AutoResume
 }
 
 // GetPausedTTLSec returns the value of PausedTTLSec.
@@ -1799,6 +1807,11 @@ func (s *CreateSandboxRequest) SetOnTimeout(val OptCreateSandboxRequestOnTimeout
 // SetIdleTimeoutSec sets the value of IdleTimeoutSec.
 func (s *CreateSandboxRequest) SetIdleTimeoutSec(val OptInt) {
 	s.IdleTimeoutSec = val
+}
+
+// SetAutoResume sets the value of AutoResume.
+func (s *CreateSandboxRequest) SetAutoResume(val OptBool) {
+	s.AutoResume = val
 }
 
 // SetPausedTTLSec sets the value of PausedTTLSec.
@@ -7971,6 +7984,8 @@ type Sandbox struct {
 	// Its saved state is in the store: it goes on elsewhere when its host is gone.
 	Stored   OptBool              `json:"stored"`
 	Progress OptOperationProgress `json:"progress"`
+	// Traffic to its open ports resumes it; absent: it does not.
+	AutoResume OptBool `json:"auto_resume"`
 	// How long it is kept once it is paused.
 	PausedTTLSec OptInt `json:"paused_ttl_sec"`
 	// When it is deleted, of a paused one.
@@ -8101,6 +8116,11 @@ func (s *Sandbox) GetStored() OptBool {
 // GetProgress returns the value of Progress.
 func (s *Sandbox) GetProgress() OptOperationProgress {
 	return s.Progress
+}
+
+// GetAutoResume returns the value of AutoResume.
+func (s *Sandbox) GetAutoResume() OptBool {
+	return s.AutoResume
 }
 
 // GetPausedTTLSec returns the value of PausedTTLSec.
@@ -8266,6 +8286,11 @@ func (s *Sandbox) SetStored(val OptBool) {
 // SetProgress sets the value of Progress.
 func (s *Sandbox) SetProgress(val OptOperationProgress) {
 	s.Progress = val
+}
+
+// SetAutoResume sets the value of AutoResume.
+func (s *Sandbox) SetAutoResume(val OptBool) {
+	s.AutoResume = val
 }
 
 // SetPausedTTLSec sets the value of PausedTTLSec.

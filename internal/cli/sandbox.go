@@ -28,6 +28,10 @@ type sandboxCmd struct {
 	Timeout timeoutCmd `cmd:"" help:"Move the deadline to so long from now."`
 	Logs    logsCmd    `cmd:"" help:"Show what the console said last."`
 	Metrics metricsCmd `cmd:"" help:"Show what a sandbox uses."`
+
+	Expose   exposeCmd   `cmd:"" help:"Let a port be reached from outside and print the link to it."`
+	Ports    portsCmd    `cmd:"" help:"List which ports are reached from outside, and for whom."`
+	Unexpose unexposeCmd `cmd:"" help:"Take such an access back."`
 }
 
 type createCmd struct {
@@ -41,6 +45,7 @@ type createCmd struct {
 	OnTimeout   string            `help:"What happens at the deadline: pause or kill." placeholder:"ACTION"`
 	IdleTimeout time.Duration     `help:"Idle time until the same happens." placeholder:"10m"`
 	PausedTTL   time.Duration     `name:"paused-ttl" help:"How long it is kept once it is paused." placeholder:"720h"`
+	AutoResume  bool              `help:"Traffic to its exposed ports resumes it while it is paused."`
 	Env         map[string]string `short:"e" mapsep:"none" help:"Environment of its commands; repeatable." placeholder:"NAME=VALUE"`
 	Metadata    map[string]string `short:"m" mapsep:"none" help:"Your own marks to find it by; repeatable." placeholder:"KEY=VALUE"`
 	Engine      string            `help:"auto, gvisor or microvm." placeholder:"NAME"`
@@ -58,7 +63,7 @@ func (cmd *createCmd) Run(e *Env, g *Globals) error {
 	}
 	s, err := c.CreateSandbox(e.Context, sdk.CreateSandbox{
 		Template: cmd.Template, Snapshot: cmd.Snapshot, Checkpoint: cmd.Checkpoint, VCPUs: cmd.VCPUs, MemoryMB: cmd.Memory, DiskMB: cmd.Disk,
-		Timeout: cmd.Timeout, OnTimeout: cmd.OnTimeout, IdleTimeout: cmd.IdleTimeout, PausedTTL: cmd.PausedTTL,
+		Timeout: cmd.Timeout, OnTimeout: cmd.OnTimeout, IdleTimeout: cmd.IdleTimeout, PausedTTL: cmd.PausedTTL, AutoResume: cmd.AutoResume,
 		Metadata: cmd.Metadata, Env: cmd.Env, Engine: cmd.Engine, HostLabels: cmd.HostLabels, NoInternet: cmd.NoInternet,
 	})
 	if err != nil {

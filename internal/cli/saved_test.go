@@ -21,34 +21,46 @@ const (
 	taken   = `{"error":{"code":"invalid_state","message":"The sandbox is running.","request_id":"r"}}`
 )
 
+const anAccess = `{"id":"port-1","port":3000,"public":false,"url":"http://3000-sb-1.localhost/","created_by":"x","created_at":"2026-01-02T03:04:05.000000Z","expires_at":"2026-01-02T04:04:05.000000Z"}`
+
 // TestO3_SavingCommands: what each verb asks the server for, and what it prints.
 func TestO3_SavingCommands(t *testing.T) {
 	answers := map[string]string{
-		"POST /v1/sandboxes":              "201 " + aBox,
-		"GET /v1/sandboxes":               `{"items":[` + aBox + `]}`,
-		"GET /v1/sandboxes/sb-1":          aBox,
-		"POST /v1/sandboxes/sb-1/pause":   aBox,
-		"POST /v1/sandboxes/sb-2/pause":   "409 " + taken,
-		"POST /v1/sandboxes/sb-1/resume":  aBox,
-		"POST /v1/sandboxes/sb-1/recover": aBox,
-		"GET /v1/snapshots/ready":         aSnapshot,
-		"POST /v1/sandboxes/sb-1/fork":    `201 {"items":[` + aBox + `,` + strings.Replace(aBox, "sb-1", "sb-3", 1) + `]}`,
-		"POST /v1/sandboxes/sb-1/timeout": aBox,
-		"GET /v1/sandboxes/sb-1/logs":     `{"text":"one\n\u001b[31mtwo\r\n","truncated":true}`,
-		"GET /v1/sandboxes/sb-1/metrics":  `{"vcpus":0.5,"memory_limit_bytes":536870912,"disk_limit_bytes":4294967296,"samples":[` + aSample + `],"live":` + aSample + `}`,
-		"GET /v1/snapshots":               `{"items":[` + aSnapshot + `]}`,
-		"POST /v1/snapshots":              "201 " + aSnapshot,
-		"DELETE /v1/snapshots/ready":      "204 ",
-		"DELETE /v1/snapshots/gone":       `404 {"error":{"code":"snapshot_not_found","message":"There is no such snapshot.","request_id":"r"}}`,
+		"POST /v1/sandboxes":                     "201 " + aBox,
+		"GET /v1/sandboxes":                      `{"items":[` + aBox + `]}`,
+		"GET /v1/sandboxes/sb-1":                 aBox,
+		"POST /v1/sandboxes/sb-1/pause":          aBox,
+		"POST /v1/sandboxes/sb-2/pause":          "409 " + taken,
+		"POST /v1/sandboxes/sb-1/resume":         aBox,
+		"POST /v1/sandboxes/sb-1/recover":        aBox,
+		"GET /v1/snapshots/ready":                aSnapshot,
+		"POST /v1/sandboxes/sb-1/fork":           `201 {"items":[` + aBox + `,` + strings.Replace(aBox, "sb-1", "sb-3", 1) + `]}`,
+		"POST /v1/sandboxes/sb-1/timeout":        aBox,
+		"GET /v1/sandboxes/sb-1/logs":            `{"text":"one\n\u001b[31mtwo\r\n","truncated":true}`,
+		"GET /v1/sandboxes/sb-1/metrics":         `{"vcpus":0.5,"memory_limit_bytes":536870912,"disk_limit_bytes":4294967296,"samples":[` + aSample + `],"live":` + aSample + `}`,
+		"GET /v1/snapshots":                      `{"items":[` + aSnapshot + `]}`,
+		"POST /v1/snapshots":                     "201 " + aSnapshot,
+		"DELETE /v1/snapshots/ready":             "204 ",
+		"POST /v1/sandboxes/sb-1/ports":          `201 {"access":` + anAccess + `,"token":"skp_1","url":"http://3000-sb-1.localhost/?skerry_token=skp_1"}`,
+		"GET /v1/sandboxes/sb-1/ports":           `{"items":[` + anAccess + `]}`,
+		"DELETE /v1/sandboxes/sb-1/ports/port-1": "204 ",
+		"DELETE /v1/snapshots/gone":              `404 {"error":{"code":"snapshot_not_found","message":"There is no such snapshot.","request_id":"r"}}`,
 	}
 	for line, want := range map[string]struct {
 		asks string
 		says string
 		code int
 	}{
+		"sandbox create --auto-resume":                     {`POST /v1/sandboxes {"template":"base","auto_resume":true}`, "sb-1\n", 0},
 		"sandbox create --snapshot ready --checkpoint 10m": {`POST /v1/sandboxes {"snapshot":"ready","checkpoint_interval_sec":600}`, "sb-1\n", 0},
 		"sandbox create --host-label zone=north,1":         {`POST /v1/sandboxes {"template":"base","host_labels":{"zone":"north,1"}}`, "sb-1\n", 0},
 		"sandbox create --host-label zone":                 {"", "host-label", ExitUsage},
+
+		"sandbox expose sb-1 3000":                                    {`POST /v1/sandboxes/sb-1/ports {"port":3000}`, "http://3000-sb-1.localhost/?skerry_token=skp_1\n", 0},
+		"sandbox expose sb-1 3000 --public --name x --for 1h -o json": {`POST /v1/sandboxes/sb-1/ports {"port":3000,"public":true,"name":"x","expires_in_sec":3600}`, `"token": "skp_1"`, 0},
+		"sandbox expose sb-1 x":                                       {"", "port", ExitUsage},
+		"sandbox ports sb-1":                                          {"GET /v1/sandboxes/sb-1/ports", "a token", 0},
+		"sandbox unexpose sb-1 port-1":                                {"DELETE /v1/sandboxes/sb-1/ports/port-1", "port-1 is taken back", 0},
 
 		"sandbox list":       {"GET /v1/sandboxes", "paused", 0},
 		"sandbox get sb-1":   {"GET /v1/sandboxes/sb-1", "12.0 MB, only on box", 0},

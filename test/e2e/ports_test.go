@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -37,13 +38,15 @@ var (
 )
 
 // withPortApp starts a sandbox in which testdata/portapp answers.
-func (in *machine) withPortApp(t testing.TB) sandbox {
+func (in *machine) withPortApp(t testing.TB, options map[string]any) sandbox {
 	t.Helper()
 	portAppOnce.Do(func() { portApp, portAppErr = instance.BuildProgram("./testdata/portapp") })
 	if portAppErr != nil {
 		t.Fatal(portAppErr)
 	}
-	box := in.Create(t, map[string]any{"timeout_sec": 3600})
+	request := map[string]any{"timeout_sec": 3600}
+	maps.Copy(request, options)
+	box := in.Create(t, request)
 	req, err := in.Request(t.Context(), http.MethodPut, "/v1/sandboxes/"+box.ID+"/files?path=/tmp/portapp", strings.NewReader(string(portApp)))
 	if err != nil {
 		t.Fatal(err)
@@ -103,7 +106,7 @@ func (in *machine) get(t testing.TB, url string, headers ...string) (int, string
 // A link to a port is all that one needs, and nothing else opens it.
 func TestS11_APortIsReachedByItsLink(t *testing.T) {
 	in := skerry(t)
-	box := in.withPortApp(t)
+	box := in.withPortApp(t, nil)
 	a := in.openPort(t, box.ID, map[string]any{"port": 3000, "name": "preview"})
 	if want := "http://3000-" + box.ID + ".localhost:" + port(in.Sandboxes) + "/"; a.Access.URL != want || a.URL != want+"?skerry_token="+a.Token {
 		t.Errorf("it is at %s, its link is %s", a.Access.URL, a.URL)
@@ -149,7 +152,7 @@ func port(addr string) string {
 // that nobody opened.
 func TestNW07_NothingAnswersThatNobodyOpened(t *testing.T) {
 	in := skerry(t)
-	box := in.withPortApp(t)
+	box := in.withPortApp(t, nil)
 	at := "http://%d-" + box.ID + ".localhost/"
 	for _, path := range []string{"init", "events", "tunnel?port=3000", "freeze", "debug/pprof/", "%69nit", "files/../init", "process.Process/../init"} {
 		if status, body := in.get(t, fmt.Sprintf(at, 49983)+path, "X-Skerry-Init", "x"); status != 404 {
@@ -203,11 +206,9 @@ func TestNW06_OpenStreamsEndAtOnce(t *testing.T) {
 		{"killed", nil, func(box sandbox, _ opened) { in.Must(t, "DELETE", "/v1/sandboxes/"+box.ID, nil, nil) }, 502},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			box := in.withPortApp(t)
+			box := in.withPortApp(t, nil)
 			request := map[string]any{"port": 3000}
-			for k, v := range c.request {
-				request[k] = v
-			}
+			maps.Copy(request, c.request)
 			a := in.openPort(t, box.ID, request)
 			events, err := in.ask(t, http.MethodGet, a.Access.URL+"events", nil, "X-Skerry-Token", a.Token)
 			if err != nil {
@@ -261,7 +262,7 @@ func (in *machine) raw(t testing.TB, a opened) (net.Conn, *bufio.Reader) {
 
 func TestS11_HalfCloseReachesTheApplication(t *testing.T) {
 	in := skerry(t)
-	box := in.withPortApp(t)
+	box := in.withPortApp(t, nil)
 	for _, number := range []int{3000, 3001} {
 		conn, reader := in.raw(t, in.openPort(t, box.ID, map[string]any{"port": number}))
 		_, _ = conn.Write(make([]byte, 12345))
@@ -277,7 +278,7 @@ func TestS11_HalfCloseReachesTheApplication(t *testing.T) {
 // Much, each way and both at once, and nobody keeps it.
 func TestS11_NobodyKeepsWhatPasses(t *testing.T) {
 	in := skerry(t)
-	box := in.withPortApp(t)
+	box := in.withPortApp(t, nil)
 	a := in.openPort(t, box.ID, map[string]any{"port": 3000})
 	size := int64(scaled(1<<30, 128<<20))
 	before := memory(t, in)
@@ -364,4 +365,91 @@ func grownSince(t testing.TB, in *machine, before map[string]int64) map[string]i
 		after[name] -= before[name]
 	}
 	return after
+}
+
+// A paused sandbox that asked for it goes on with what a port lets in, also for
+// many at once; one that did not, and whoever has no token, wakes nothing.
+func TestS11_TrafficResumesWhatAskedForIt(t *testing.T) {
+	in := skerry(t)
+	pause := func(box sandbox) { in.Must(t, "POST", "/v1/sandboxes/"+box.ID+"/pause", map[string]any{}, nil) }
+	still := in.withPortApp(t, nil)
+	a := in.openPort(t, still.ID, map[string]any{"port": 3000, "public": true})
+	pause(still)
+	if status, body := in.get(t, a.Access.URL); status != 502 || !strings.Contains(body, "paused") {
+		t.Errorf("one that did not ask: %d %s", status, body)
+	}
+	box := in.withPortApp(t, map[string]any{"auto_resume": true})
+	a = in.openPort(t, box.ID, map[string]any{"port": 3000})
+	pause(box)
+	if status, body := in.get(t, a.Access.URL); status != 403 {
+		t.Errorf("without a token: %d %s", status, body)
+	}
+	if status, body := in.get(t, fmt.Sprintf("http://49983-%s.localhost/metrics", box.ID)); status != 401 {
+		t.Errorf("the daemon: %d %s", status, body)
+	}
+	var got sandbox
+	if in.Must(t, "GET", "/v1/sandboxes/"+box.ID, nil, &got); got.Status != "paused" {
+		t.Errorf("it is %s", got.Status)
+	}
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			if status, body := in.get(t, a.Access.URL+"x", "X-Skerry-Token", a.Token); status != 200 || !strings.HasPrefix(body, "GET /x ") {
+				t.Errorf("%d %s", status, body)
+			}
+		})
+	}
+	all.Wait()
+	if in.Must(t, "GET", "/v1/sandboxes/"+box.ID, nil, &got); got.Status != "running" {
+		t.Errorf("it is %s", got.Status)
+	}
+}
+
+// Many connections that say nothing for long stay open, and keep nobody from
+// the sandbox itself.
+func TestS11_ManyConnectionsStayOpen(t *testing.T) {
+	in := skerry(t)
+	var boxes []sandbox
+	var links []opened
+	for range scaled(6, 1) {
+		box := in.withPortApp(t, nil)
+		boxes, links = append(boxes, box), append(links, in.openPort(t, box.ID, map[string]any{"port": 3000}))
+	}
+	const each = 850
+	before := memory(t, in)
+	type one struct {
+		conn   net.Conn
+		reader *bufio.Reader
+	}
+	var conns []one
+	defer func() {
+		for _, c := range conns {
+			_ = c.conn.Close()
+		}
+	}()
+	for _, a := range links {
+		for range each {
+			conn, reader := in.raw(t, a)
+			conns = append(conns, one{conn, reader})
+		}
+	}
+	for program, grown := range grownSince(t, in, before) {
+		t.Logf("%d connections: %s grew by %d MiB, %d KiB for each", len(conns), program, grown>>20, grown>>10/int64(len(conns)))
+	}
+	for i, box := range boxes {
+		if got := in.Sh(t, box.ID, "echo still here"); got.Stdout != "still here\n" {
+			t.Errorf("a command beside them: %+v", got)
+		}
+		if status, body := in.get(t, links[i].Access.URL, "X-Skerry-Token", links[i].Token); status != 200 {
+			t.Errorf("a request beside them: %d %s", status, body)
+		}
+	}
+	for _, c := range conns {
+		_, _ = c.conn.Write([]byte("hello"))
+		_ = c.conn.(*net.TCPConn).CloseWrite()
+		_ = c.conn.SetReadDeadline(time.Now().Add(30 * time.Second))
+		if got, err := io.ReadAll(c.reader); err != nil || string(got) != "5 <nil>" {
+			t.Fatalf("%q, %v", got, err)
+		}
+	}
 }

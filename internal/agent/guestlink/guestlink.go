@@ -26,8 +26,9 @@ import (
 )
 
 const (
-	// DefaultMaxConns bounds the connections into one sandbox.
-	DefaultMaxConns = 512
+	// DefaultMaxConns bounds the connections into one sandbox: more than its host
+	// opens for others, so that its own are never too many.
+	DefaultMaxConns = 1280
 	// DefaultEventsPerMinute bounds what one sandbox may report.
 	DefaultEventsPerMinute = 60
 

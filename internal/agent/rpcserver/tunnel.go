@@ -14,14 +14,16 @@ import (
 	"sync"
 	"time"
 
+	"skerry.dev/skerry/internal/guest/guestapi"
 	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
 	"skerry.dev/skerry/internal/rpcerr"
 )
 
 const (
-	// DefaultMaxTunnels bounds the tunnels into one sandbox.
-	DefaultMaxTunnels = 256
+	// DefaultMaxTunnels bounds the tunnels into one sandbox. Of these an eighth is
+	// for its daemon alone: whoever opens many to its ports keeps nobody from it.
+	DefaultMaxTunnels = 1024
 
 	dialTimeout = 10 * time.Second
 )
@@ -86,7 +88,7 @@ func (t *tunnels) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, 0, err)
 		return
 	}
-	if err := t.enter(sandbox); err != nil {
+	if err := t.enter(sandbox, port); err != nil {
 		refuse(w, 0, err)
 		return
 	}
@@ -185,13 +187,17 @@ func abort(c net.Conn) {
 	_ = c.Close()
 }
 
-func (t *tunnels) enter(sandbox id.Sandbox) error {
+func (t *tunnels) enter(sandbox id.Sandbox, port int) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
 		return errs.Unavailable("agent_stopping", "This host's agent stops. Try again.")
 	}
-	if t.count[sandbox] >= t.most {
+	most := t.most
+	if port != guestapi.DefaultPort {
+		most -= most / 8
+	}
+	if t.count[sandbox] >= most {
 		return errs.Exhausted("too_many_connections", "The sandbox has as many open connections as it may. Close some and try again.")
 	}
 	t.count[sandbox]++

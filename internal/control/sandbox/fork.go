@@ -118,7 +118,7 @@ func (s *Service) forking(ctx context.Context, by principal.Principal, x Sandbox
 		c := Sandbox{
 			ID: child, TeamID: x.TeamID, TemplateID: x.TemplateID, TemplateName: x.TemplateName, ImageDigest: x.ImageDigest,
 			Status: StatusPending, Incarnation: 1, CPUMillis: x.CPUMillis, MemoryMB: x.MemoryMB, DiskMB: x.DiskMB, Internet: x.Internet,
-			Metadata: maps.Clone(x.Metadata), TimeoutSec: x.TimeoutSec, OnTimeout: x.OnTimeout, IdleTimeoutSec: x.IdleTimeoutSec, PausedTTLSec: x.PausedTTLSec,
+			Metadata: maps.Clone(x.Metadata), TimeoutSec: x.TimeoutSec, OnTimeout: x.OnTimeout, IdleTimeoutSec: x.IdleTimeoutSec, PausedTTLSec: x.PausedTTLSec, AutoResume: x.AutoResume,
 			CheckpointIntervalSec: x.CheckpointIntervalSec, FromState: &state.ID,
 			CreatedByType: string(by.Kind), CreatedByID: by.ActorID(), CreatedByName: by.ActorName(),
 		}

@@ -5,6 +5,7 @@ import (
 
 	"skerry.dev/skerry/internal/control/host"
 	"skerry.dev/skerry/internal/control/principal"
+	"skerry.dev/skerry/internal/kernel/errs"
 	"skerry.dev/skerry/internal/kernel/id"
 )
 
@@ -33,9 +34,26 @@ func (s *Service) Guest(ctx context.Context, by principal.Principal, sandbox id.
 }
 
 // Reach is Guest for whoever was let in by another proof than a caller's; Ended
-// is watched until watch is over.
+// is watched until watch is over. A paused sandbox that asked for it is resumed
+// first, unless it has no memory to go on with: nothing would answer.
 func (s *Service) Reach(ctx, watch context.Context, team id.Team, sandbox id.Sandbox) (Guest, error) {
-	return s.guest(ctx, watch, team, false, sandbox)
+	g, err := s.guest(ctx, watch, team, false, sandbox)
+	if !errs.Is(err, "invalid_state") {
+		return g, err
+	}
+	x, readErr := s.store.Get(ctx, sandbox)
+	if readErr != nil || x.Status != StatusPaused || !x.AutoResume || x.StateID == nil {
+		return g, err
+	}
+	if state, readErr := s.store.State(ctx, *x.StateID); readErr != nil || !state.Memory {
+		return g, err
+	}
+	by := principal.System("traffic")
+	by.HasTeam, by.TeamID = true, team
+	if _, err := s.Resume(ctx, by, sandbox, nil, false, true); err != nil && !errs.Is(err, "invalid_state") {
+		return Guest{}, err
+	}
+	return s.guest(ctx, watch, team, false, sandbox) // somebody else may have been faster
 }
 
 func (s *Service) guest(ctx, watch context.Context, team id.Team, system bool, sandbox id.Sandbox) (Guest, error) {

@@ -83,8 +83,10 @@ type Sandbox struct {
 	PausedReason string
 	// PausedTTLSec is how long it is kept once it is paused; nil is PausedLimit.
 	PausedTTLSec *int64
-	EndReason    string
-	Error        string
+	// AutoResume: whoever one of its open ports lets in resumes it.
+	AutoResume bool
+	EndReason  string
+	Error      string
 	// Progress is how far its operation is that moves bytes; nil when none does.
 	Progress      *Progress
 	CreatedByType string
@@ -192,10 +194,12 @@ type CreateRequest struct {
 	CheckpointIntervalSec *int64
 	// PausedTTLSec is how long it is kept once it is paused.
 	PausedTTLSec *int64
-	Metadata     map[string]string
-	Env          map[string]string
-	Engine       string
-	Internet     *bool
+	// AutoResume has traffic to its open ports resume it.
+	AutoResume bool
+	Metadata   map[string]string
+	Env        map[string]string
+	Engine     string
+	Internet   *bool
 	// HostLabels are what a host must carry to come into question.
 	HostLabels map[string]string
 }

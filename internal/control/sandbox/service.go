@@ -217,7 +217,7 @@ func (s *Service) plan(by principal.Principal, team id.Team, req CreateRequest, 
 	x := Sandbox{
 		ID: id.NewSandbox(), TeamID: team, TemplateID: tpl.ID, TemplateName: tpl.Name, ImageDigest: string(tpl.ImageDigest),
 		Status: StatusPending, Incarnation: 1, CPUMillis: tpl.CPUMillis, MemoryMB: tpl.MemoryMB, DiskMB: tpl.DiskMB, Internet: true,
-		Metadata: req.Metadata, TimeoutSec: defaultTimeoutSec, OnTimeout: cmp.Or(req.OnTimeout, OnTimeoutPause), IdleTimeoutSec: req.IdleTimeoutSec, PausedTTLSec: req.PausedTTLSec,
+		Metadata: req.Metadata, TimeoutSec: defaultTimeoutSec, OnTimeout: cmp.Or(req.OnTimeout, OnTimeoutPause), IdleTimeoutSec: req.IdleTimeoutSec, PausedTTLSec: req.PausedTTLSec, AutoResume: req.AutoResume,
 		CheckpointIntervalSec: req.CheckpointIntervalSec, CreatedByType: string(by.Kind), CreatedByID: by.ActorID(), CreatedByName: by.ActorName(),
 	}
 	if req.VCPUs != nil {

@@ -57,7 +57,7 @@ func createRequest(req *restapi.CreateSandboxRequest) sandbox.CreateRequest {
 	out := sandbox.CreateRequest{
 		Template: req.Template.Or(""), Snapshot: req.Snapshot.Or(""), CheckpointIntervalSec: wide(req.CheckpointIntervalSec), OnTimeout: sandbox.OnTimeout(req.OnTimeout.Value), Engine: string(req.Engine.Value),
 		Metadata: req.Metadata.Value, Env: req.Env.Value, HostLabels: req.HostLabels.Value,
-		PausedTTLSec: wide(req.PausedTTLSec), MemoryMB: wide(req.MemoryMB), DiskMB: wide(req.DiskMB), TimeoutSec: wide(req.TimeoutSec), IdleTimeoutSec: wide(req.IdleTimeoutSec),
+		AutoResume: req.AutoResume.Or(false), PausedTTLSec: wide(req.PausedTTLSec), MemoryMB: wide(req.MemoryMB), DiskMB: wide(req.DiskMB), TimeoutSec: wide(req.TimeoutSec), IdleTimeoutSec: wide(req.IdleTimeoutSec),
 	}
 	if v, ok := req.Vcpus.Get(); ok {
 		out.VCPUs = &v
@@ -196,6 +196,9 @@ func toSandbox(x sandbox.Sandbox) restapi.Sandbox {
 // withState adds what is saved of a sandbox, as long as it is there.
 func withState(out *restapi.Sandbox, x sandbox.Sandbox) {
 	out.PausedAt, out.PausedReason = optTime(x.PausedAt), optString(x.PausedReason)
+	if x.AutoResume {
+		out.AutoResume.SetTo(true)
+	}
 	if x.PausedTTLSec != nil {
 		out.PausedTTLSec.SetTo(int(*x.PausedTTLSec))
 	}

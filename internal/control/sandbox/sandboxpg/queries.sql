@@ -97,12 +97,12 @@ WITH placed AS (
 )
 INSERT INTO sandboxes (id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version,
     cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec,
-    checkpoint_interval_sec, paused_ttl_sec, from_snapshot_id, build_id, created_by_type, created_by_id, created_by_name)
+    checkpoint_interval_sec, paused_ttl_sec, auto_resume, from_snapshot_id, build_id, created_by_type, created_by_id, created_by_name)
 VALUES (sqlc.arg(id), sqlc.arg(team_id), sqlc.arg(host_id), sqlc.arg(template_id), sqlc.arg(template_name), sqlc.arg(image_digest),
     CASE WHEN sqlc.narg(lease_owner)::uuid IS NULL THEN 'pending' ELSE 'starting' END, 1,
     sqlc.arg(engine), sqlc.arg(engine_version), sqlc.arg(cpu_millis), sqlc.arg(memory_mb), sqlc.arg(disk_mb), sqlc.arg(internet),
     sqlc.arg(env_sealed), sqlc.arg(metadata), sqlc.arg(timeout_sec), sqlc.arg(on_timeout), sqlc.narg(idle_timeout_sec),
-    sqlc.narg(checkpoint_interval_sec), sqlc.narg(paused_ttl_sec), sqlc.narg(from_snapshot_id), sqlc.narg(build_id), sqlc.arg(created_by_type), sqlc.arg(created_by_id), sqlc.arg(created_by_name))
+    sqlc.narg(checkpoint_interval_sec), sqlc.narg(paused_ttl_sec), sqlc.arg(auto_resume), sqlc.narg(from_snapshot_id), sqlc.narg(build_id), sqlc.arg(created_by_type), sqlc.arg(created_by_id), sqlc.arg(created_by_name))
 RETURNING *;
 
 -- name: Transition :one

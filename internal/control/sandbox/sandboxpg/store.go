@@ -131,7 +131,7 @@ func (s *Store) insertPending(ctx context.Context, tx pgx.Tx, n sandbox.NewSandb
 		ImageDigest: x.ImageDigest, Engine: decision.Engine, EngineVersion: decision.EngineVersion,
 		CpuMillis: int32(x.CPUMillis), MemoryMb: int32(x.MemoryMB), DiskMb: int32(x.DiskMB), Internet: x.Internet, EnvSealed: x.EnvSealed,
 		Metadata: metadata, TimeoutSec: int32(x.TimeoutSec), OnTimeout: string(x.OnTimeout), IdleTimeoutSec: narrow(x.IdleTimeoutSec),
-		CheckpointIntervalSec: narrow(x.CheckpointIntervalSec), PausedTtlSec: narrow(x.PausedTTLSec), FromSnapshotID: x.FromState, BuildID: x.BuildID, Params: params,
+		CheckpointIntervalSec: narrow(x.CheckpointIntervalSec), PausedTtlSec: narrow(x.PausedTTLSec), AutoResume: x.AutoResume, FromSnapshotID: x.FromState, BuildID: x.BuildID, Params: params,
 		CreatedByType: x.CreatedByType, CreatedByID: x.CreatedByID, CreatedByName: x.CreatedByName,
 		OperationID: n.Operation.ID, LeaseOwner: owner, LeaseSecs: secs, LimitSecs: sandbox.CreateLimit.Seconds(), EventData: data,
 	})

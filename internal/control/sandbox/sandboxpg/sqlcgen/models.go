@@ -87,6 +87,7 @@ type Sandbox struct {
 	PausedTtlSec          *int32
 	TtlWarnedAt           *time.Time
 	BuildID               *id.Build
+	AutoResume            bool
 }
 
 type Snapshot struct {

@@ -120,7 +120,7 @@ const beginDelete = `-- name: BeginDelete :one
 WITH moved AS (
     UPDATE sandboxes SET status = 'stopping', incarnation = incarnation + 1, end_reason = $1, updated_at = now()
     WHERE sandboxes.id = $2 AND sandboxes.status = ANY($3::text[])
-    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id
+    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id, auto_resume
 ), superseded AS (
     UPDATE operations o SET status = 'superseded', reason = $1, finished_at = now(), lease_owner = NULL, lease_until = NULL
     FROM moved WHERE o.sandbox_id = moved.id AND o.status = 'open'
@@ -135,7 +135,7 @@ WITH moved AS (
     INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
     SELECT moved.id, moved.team_id, 'stopping', $8::jsonb FROM moved
 )
-SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id FROM moved
+SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id, auto_resume FROM moved
 `
 
 type BeginDeleteParams struct {
@@ -191,6 +191,7 @@ type BeginDeleteRow struct {
 	PausedTtlSec          *int32
 	TtlWarnedAt           *time.Time
 	BuildID               *uuid.UUID
+	AutoResume            bool
 }
 
 // The row was locked by LockSandbox in this transaction. The new operation is
@@ -249,6 +250,7 @@ func (q *Queries) BeginDelete(ctx context.Context, db DBTX, arg BeginDeleteParam
 		&i.PausedTtlSec,
 		&i.TtlWarnedAt,
 		&i.BuildID,
+		&i.AutoResume,
 	)
 	return i, err
 }
@@ -258,7 +260,7 @@ WITH moved AS (
     UPDATE sandboxes SET status = $1, incarnation = incarnation + $2::bigint,
         host_id = coalesce($3::uuid, host_id), updated_at = now()
     WHERE sandboxes.id = $4 AND sandboxes.status = $5
-    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id
+    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id, auto_resume
 ), left_behind AS (
     INSERT INTO departures (sandbox_id, host_id, incarnation, state_id)
     SELECT moved.id, $6, moved.incarnation - $2::bigint, moved.state_id FROM moved
@@ -276,7 +278,7 @@ WITH moved AS (
     INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
     SELECT moved.id, moved.team_id, $13::text, $14::jsonb FROM moved WHERE $13::text <> ''
 )
-SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id FROM moved
+SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id, auto_resume FROM moved
 `
 
 type BeginOperationParams struct {
@@ -338,6 +340,7 @@ type BeginOperationRow struct {
 	PausedTtlSec          *int32
 	TtlWarnedAt           *time.Time
 	BuildID               *uuid.UUID
+	AutoResume            bool
 }
 
 // The row was locked by LockSandbox in this transaction. What goes on elsewhere
@@ -402,6 +405,7 @@ func (q *Queries) BeginOperation(ctx context.Context, db DBTX, arg BeginOperatio
 		&i.PausedTtlSec,
 		&i.TtlWarnedAt,
 		&i.BuildID,
+		&i.AutoResume,
 	)
 	return i, err
 }
@@ -413,7 +417,7 @@ WITH before AS (SELECT b.id, b.host_id, b.incarnation, b.state_id FROM sandboxes
         deadline_at = NULL, idle_check_at = NULL, checkpoint_due_at = NULL, retry_at = NULL, paused_at = now(), paused_reason = $3,
         ttl_warned_at = NULL, updated_at = now()
     WHERE sandboxes.id = $1
-    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id
+    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id, auto_resume
 ), closed AS (
     UPDATE operations o SET status = 'superseded', reason = $3, finished_at = now(), lease_owner = NULL, lease_until = NULL
     FROM moved WHERE o.sandbox_id = moved.id AND o.status = 'open'
@@ -425,7 +429,7 @@ WITH before AS (SELECT b.id, b.host_id, b.incarnation, b.state_id FROM sandboxes
     INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
     SELECT moved.id, moved.team_id, 'recovered', $4::jsonb FROM moved
 )
-SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id FROM moved
+SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id, auto_resume FROM moved
 `
 
 type BringBackParams struct {
@@ -477,6 +481,7 @@ type BringBackRow struct {
 	PausedTtlSec          *int32
 	TtlWarnedAt           *time.Time
 	BuildID               *uuid.UUID
+	AutoResume            bool
 }
 
 // The row was locked by LockSandbox in this transaction. What its host may still
@@ -531,6 +536,7 @@ func (q *Queries) BringBack(ctx context.Context, db DBTX, arg BringBackParams) (
 		&i.PausedTtlSec,
 		&i.TtlWarnedAt,
 		&i.BuildID,
+		&i.AutoResume,
 	)
 	return i, err
 }
@@ -563,7 +569,7 @@ WITH moved AS (
     UPDATE sandboxes SET status = 'missing', incarnation = $1, deadline_at = NULL, updated_at = now()
     WHERE sandboxes.id = $2 AND sandboxes.status = $3 AND sandboxes.incarnation = $4
       AND sandboxes.incarnation < $1
-    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id
+    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id, auto_resume
 ), closed AS (
     UPDATE operations o SET status = 'superseded', reason = 'brought_forward', message = $5, finished_at = now(),
         lease_owner = NULL, lease_until = NULL
@@ -572,7 +578,7 @@ WITH moved AS (
     INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
     SELECT moved.id, moved.team_id, 'brought_forward', $6::jsonb FROM moved
 )
-SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id FROM moved
+SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id, auto_resume FROM moved
 `
 
 type BringForwardParams struct {
@@ -626,6 +632,7 @@ type BringForwardRow struct {
 	PausedTtlSec          *int32
 	TtlWarnedAt           *time.Time
 	BuildID               *uuid.UUID
+	AutoResume            bool
 }
 
 // The row was locked by LockSandbox in this transaction. Its deadline was that of
@@ -682,6 +689,7 @@ func (q *Queries) BringForward(ctx context.Context, db DBTX, arg BringForwardPar
 		&i.PausedTtlSec,
 		&i.TtlWarnedAt,
 		&i.BuildID,
+		&i.AutoResume,
 	)
 	return i, err
 }
@@ -1119,7 +1127,7 @@ WITH moved AS (
           SELECT FROM state_places k WHERE k.snapshot_id = sandboxes.state_id AND (k.host_id IS NULL OR k.host_id <> $2)))
       OR sandboxes.status = 'paused' AND sandboxes.state_id IN (SELECT c.snapshot_id FROM state_copies c WHERE c.host_id = $2 AND c.ready_at IS NOT NULL AND c.drop_at IS NULL)
       AND NOT EXISTS (SELECT FROM state_places k WHERE k.snapshot_id = sandboxes.state_id AND (k.host_id IS NULL OR k.host_id <> $2)))
-    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id
+    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id, auto_resume
 ), closed AS (
     UPDATE operations o SET status = 'superseded', reason = $1, message = $3, finished_at = now(),
         lease_owner = NULL, lease_until = NULL
@@ -1378,7 +1386,7 @@ func (q *Queries) GetOperation(ctx context.Context, db DBTX, argID id.Operation)
 }
 
 const getSandbox = `-- name: GetSandbox :one
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, s.auto_resume, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
     coalesce((SELECT a.status FROM artifacts a WHERE a.id = st.artifact_id), '')::text AS state_artifact,
     ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = s.state_id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS state_copies,
     (SELECT o.progress FROM operations o WHERE o.sandbox_id = s.id AND o.status = 'open') AS progress
@@ -1442,6 +1450,7 @@ func (q *Queries) GetSandbox(ctx context.Context, db DBTX, argID id.Sandbox) (Ge
 		&i.Sandbox.PausedTtlSec,
 		&i.Sandbox.TtlWarnedAt,
 		&i.Sandbox.BuildID,
+		&i.Sandbox.AutoResume,
 		&i.Address,
 		&i.HostStatus,
 		&i.StateBytes,
@@ -1454,7 +1463,7 @@ func (q *Queries) GetSandbox(ctx context.Context, db DBTX, argID id.Sandbox) (Ge
 }
 
 const getSandboxWithUser = `-- name: GetSandboxWithUser :one
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, s.auto_resume, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
     coalesce((SELECT a.status FROM artifacts a WHERE a.id = st.artifact_id), '')::text AS state_artifact,
     ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = s.state_id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS state_copies,
     (SELECT o.progress FROM operations o WHERE o.sandbox_id = s.id AND o.status = 'open') AS progress, t.default_user
@@ -1519,6 +1528,7 @@ func (q *Queries) GetSandboxWithUser(ctx context.Context, db DBTX, argID id.Sand
 		&i.Sandbox.PausedTtlSec,
 		&i.Sandbox.TtlWarnedAt,
 		&i.Sandbox.BuildID,
+		&i.Sandbox.AutoResume,
 		&i.Address,
 		&i.HostStatus,
 		&i.StateBytes,
@@ -1766,30 +1776,30 @@ WITH placed AS (
     UPDATE hosts SET last_placed_at = clock_timestamp() WHERE hosts.id = $3
 ), op AS (
     INSERT INTO operations (id, sandbox_id, team_id, kind, incarnation, params, status, lease_owner, lease_until, deadline_at, attempts)
-    VALUES ($26, $1, $2, 'create', 1, $27, 'open', $7::uuid,
-        now() + make_interval(secs => $28::float8), now() + make_interval(secs => $29::float8),
+    VALUES ($27, $1, $2, 'create', 1, $28, 'open', $7::uuid,
+        now() + make_interval(secs => $29::float8), now() + make_interval(secs => $30::float8),
         CASE WHEN $7::uuid IS NULL THEN 0 ELSE 1 END)
 ), ev AS (
     INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
     SELECT $1, $2, e.kind, e.data
-    FROM (VALUES (1, 'created', $30::jsonb), (2, 'starting', '{}'::jsonb)) AS e (n, kind, data)
+    FROM (VALUES (1, 'created', $31::jsonb), (2, 'starting', '{}'::jsonb)) AS e (n, kind, data)
     WHERE e.n = 1 OR $7::uuid IS NOT NULL
     ORDER BY e.n
 ), claimed AS ( -- the host takes the instance it has ready for just that, if it has one
     UPDATE host_warm w SET there = w.there - 1
     WHERE w.host_id = $3 AND w.there > 0 AND w.template_id = $4 AND w.engine = $8
       AND w.cpu_millis = $10 AND w.memory_mb = $11 AND w.disk_mb = $12
-      AND w.internet = $13 AND w.state_id IS NOT DISTINCT FROM $21
+      AND w.internet = $13 AND w.state_id IS NOT DISTINCT FROM $22
 )
 INSERT INTO sandboxes (id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version,
     cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec,
-    checkpoint_interval_sec, paused_ttl_sec, from_snapshot_id, build_id, created_by_type, created_by_id, created_by_name)
+    checkpoint_interval_sec, paused_ttl_sec, auto_resume, from_snapshot_id, build_id, created_by_type, created_by_id, created_by_name)
 VALUES ($1, $2, $3, $4, $5, $6,
     CASE WHEN $7::uuid IS NULL THEN 'pending' ELSE 'starting' END, 1,
     $8, $9, $10, $11, $12, $13,
     $14, $15, $16, $17, $18,
-    $19, $20, $21, $22, $23, $24, $25)
-RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id
+    $19, $20, $21, $22, $23, $24, $25, $26)
+RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id, auto_resume
 `
 
 type InsertPendingParams struct {
@@ -1813,6 +1823,7 @@ type InsertPendingParams struct {
 	IdleTimeoutSec        *int32
 	CheckpointIntervalSec *int32
 	PausedTtlSec          *int32
+	AutoResume            bool
 	FromSnapshotID        *id.Snapshot
 	BuildID               *id.Build
 	CreatedByType         string
@@ -1849,6 +1860,7 @@ func (q *Queries) InsertPending(ctx context.Context, db DBTX, arg InsertPendingP
 		arg.IdleTimeoutSec,
 		arg.CheckpointIntervalSec,
 		arg.PausedTtlSec,
+		arg.AutoResume,
 		arg.FromSnapshotID,
 		arg.BuildID,
 		arg.CreatedByType,
@@ -1903,6 +1915,7 @@ func (q *Queries) InsertPending(ctx context.Context, db DBTX, arg InsertPendingP
 		&i.PausedTtlSec,
 		&i.TtlWarnedAt,
 		&i.BuildID,
+		&i.AutoResume,
 	)
 	return i, err
 }
@@ -2280,7 +2293,7 @@ func (q *Queries) ListSamples(ctx context.Context, db DBTX, arg ListSamplesParam
 }
 
 const listSandboxes = `-- name: ListSandboxes :many
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, s.auto_resume, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
     coalesce((SELECT a.status FROM artifacts a WHERE a.id = st.artifact_id), '')::text AS state_artifact,
     ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = s.state_id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS state_copies,
     (SELECT o.progress FROM operations o WHERE o.sandbox_id = s.id AND o.status = 'open') AS progress
@@ -2380,6 +2393,7 @@ func (q *Queries) ListSandboxes(ctx context.Context, db DBTX, arg ListSandboxesP
 			&i.Sandbox.PausedTtlSec,
 			&i.Sandbox.TtlWarnedAt,
 			&i.Sandbox.BuildID,
+			&i.Sandbox.AutoResume,
 			&i.Address,
 			&i.HostStatus,
 			&i.StateBytes,
@@ -2735,7 +2749,7 @@ func (q *Queries) LockOnHost(ctx context.Context, db DBTX, hostID id.Host) ([]id
 }
 
 const lockSandbox = `-- name: LockSandbox :one
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, s.auto_resume, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
     coalesce((SELECT a.status FROM artifacts a WHERE a.id = st.artifact_id), '')::text AS state_artifact,
     ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = s.state_id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS state_copies,
     (SELECT o.progress FROM operations o WHERE o.sandbox_id = s.id AND o.status = 'open') AS progress,
@@ -2806,6 +2820,7 @@ func (q *Queries) LockSandbox(ctx context.Context, db DBTX, argID id.Sandbox) (L
 		&i.Sandbox.PausedTtlSec,
 		&i.Sandbox.TtlWarnedAt,
 		&i.Sandbox.BuildID,
+		&i.Sandbox.AutoResume,
 		&i.Address,
 		&i.HostStatus,
 		&i.StateBytes,
@@ -2973,12 +2988,12 @@ WITH gone AS (
 ), moved AS (
     UPDATE sandboxes SET status = 'missing', updated_at = now()
     FROM gone WHERE sandboxes.id = gone.id AND sandboxes.status = 'running'
-    RETURNING sandboxes.id, sandboxes.team_id, sandboxes.host_id, sandboxes.template_id, sandboxes.template_name, sandboxes.image_digest, sandboxes.status, sandboxes.incarnation, sandboxes.engine, sandboxes.engine_version, sandboxes.cpu_millis, sandboxes.memory_mb, sandboxes.disk_mb, sandboxes.internet, sandboxes.env_sealed, sandboxes.metadata, sandboxes.timeout_sec, sandboxes.on_timeout, sandboxes.idle_timeout_sec, sandboxes.deadline_at, sandboxes.idle_check_at, sandboxes.checkpoint_interval_sec, sandboxes.checkpoint_due_at, sandboxes.retry_at, sandboxes.from_snapshot_id, sandboxes.state_id, sandboxes.state_at, sandboxes.paused_at, sandboxes.paused_reason, sandboxes.end_reason, sandboxes.error, sandboxes.created_by_type, sandboxes.created_by_id, sandboxes.created_by_name, sandboxes.created_at, sandboxes.started_at, sandboxes.ended_at, sandboxes.updated_at, sandboxes.paused_ttl_sec, sandboxes.ttl_warned_at, sandboxes.build_id
+    RETURNING sandboxes.id, sandboxes.team_id, sandboxes.host_id, sandboxes.template_id, sandboxes.template_name, sandboxes.image_digest, sandboxes.status, sandboxes.incarnation, sandboxes.engine, sandboxes.engine_version, sandboxes.cpu_millis, sandboxes.memory_mb, sandboxes.disk_mb, sandboxes.internet, sandboxes.env_sealed, sandboxes.metadata, sandboxes.timeout_sec, sandboxes.on_timeout, sandboxes.idle_timeout_sec, sandboxes.deadline_at, sandboxes.idle_check_at, sandboxes.checkpoint_interval_sec, sandboxes.checkpoint_due_at, sandboxes.retry_at, sandboxes.from_snapshot_id, sandboxes.state_id, sandboxes.state_at, sandboxes.paused_at, sandboxes.paused_reason, sandboxes.end_reason, sandboxes.error, sandboxes.created_by_type, sandboxes.created_by_id, sandboxes.created_by_name, sandboxes.created_at, sandboxes.started_at, sandboxes.ended_at, sandboxes.updated_at, sandboxes.paused_ttl_sec, sandboxes.ttl_warned_at, sandboxes.build_id, sandboxes.auto_resume
 ), noted AS (
     INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
     SELECT moved.id, moved.team_id, 'missing', jsonb_build_object('reason', $3::text) FROM moved
 )
-SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id FROM moved
+SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id, auto_resume FROM moved
 `
 
 type MarkMissingParams struct {
@@ -3029,6 +3044,7 @@ type MarkMissingRow struct {
 	PausedTtlSec          *int32
 	TtlWarnedAt           *time.Time
 	BuildID               *uuid.UUID
+	AutoResume            bool
 }
 
 // What runs on hosts that have been silent for the whole window and are out of
@@ -3084,6 +3100,7 @@ func (q *Queries) MarkMissing(ctx context.Context, db DBTX, arg MarkMissingParam
 			&i.PausedTtlSec,
 			&i.TtlWarnedAt,
 			&i.BuildID,
+			&i.AutoResume,
 		); err != nil {
 			return nil, err
 		}
@@ -3469,7 +3486,7 @@ func (q *Queries) NoteStrays(ctx context.Context, db DBTX, arg NoteStraysParams)
 }
 
 const onHost = `-- name: OnHost :many
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, s.auto_resume, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
     coalesce((SELECT a.status FROM artifacts a WHERE a.id = st.artifact_id), '')::text AS state_artifact,
     ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = s.state_id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS state_copies,
     (SELECT o.progress FROM operations o WHERE o.sandbox_id = s.id AND o.status = 'open') AS progress
@@ -3544,6 +3561,7 @@ func (q *Queries) OnHost(ctx context.Context, db DBTX, arg OnHostParams) ([]OnHo
 			&i.Sandbox.PausedTtlSec,
 			&i.Sandbox.TtlWarnedAt,
 			&i.Sandbox.BuildID,
+			&i.Sandbox.AutoResume,
 			&i.Address,
 			&i.HostStatus,
 			&i.StateBytes,
@@ -3831,7 +3849,7 @@ WITH moved AS (
     UPDATE sandboxes SET status = 'paused', incarnation = incarnation + 1, updated_at = now(), paused_at = coalesce(paused_at, now())
     WHERE sandboxes.host_id = $1 AND sandboxes.status = 'resuming' AND EXISTS (
         SELECT FROM state_places k WHERE k.snapshot_id = sandboxes.state_id AND (k.host_id IS NULL OR k.host_id <> $1))
-    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id
+    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id, auto_resume
 ), closed AS (
     UPDATE operations o SET status = 'failed', reason = $2, message = $3, finished_at = now(),
         lease_owner = NULL, lease_until = NULL
@@ -4092,7 +4110,7 @@ func (q *Queries) ReservedByHost(ctx context.Context, db DBTX, arg ReservedByHos
 }
 
 const seenSandboxes = `-- name: SeenSandboxes :many
-SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, s.auto_resume, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
     coalesce((SELECT a.status FROM artifacts a WHERE a.id = st.artifact_id), '')::text AS state_artifact,
     ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = s.state_id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS state_copies,
     (SELECT o.progress FROM operations o WHERE o.sandbox_id = s.id AND o.status = 'open') AS progress
@@ -4170,6 +4188,7 @@ func (q *Queries) SeenSandboxes(ctx context.Context, db DBTX, arg SeenSandboxesP
 			&i.Sandbox.PausedTtlSec,
 			&i.Sandbox.TtlWarnedAt,
 			&i.Sandbox.BuildID,
+			&i.Sandbox.AutoResume,
 			&i.Address,
 			&i.HostStatus,
 			&i.StateBytes,
@@ -4611,7 +4630,7 @@ WHERE sandboxes.id IN (
     ORDER BY s.idle_check_at
     LIMIT $2
     FOR NO KEY UPDATE OF s SKIP LOCKED)
-RETURNING sandboxes.id, sandboxes.team_id, sandboxes.host_id, sandboxes.template_id, sandboxes.template_name, sandboxes.image_digest, sandboxes.status, sandboxes.incarnation, sandboxes.engine, sandboxes.engine_version, sandboxes.cpu_millis, sandboxes.memory_mb, sandboxes.disk_mb, sandboxes.internet, sandboxes.env_sealed, sandboxes.metadata, sandboxes.timeout_sec, sandboxes.on_timeout, sandboxes.idle_timeout_sec, sandboxes.deadline_at, sandboxes.idle_check_at, sandboxes.checkpoint_interval_sec, sandboxes.checkpoint_due_at, sandboxes.retry_at, sandboxes.from_snapshot_id, sandboxes.state_id, sandboxes.state_at, sandboxes.paused_at, sandboxes.paused_reason, sandboxes.end_reason, sandboxes.error, sandboxes.created_by_type, sandboxes.created_by_id, sandboxes.created_by_name, sandboxes.created_at, sandboxes.started_at, sandboxes.ended_at, sandboxes.updated_at, sandboxes.paused_ttl_sec, sandboxes.ttl_warned_at, sandboxes.build_id, (SELECT h.address FROM hosts h WHERE h.id = sandboxes.host_id) AS address
+RETURNING sandboxes.id, sandboxes.team_id, sandboxes.host_id, sandboxes.template_id, sandboxes.template_name, sandboxes.image_digest, sandboxes.status, sandboxes.incarnation, sandboxes.engine, sandboxes.engine_version, sandboxes.cpu_millis, sandboxes.memory_mb, sandboxes.disk_mb, sandboxes.internet, sandboxes.env_sealed, sandboxes.metadata, sandboxes.timeout_sec, sandboxes.on_timeout, sandboxes.idle_timeout_sec, sandboxes.deadline_at, sandboxes.idle_check_at, sandboxes.checkpoint_interval_sec, sandboxes.checkpoint_due_at, sandboxes.retry_at, sandboxes.from_snapshot_id, sandboxes.state_id, sandboxes.state_at, sandboxes.paused_at, sandboxes.paused_reason, sandboxes.end_reason, sandboxes.error, sandboxes.created_by_type, sandboxes.created_by_id, sandboxes.created_by_name, sandboxes.created_at, sandboxes.started_at, sandboxes.ended_at, sandboxes.updated_at, sandboxes.paused_ttl_sec, sandboxes.ttl_warned_at, sandboxes.build_id, sandboxes.auto_resume, (SELECT h.address FROM hosts h WHERE h.id = sandboxes.host_id) AS address
 `
 
 type TakeIdleParams struct {
@@ -4661,6 +4680,7 @@ type TakeIdleRow struct {
 	PausedTtlSec          *int32
 	TtlWarnedAt           *time.Time
 	BuildID               *id.Build
+	AutoResume            bool
 	Address               string
 }
 
@@ -4716,6 +4736,7 @@ func (q *Queries) TakeIdle(ctx context.Context, db DBTX, arg TakeIdleParams) ([]
 			&i.PausedTtlSec,
 			&i.TtlWarnedAt,
 			&i.BuildID,
+			&i.AutoResume,
 			&i.Address,
 		); err != nil {
 			return nil, err
@@ -4832,7 +4853,7 @@ WITH moved AS (
         ttl_warned_at = CASE WHEN $1 = 'running' THEN NULL ELSE ttl_warned_at END,
         ended_at = CASE WHEN $5::bool THEN now() END
     WHERE sandboxes.id = $14 AND sandboxes.status = ANY($15::text[]) AND sandboxes.incarnation = $16
-    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id
+    RETURNING id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id, auto_resume
 ), closed AS (
     UPDATE operations o SET status = $17, reason = $18, message = $19, finished_at = now(),
         lease_owner = NULL, lease_until = NULL
@@ -4847,7 +4868,7 @@ WITH moved AS (
     INSERT INTO sandbox_events (sandbox_id, team_id, kind, data)
     SELECT moved.id, moved.team_id, $21::text, $22::jsonb FROM moved WHERE $21::text <> ''
 )
-SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id FROM moved
+SELECT id, team_id, host_id, template_id, template_name, image_digest, status, incarnation, engine, engine_version, cpu_millis, memory_mb, disk_mb, internet, env_sealed, metadata, timeout_sec, on_timeout, idle_timeout_sec, deadline_at, idle_check_at, checkpoint_interval_sec, checkpoint_due_at, retry_at, from_snapshot_id, state_id, state_at, paused_at, paused_reason, end_reason, error, created_by_type, created_by_id, created_by_name, created_at, started_at, ended_at, updated_at, paused_ttl_sec, ttl_warned_at, build_id, auto_resume FROM moved
 `
 
 type TransitionParams struct {
@@ -4917,6 +4938,7 @@ type TransitionRow struct {
 	PausedTtlSec          *int32
 	TtlWarnedAt           *time.Time
 	BuildID               *uuid.UUID
+	AutoResume            bool
 }
 
 // A fresh one has just begun to run: its idle time and its checkpoints count
@@ -4990,6 +5012,7 @@ func (q *Queries) Transition(ctx context.Context, db DBTX, arg TransitionParams)
 		&i.PausedTtlSec,
 		&i.TtlWarnedAt,
 		&i.BuildID,
+		&i.AutoResume,
 	)
 	return i, err
 }
