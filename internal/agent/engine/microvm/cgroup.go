@@ -79,6 +79,8 @@ func (g groups) make(id string) error {
 			return fmt.Errorf("microvm: %w", err)
 		}
 		if g.v2 {
+			// On most hosts somebody has done it for the root.
+			_ = writeFile(filepath.Join(g.root, "cgroup.subtree_control"), "+cpu +memory +pids")
 			if err := writeFile(g.file("", "", "cgroup.subtree_control"), "+cpu +memory +pids"); err != nil {
 				return err
 			}

@@ -61,7 +61,7 @@ func (e *Engine) Checkpoint(ctx context.Context, h engine.Handle, opts engine.Ch
 		if err != nil {
 			err = errors.Join(err, emptyDir(opts.Dir))
 		}
-		own, cancel := patience(ctx, goOnWithin)
+		own, cancel := patience(ctx, 2*goOnWithin)
 		defer cancel()
 		switch {
 		case !was && (err != nil || opts.LeaveRunning):

@@ -110,7 +110,9 @@ func Launch(stdin io.Reader) error {
 		return fmt.Errorf("microvm: launch: %w", err)
 	}
 	sys := &unix.SysProcAttr{Setsid: true}
-	sys.Credential = credential(j.UID)
+	if sys.Credential, err = credential(j.UID, j.Accel); err != nil {
+		return err
+	}
 	sys.Cloneflags = unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
 	proc, err := os.StartProcess(j.Program, append([]string{j.Program}, arguments(&j)...), &os.ProcAttr{
 		Dir: "/", Env: []string{"PATH=/usr/bin:/bin"},
@@ -221,9 +223,34 @@ func arguments(j *job) []string {
 	return append(args, "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
 }
 
-// credential is nobody's: a user of the machine's own, without groups.
-func credential(uid uint32) *syscall.Credential {
-	return &syscall.Credential{Uid: uid, Gid: uid}
+// credential is nobody's: a user of the machine's own, with no group but the one
+// that may use /dev/kvm.
+func credential(uid uint32, accel string) (*syscall.Credential, error) {
+	c := &syscall.Credential{Uid: uid, Gid: uid}
+	if accel != KVM {
+		return c, nil
+	}
+	group, err := kvmGroup()
+	if err == nil && group != 0 {
+		c.Groups = []uint32{group}
+	}
+	return c, err
+}
+
+// kvmGroup is the group that a user without rights needs for /dev/kvm, 0 when it
+// is open to all.
+func kvmGroup() (uint32, error) {
+	var st unix.Stat_t
+	if err := unix.Stat("/dev/kvm", &st); err != nil {
+		return 0, fmt.Errorf("microvm: /dev/kvm: %w", err)
+	}
+	switch {
+	case st.Mode&0o006 == 0o006:
+		return 0, nil
+	case st.Mode&0o060 == 0o060 && st.Gid != 0:
+		return st.Gid, nil
+	}
+	return 0, errors.New("machines run without root's rights and cannot open /dev/kvm: `groupadd -rf kvm && chgrp kvm /dev/kvm && chmod 660 /dev/kvm`")
 }
 
 // procsOf are the files that a process enters the groups by.

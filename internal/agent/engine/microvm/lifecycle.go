@@ -28,6 +28,14 @@ const (
 	bootWithin = 3 * time.Minute
 )
 
+// startWithin bounds a start, with all of memory and disk read from a slow disk.
+func startWithin(r *record, from *source) time.Duration {
+	if from == nil {
+		return bootWithin
+	}
+	return bootWithin + writeWithin(r)
+}
+
 func validate(s *engine.Spec) error {
 	r := s.Resources
 	switch {
@@ -132,7 +140,7 @@ func (e *Engine) launch(ctx context.Context, h engine.Handle, from *source) (eng
 			return nil, err
 		}
 	}
-	limit, cancel := context.WithTimeout(ctx, bootWithin)
+	limit, cancel := context.WithTimeout(ctx, startWithin(r, from))
 	defer cancel()
 	err = e.run(limit, r, from, true)
 	if errors.Is(err, errBooted) && limit.Err() == nil {
@@ -276,7 +284,7 @@ func (e *Engine) spawn(ctx context.Context, r *record, k kit.Kit, memory *source
 		return err
 	}
 	res, err := e.shim.Spawn(ctx, shim.Spawn{
-		Key: id, Argv: e.cfg.Launcher, Env: e.cfg.LauncherEnv, Stdin: text, PIDFile: r.path(pidFile),
+		Key: id, Argv: e.cfg.Launcher, Env: e.cfg.LauncherEnv, Stdin: text, PIDFile: r.path(pidFile), Timeout: bootWithin + writeWithin(r),
 		Console: &shim.Console{FIFO: r.path(consoleFIFO), Log: r.path(consoleLog)},
 	})
 	if err != nil {

@@ -3,6 +3,7 @@ package microvm
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -59,7 +60,13 @@ func (e *Engine) Freeze(ctx context.Context, h engine.Handle) error {
 		if err := e.save(r); err != nil {
 			return err
 		}
-		return e.monitored(ctx, r, func(m *monitor) error { return m.do("stop", nil, nil) })
+		err := e.monitored(ctx, r, func(m *monitor) error { return m.do("stop", nil, nil) })
+		if err != nil { // it may have been heard
+			own, cancel := patience(ctx, goOnWithin)
+			defer cancel()
+			err = errors.Join(err, e.goOn(own, r))
+		}
+		return err
 	})
 }
 
@@ -78,8 +85,11 @@ func (e *Engine) Thaw(ctx context.Context, h engine.Handle) error {
 	})
 }
 
-// goOn lets the guest run, with its clock set.
+// goOn lets the guest run, with its clock set. One that does not answer is not
+// waited for.
 func (e *Engine) goOn(ctx context.Context, r *record) error {
+	ctx, cancel := context.WithTimeout(ctx, goOnWithin)
+	defer cancel()
 	err := e.monitored(ctx, r, func(m *monitor) error { return m.do("cont", nil, nil) })
 	if err == nil {
 		_, err = e.ask(ctx, r, fresh(vmapi.Request{Op: vmapi.OpGo}))

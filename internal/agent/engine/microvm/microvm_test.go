@@ -209,6 +209,7 @@ func (w *world) harness() enginetest.Harness {
 		Leaks:       func(*testing.T) []string { return w.leaks() },
 		OutOfMemory: true,
 		Kernel:      true,
+		Cycles:      testkit.Scaled(20, 0),
 	}
 }
 

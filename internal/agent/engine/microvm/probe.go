@@ -193,9 +193,15 @@ func Boot(ctx context.Context, program, accel string, k kit.Kit) (time.Duration,
 	began := time.Now()
 	err := cmd.Run()
 	for lines := bufio.NewScanner(bytes.NewReader(out.kept)); lines.Scan(); {
-		if strings.TrimSpace(lines.Text()) == vmapi.Ready {
-			return time.Since(began), nil
+		if strings.TrimSpace(lines.Text()) != vmapi.Ready {
+			continue
 		}
+		took := time.Since(began)
+		if accel == KVM {
+			_, err = kvmGroup()
+			return took, err
+		}
+		return took, nil
 	}
 	switch {
 	case ctx.Err() != nil:
