@@ -15,11 +15,11 @@ root=()
 if ((EUID != 0)); then
 	root=(sudo -E env "PATH=$PATH")
 fi
-real='/internal/(agent/(app|engine/gvisor|image|network|shim)|guest/app)$|/test/multihost$'
+real='/internal/(agent/(app|engine/(gvisor|microvm)|image|network|shim)|guest/app)$|/test/multihost$'
 whole='/test/(e2e|browser)(/|$)'
 mapfile -t shared < <(go list ./... | grep -Ev "$real|$whole|/test/bench(/|\$)|/gen/")
 # The long ones first, so that none of them goes on alone in the end.
-mapfile -t pairs < <(go list ./... | grep -E "$real" | grep -E '/(multihost|gvisor)$'; go list ./... | grep -E "$real" | grep -vE '/(multihost|gvisor)$')
+mapfile -t pairs < <(go list ./... | grep -E "$real" | grep -E '/(multihost|gvisor|microvm)$'; go list ./... | grep -E "$real" | grep -vE '/(multihost|gvisor|microvm)$')
 # What sandboxes live through, by the rows and traps in the names of the tests.
 lives='^Test(S4|S5|S6|S7|ST|TL|LL|RS|RC)'
 export CGO_ENABLED=1
