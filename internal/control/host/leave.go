@@ -46,7 +46,7 @@ type Loss struct {
 	ID        uuid.UUID
 	Team      id.Team
 	TeamName  string
-	Name      string // of a sandbox its template's, of a snapshot its own
+	Name      string // its own; of a sandbox without one its template's
 	Status    string
 	CreatedAt time.Time
 }
