@@ -4284,7 +4284,7 @@ type HostLoss struct {
 	ID       string       `json:"id"`
 	TeamID   string       `json:"team_id"`
 	TeamName OptString    `json:"team_name"`
-	// Of a sandbox its template's, of a snapshot its own.
+	// Its own; of a sandbox without one its template's.
 	Name      string    `json:"name"`
 	Status    string    `json:"status"`
 	CreatedAt time.Time `json:"created_at"`
