@@ -15,11 +15,20 @@ const hintLimit = time.Second
 // SetTimeout moves the deadline of a sandbox to timeoutSec from now. In a
 // transition it waits; once it has returned, no sweep acts on the old deadline.
 func (s *Service) SetTimeout(ctx context.Context, by principal.Principal, sandbox id.Sandbox, timeoutSec int64) (Sandbox, error) {
+	return s.setDeadline(ctx, by, sandbox, timeoutSec, false)
+}
+
+// ExtendTimeout is SetTimeout, but leaves a deadline that is further away.
+func (s *Service) ExtendTimeout(ctx context.Context, by principal.Principal, sandbox id.Sandbox, timeoutSec int64) (Sandbox, error) {
+	return s.setDeadline(ctx, by, sandbox, timeoutSec, true)
+}
+
+func (s *Service) setDeadline(ctx context.Context, by principal.Principal, sandbox id.Sandbox, timeoutSec int64, laterOnly bool) (Sandbox, error) {
 	if err := within("timeout_sec", &timeoutSec, 1, maxTimeoutSec); err != nil {
 		return Sandbox{}, err
 	}
 	x, err := s.alive(ctx, by, sandbox, func(team id.Team) (bool, error) {
-		return s.store.SetDeadline(ctx, team, sandbox, time.Duration(timeoutSec)*time.Second)
+		return s.store.SetDeadline(ctx, team, sandbox, time.Duration(timeoutSec)*time.Second, laterOnly)
 	})
 	if err != nil {
 		return x, err

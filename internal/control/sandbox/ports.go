@@ -219,8 +219,8 @@ type Store interface {
 	// Died ends a sandbox whose instance is gone, in whatever status it had one.
 	Died(ctx context.Context, sandbox id.Sandbox, incarnation int64, reason string, data map[string]any) (Sandbox, error)
 	// SetDeadline moves the deadline of a running sandbox; false when it is not
-	// running.
-	SetDeadline(ctx context.Context, team id.Team, sandbox id.Sandbox, in time.Duration) (bool, error)
+	// running. With laterOnly it leaves one that is further away.
+	SetDeadline(ctx context.Context, team id.Team, sandbox id.Sandbox, in time.Duration, laterOnly bool) (bool, error)
 	// Ping counts as activity of a running sandbox; false when it is not running.
 	Ping(ctx context.Context, team id.Team, sandbox id.Sandbox) (bool, error)
 	// Finished tells how an operation stands; OpenOperation which one is open, the

@@ -412,7 +412,9 @@ FROM sandboxes c
 WHERE c.from_snapshot_id = sqlc.arg(snapshot_id)::uuid AND c.status = 'pending' AND o.sandbox_id = c.id AND o.status = 'open' AND o.lease_owner IS NULL;
 
 -- name: SetDeadline :one
-UPDATE sandboxes SET deadline_at = now() + make_interval(secs => sqlc.arg(secs)::float8), retry_at = NULL, updated_at = now()
+-- With later_only it is put off, never brought forward.
+UPDATE sandboxes SET deadline_at = greatest(now() + make_interval(secs => sqlc.arg(secs)::float8), CASE WHEN sqlc.arg(later_only)::bool THEN deadline_at END),
+    retry_at = NULL, updated_at = now()
 WHERE id = sqlc.arg(id) AND team_id = sqlc.arg(team_id) AND status IN ('running', 'snapshotting')
 RETURNING id;
 

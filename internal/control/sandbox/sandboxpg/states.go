@@ -153,8 +153,8 @@ func (s *Store) unwanted(ctx context.Context, tx pgx.Tx, x sqlcgen.Sandbox, stat
 }
 
 // SetDeadline implements sandbox.Store.
-func (s *Store) SetDeadline(ctx context.Context, team id.Team, x id.Sandbox, in time.Duration) (bool, error) {
-	_, err := s.q.SetDeadline(ctx, s.pool, sqlcgen.SetDeadlineParams{ID: x, TeamID: team, Secs: in.Seconds()})
+func (s *Store) SetDeadline(ctx context.Context, team id.Team, x id.Sandbox, in time.Duration, laterOnly bool) (bool, error) {
+	_, err := s.q.SetDeadline(ctx, s.pool, sqlcgen.SetDeadlineParams{ID: x, TeamID: team, Secs: in.Seconds(), LaterOnly: laterOnly})
 	return some(err)
 }
 

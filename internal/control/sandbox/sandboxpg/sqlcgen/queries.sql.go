@@ -4208,19 +4208,27 @@ func (q *Queries) SeenSandboxes(ctx context.Context, db DBTX, arg SeenSandboxesP
 }
 
 const setDeadline = `-- name: SetDeadline :one
-UPDATE sandboxes SET deadline_at = now() + make_interval(secs => $1::float8), retry_at = NULL, updated_at = now()
-WHERE id = $2 AND team_id = $3 AND status IN ('running', 'snapshotting')
+UPDATE sandboxes SET deadline_at = greatest(now() + make_interval(secs => $1::float8), CASE WHEN $2::bool THEN deadline_at END),
+    retry_at = NULL, updated_at = now()
+WHERE id = $3 AND team_id = $4 AND status IN ('running', 'snapshotting')
 RETURNING id
 `
 
 type SetDeadlineParams struct {
-	Secs   float64
-	ID     id.Sandbox
-	TeamID id.Team
+	Secs      float64
+	LaterOnly bool
+	ID        id.Sandbox
+	TeamID    id.Team
 }
 
+// With later_only it is put off, never brought forward.
 func (q *Queries) SetDeadline(ctx context.Context, db DBTX, arg SetDeadlineParams) (id.Sandbox, error) {
-	row := db.QueryRow(ctx, setDeadline, arg.Secs, arg.ID, arg.TeamID)
+	row := db.QueryRow(ctx, setDeadline,
+		arg.Secs,
+		arg.LaterOnly,
+		arg.ID,
+		arg.TeamID,
+	)
 	var id id.Sandbox
 	err := row.Scan(&id)
 	return id, err
