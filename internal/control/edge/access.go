@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"path"
 	"strings"
+	"time"
 
 	"skerry.dev/skerry/internal/control/keyring"
 	"skerry.dev/skerry/internal/control/port"
@@ -119,7 +120,12 @@ func (e *Edge) admit(r *http.Request, t Target, c credentials) (grant, *refusal)
 	if c.traffic != "" && same(c.traffic, TrafficToken(e.cfg.Secret, t.Sandbox)) {
 		return e.owned(r.Context(), t)
 	}
+	done, refused := e.ask(r.Context())
+	if refused != nil {
+		return grant{}, refused
+	}
 	a, found, err := e.cfg.Accesses.Admit(r.Context(), t.Sandbox, t.Port, c.token())
+	done()
 	switch {
 	case err != nil:
 		return grant{}, errOurs.because(err)
@@ -139,9 +145,34 @@ func (e *Edge) admit(r *http.Request, t Target, c credentials) (grant, *refusal)
 	return grant{}, errPrivate
 }
 
+// ask waits for its turn to ask the database: anybody may send requests here,
+// and the API needs it, too.
+func (e *Edge) ask(ctx context.Context) (done func(), refused *refusal) {
+	select {
+	case e.asking <- struct{}{}:
+		return func() { <-e.asking }, nil
+	default:
+	}
+	timer := time.NewTimer(askWithin)
+	defer timer.Stop()
+	select {
+	case e.asking <- struct{}{}:
+		return func() { <-e.asking }, nil
+	case <-timer.C:
+		return nil, errBusy
+	case <-ctx.Done():
+		return nil, errBusy
+	}
+}
+
 // owned finds whose the sandbox is, for those who hold a token of all of it.
 func (e *Edge) owned(ctx context.Context, t Target) (grant, *refusal) {
+	done, refused := e.ask(ctx)
+	if refused != nil {
+		return grant{}, refused
+	}
 	team, found, err := e.cfg.Accesses.TeamOf(ctx, t.Sandbox)
+	done()
 	switch {
 	case err != nil:
 		return grant{}, errOurs.because(err)

@@ -113,8 +113,8 @@ func TestS11_ALinkBecomesACookieOfThatHost(t *testing.T) {
 	for link, want := range map[string]string{
 		"?skerry_token=" + token:                      "",
 		"a%2Fb?x=1&skerry_token=" + token + "&y=%zz;": "a%2Fb?x=1&y=%zz;",
-		"/evil.example/?skerry_token=" + token:         "/evil.example/",
-		"\\evil.example?skerry_token=" + token:         "%5Cevil.example",
+		"/evil.example/?skerry_token=" + token:        "/evil.example/",
+		"\\evil.example?skerry_token=" + token:        "%5Cevil.example",
 	} {
 		status, _, header := w.get(3000, link, "Accept", "text/html", "Sec-Fetch-Mode", "navigate")
 		if status != http.StatusSeeOther || header.Get("Location") != origin.URL(one, 3000)+want {
@@ -153,6 +153,8 @@ func TestNW06_OpenStreamsEnd(t *testing.T) {
 		"expired": {func(w *world, _ id.PortAccess) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
+			w.edge.open.mu.Lock()
+			defer w.edge.open.mu.Unlock()
 			past := time.Now().Add(-time.Second)
 			for _, in := range w.edge.open.by {
 				in.expires = &past
@@ -286,4 +288,3 @@ func TestNW10_ARouteIsFoundOnceAndForgottenWithItsSandbox(t *testing.T) {
 		t.Errorf("%d %s", status, body)
 	}
 }
-

@@ -26,6 +26,13 @@ import (
 // DefaultMaxOpen bounds the requests that one server carries at a time.
 const DefaultMaxOpen = 10_000
 
+const (
+	// askers is how many requests ask the database at a time, askWithin how long
+	// one waits for its turn.
+	askers    = 4
+	askWithin = 5 * time.Second
+)
+
 // Config is what the edge needs of the rest. All but MaxOpen and Trusted are
 // required.
 type Config struct {
@@ -47,6 +54,7 @@ type Edge struct {
 	routes  *routes
 	open    open
 	count   atomic.Int64
+	asking  chan struct{}
 	buffers buffers
 }
 
@@ -59,7 +67,7 @@ func New(c Config) *Edge {
 	if c.Trusted == nil {
 		c.Trusted = func(string) bool { return false }
 	}
-	return &Edge{cfg: c, routes: newRoutes(c.Sandboxes, c.Hosts)}
+	return &Edge{cfg: c, routes: newRoutes(c.Sandboxes, c.Hosts), asking: make(chan struct{}, askers)}
 }
 
 // Run looks after what is open until ctx ends.

@@ -116,7 +116,7 @@ func (e *Edge) carry(w http.ResponseWriter, r *http.Request, g grant, p passage)
 	}
 	defer leave()
 	defer context.AfterFunc(way.ctx, func() { cancel(context.Cause(way.ctx)) })()
-	transport, err := way.port(p.target.Port)
+	transport, err := way.port(p.target.Port, speaksGRPC(r))
 	if err != nil {
 		e.fail(w, r.WithContext(ctx), err)
 		return
@@ -130,6 +130,11 @@ func (e *Edge) carry(w http.ResponseWriter, r *http.Request, g grant, p passage)
 		ErrorLog: slog.NewLogLogger(e.cfg.Log.Handler(), slog.LevelDebug),
 	}
 	proxy.ServeHTTP(w, r.WithContext(ctx))
+}
+
+// speaksGRPC: such a server understands nothing but HTTP/2.
+func speaksGRPC(r *http.Request) bool {
+	return r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") && !strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc-web")
 }
 
 // rewrite makes the request that goes inside: the same, but for what is between

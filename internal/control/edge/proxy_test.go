@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/http/httptrace"
 	"net/textproto"
 	"strings"
@@ -394,5 +395,103 @@ func TestS11_AClientThatLeavesIsNoticedInside(t *testing.T) {
 	case <-left:
 	case <-time.After(5 * time.Second):
 		t.Error("it still answers")
+	}
+}
+
+// A server that speaks nothing but HTTP/2 is spoken to in it, and its status
+// comes after the last byte.
+func TestS11_RemoteCallsPass(t *testing.T) {
+	w := newWorld(t, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		rw.Header().Set("Content-Type", "application/grpc")
+		rw.Header().Set("Trailer", "Grpc-Status")
+		_, _ = fmt.Fprint(rw, r.Proto, " ", r.Header.Get("Te"), " ")
+		_, _ = io.Copy(rw, r.Body)
+		rw.Header().Set("Grpc-Status", "7")
+	}))
+	w.let(3000, "")
+	client := w.client()
+	transport := client.Transport.(*http.Transport)
+	transport.Protocols = new(http.Protocols)
+	transport.Protocols.SetUnencryptedHTTP2(true)
+	for kind, want := range map[string]string{"application/grpc+proto": "HTTP/2.0 trailers hello", "application/json": "HTTP/1.1 trailers hello"} {
+		req, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, origin.URL(one, 3000)+"a.B/C", strings.NewReader("hello"))
+		req.Header.Set("Content-Type", kind)
+		req.Header.Set("Te", "trailers")
+		res, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(res.Body)
+		_ = res.Body.Close()
+		if err != nil || string(body) != want || res.Trailer.Get("Grpc-Status") != "7" || res.ProtoMajor != 2 {
+			t.Errorf("%s: %q, %v, %v", kind, body, res.Trailer, err)
+		}
+	}
+}
+
+// Over TLS the edge speaks HTTP/2 with who can, and a cookie of it is the host's
+// alone.
+func TestS11_OverTLS(t *testing.T) {
+	w := newWorld(t, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		_, _ = fmt.Fprint(rw, r.Header.Get("X-Forwarded-Proto"), " ", r.Header.Get("Cookie"))
+	}))
+	w.let(3000, token)
+	w.edge.cfg.Origin.Scheme = "https"
+	server := httptest.NewUnstartedServer(w.edge)
+	server.EnableHTTP2 = true
+	server.StartTLS()
+	defer server.Close()
+	client := server.Client()
+	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	client.Transport.(*http.Transport).DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, network, server.Listener.Addr().String())
+	}
+	client.Transport.(*http.Transport).TLSClientConfig.ServerName = "example.com" // of the test's certificate
+	ask := func(url string, headers ...string) *http.Response {
+		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+		for i := 0; i < len(headers); i += 2 {
+			req.Header.Set(headers[i], headers[i+1])
+		}
+		res, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = res.Body.Close() })
+		return res
+	}
+	url := w.edge.cfg.Origin.URL(one, 3000)
+	res := ask(url+"?skerry_token="+token, "Accept", "text/html")
+	if cookie := res.Header.Get("Set-Cookie"); res.StatusCode != 303 || res.ProtoMajor != 2 || !strings.HasPrefix(cookie, "__Host-skerry_port="+token) || !strings.Contains(cookie, "; Secure") || res.Header.Get("Location") != url {
+		t.Errorf("%s %v", res.Proto, res.Header)
+	}
+	res = ask(url, "Cookie", "__Host-skerry_port="+token+"; mine=1")
+	if body, _ := io.ReadAll(res.Body); string(body) != "https mine=1" {
+		t.Errorf("%d %s", res.StatusCode, body)
+	}
+	if res = ask(url, "Cookie", "skerry_port="+token); res.StatusCode != 403 {
+		t.Errorf("a cookie that others can set: %d", res.StatusCode)
+	}
+}
+
+// Whoever asks more than there are turns for waits, and is answered.
+func TestS11_ManyAsksWaitForTheirTurn(t *testing.T) {
+	w := newWorld(t, http.HandlerFunc(echo))
+	w.let(3000, "")
+	for range cap(w.edge.asking) {
+		w.edge.asking <- struct{}{}
+	}
+	answered := make(chan int, 1)
+	go func() {
+		status, _, _ := w.get(3000, "")
+		answered <- status
+	}()
+	select {
+	case status := <-answered:
+		t.Fatalf("out of turn: %d", status)
+	case <-time.After(50 * time.Millisecond):
+	}
+	<-w.edge.asking
+	if status := <-answered; status != 200 {
+		t.Error(status)
 	}
 }

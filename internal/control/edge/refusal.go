@@ -45,6 +45,8 @@ var (
 	errClosed     = &refusal{status: http.StatusBadGateway, port: true, message: "The sandbox is running but port is not open"}
 	errBroken     = &refusal{status: http.StatusBadGateway, port: true, message: "The connection to the port broke before it answered."}
 	errHost       = &refusal{status: http.StatusBadGateway, message: "The host that runs this sandbox cannot be reached now. Try again in a few seconds."}
+	errNoRoom     = &refusal{status: http.StatusServiceUnavailable, message: "No host has room to resume the sandbox now. Try again."}
+	errBusy       = &refusal{status: http.StatusServiceUnavailable, message: "Too much is asked at a time. Try again."}
 	errFull       = &refusal{status: http.StatusServiceUnavailable, message: "There are as many open connections as there may be. Close some and try again."}
 	errStopping   = &refusal{status: http.StatusServiceUnavailable, message: "The server is being restarted. Connect again."}
 	errOurs       = &refusal{status: http.StatusInternalServerError, message: "Something went wrong on our side. Try again."}
@@ -56,6 +58,8 @@ func refusalOf(err error) *refusal {
 	switch {
 	case e.Reason == "port_closed", e.Reason == "port_unresponsive":
 		return errClosed.because(err)
+	case e.Reason == "no_capacity":
+		return errNoRoom.because(err)
 	case e.Reason == "too_many_connections":
 		return errFull.because(err)
 	case e.Reason == "sandbox_not_found", e.Reason == "unknown_sandbox", e.Reason == "sandbox_gone":

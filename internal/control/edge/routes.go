@@ -29,9 +29,10 @@ type Sandboxes interface {
 
 // Hosts lead into sandboxes; hostlink.HostClientPool does.
 type Hosts interface {
-	// Port returns the way to a port of one incarnation. The host part of a
-	// request's URL is of no account.
-	Port(h host.Ref, x id.Sandbox, incarnation int64, port int) (http.RoundTripper, error)
+	// Port returns the way to a port of one incarnation, where HTTP/1.1 is spoken
+	// or, with http2, HTTP/2 without encryption. The host part of a request's URL
+	// is of no account.
+	Port(h host.Ref, x id.Sandbox, incarnation int64, port int, http2 bool) (http.RoundTripper, error)
 }
 
 // route is the way to one incarnation. It is never wrong, only over: whatever
@@ -46,8 +47,8 @@ type route struct {
 	users  int       // by routes.mu
 }
 
-func (r *route) port(number int) (http.RoundTripper, error) {
-	return r.hosts.Port(r.guest.Host, r.guest.Sandbox, r.guest.Incarnation, number)
+func (r *route) port(number int, http2 bool) (http.RoundTripper, error) {
+	return r.hosts.Port(r.guest.Host, r.guest.Sandbox, r.guest.Incarnation, number, http2)
 }
 
 // routes keeps what was found for as long as it lasts.

@@ -43,7 +43,11 @@ func newWorld(t *testing.T, app http.Handler) *world {
 	t.Helper()
 	secret, _ := keyring.NewSecret()
 	w := &world{t: t, secret: secret, team: id.NewTeam(), status: sandbox.StatusRunning, ended: make(chan struct{}), accesses: map[string]port.Admission{}, transports: map[int]*http.Transport{}}
-	w.app = httptest.NewServer(app)
+	w.app = httptest.NewUnstartedServer(app)
+	w.app.Config.Protocols = new(http.Protocols)
+	w.app.Config.Protocols.SetHTTP1(true)
+	w.app.Config.Protocols.SetUnencryptedHTTP2(true)
+	w.app.Start()
 	t.Cleanup(w.app.Close)
 	w.daemon = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		rw.Header().Set("Content-Type", "text/html")
@@ -152,15 +156,21 @@ func (w *world) Reach(_, _ context.Context, team id.Team, x id.Sandbox) (sandbox
 }
 
 // Port implements Hosts.
-func (w *world) Port(_ host.Ref, x id.Sandbox, _ int64, number int) (http.RoundTripper, error) {
+func (w *world) Port(_ host.Ref, x id.Sandbox, _ int64, number int, http2 bool) (http.RoundTripper, error) {
 	to := map[int]*httptest.Server{3000: w.app, 3001: w.app, control: w.daemon}[number]
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if http2 {
+		number = -number
+	}
 	if known := w.transports[number]; known != nil {
 		return known, nil
 	}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(!http2)
+	protocols.SetUnencryptedHTTP2(http2)
 	w.transports[number] = &http.Transport{
-		DisableCompression: true,
+		DisableCompression: true, Protocols: protocols,
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
 			if to == nil || x != one {
 				return nil, errs.Unavailable("port_closed", "closed")

@@ -121,6 +121,7 @@ type Client struct {
 	rpc     *http.Transport
 	guests  *http.Transport
 	ports   *http.Transport
+	ports2  *http.Transport
 	calls   *dials
 	tunnels *tunnels
 	greets  *greets
@@ -150,7 +151,7 @@ func newClient(identity Identity, ref host.Ref, watchers []connect.Interceptor) 
 				SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second,
 			},
 		},
-		ports: newPorts(tun),
+		ports: newPorts(tun, false), ports2: newPorts(tun, true),
 		guests: &http.Transport{
 			DialContext:            tun.dial,
 			DisableCompression:     true,
@@ -175,6 +176,7 @@ func (c *Client) restarted(generation int64) {
 		c.rpc.CloseIdleConnections()
 		c.guests.CloseIdleConnections()
 		c.ports.CloseIdleConnections()
+		c.ports2.CloseIdleConnections()
 	}
 	c.generation = generation
 }
@@ -187,6 +189,7 @@ func (c *Client) close() {
 	c.rpc.CloseIdleConnections()
 	c.guests.CloseIdleConnections()
 	c.ports.CloseIdleConnections()
+	c.ports2.CloseIdleConnections()
 	c.tunnels.cutAll()
 }
 

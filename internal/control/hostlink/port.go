@@ -23,18 +23,27 @@ const (
 	maxPortHeader = 256 << 10
 )
 
-// Port returns the way to a port of one incarnation of a sandbox.
-func (p *HostClientPool) Port(ref host.Ref, sandbox id.Sandbox, incarnation int64, port int) (http.RoundTripper, error) {
+// Port returns the way to a port of one incarnation of a sandbox, where HTTP/1.1
+// is spoken or, with http2, HTTP/2 without encryption.
+func (p *HostClientPool) Port(ref host.Ref, sandbox id.Sandbox, incarnation int64, port int, http2 bool) (http.RoundTripper, error) {
 	c, err := p.Client(ref)
 	if err != nil {
 		return nil, err
 	}
-	return &inside{transport: c.ports, authority: authority(sandbox, incarnation, port)}, nil
+	transport := c.ports
+	if http2 {
+		transport = c.ports2
+	}
+	return &inside{transport: transport, authority: authority(sandbox, incarnation, port)}, nil
 }
 
 // newPorts makes what speaks to applications in sandboxes.
-func newPorts(t *tunnels) *http.Transport {
+func newPorts(t *tunnels, http2 bool) *http.Transport {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(!http2)
+	protocols.SetUnencryptedHTTP2(http2)
 	return &http.Transport{
+		Protocols: protocols,
 		DialContext: func(ctx context.Context, network, where string) (net.Conn, error) {
 			for try := time.Duration(1); ; try++ {
 				conn, err := t.dial(ctx, network, where)
