@@ -163,7 +163,11 @@ func pack(ctx context.Context, from string, size int64, to string) error {
 func (e *Engine) Restore(ctx context.Context, h engine.Handle, dir string) (engine.Handle, error) {
 	info, err := engine.ReadCheckpoint(dir)
 	if err == nil {
-		err = info.Fits(e.Probe(ctx))
+		can := e.Probe(ctx)
+		if !info.Memory {
+			can.Version = info.Version // a disk is a disk, whatever wrote it
+		}
+		err = info.Fits(can)
 	}
 	if err == nil {
 		err = info.Whole(dir)

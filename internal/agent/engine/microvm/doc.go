@@ -48,8 +48,21 @@
 // but for address and connections, whenever a machine goes on.
 //
 // A checkpoint fits the same build of QEMU, the same machine type and layout
-// (Version), the same accelerator and the same layers. Memory and processors of a
+// (Version), the same accelerator and the same layers; one of the disk alone fits
+// any. Memory and processors of a
 // copy are the source's, whatever it was given; its share of the host is its own.
+//
+// # Begun ahead
+//
+// A machine that has booted and waits for its host is the same for all workloads
+// (see boots.go): the first of a size is kept below BootsDir, for as long as the
+// host is up, and the others begin from it instead of booting.
+//
+// # Tests
+//
+// The tests run in software (TCG), as root, where QEMU is installed. On a host with
+// KVM: SKERRY_TEST_ACCEL=kvm go test ./internal/agent/engine/microvm/... , at full
+// counts with SKERRY_TEST_LONG=1.
 //
 // # Crashes, and who mends what they leave
 //

@@ -327,3 +327,51 @@ func TestO4_Examine(t *testing.T) {
 		t.Errorf("given up: %v", err)
 	}
 }
+
+// An upgrade of the engine strands no disk: one that was kept alone fits any
+// version, and one with memory does not.
+func TestP7_ADiskOutlivesItsEngine(t *testing.T) {
+	w := newWorld(t)
+	e := w.engine(t)
+	h := start(t, e, w.spec(t))
+	up(t, e, h)
+	for _, diskOnly := range []bool{true, false} {
+		dir := t.TempDir()
+		if err := e.Checkpoint(t.Context(), h, engine.CheckpointOptions{Dir: dir, LeaveRunning: true, DiskOnly: diskOnly}); err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(dir, engine.CheckpointFile)
+		var about map[string]any
+		b, err := os.ReadFile(path)
+		if err == nil {
+			err = json.Unmarshal(b, &about)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		about["engine_version"] = "an older one"
+		if b, err = json.Marshal(about); err == nil {
+			err = os.WriteFile(path, b, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec := w.spec(t)
+		r, err := e.Prepare(t.Context(), spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err = e.Restore(t.Context(), r, dir)
+		switch {
+		case diskOnly && err != nil:
+			t.Errorf("the disk alone: %v", err)
+		case diskOnly:
+			up(t, e, r)
+		case !errors.Is(err, engine.ErrUnsupported):
+			t.Errorf("with memory: %v", err)
+		}
+		if err := e.Destroy(t.Context(), spec.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
