@@ -56,7 +56,7 @@ export default async function (t, world) {
 	}
 
 	const kinds = Object.keys(faults);
-	const alike = ['owner', 'admin', 'somebody without a team'];
+	const alike = ['owner', 'admin', 'somebody without a team', 'nobody'];
 	let combinations = 0;
 	const began = Date.now();
 	for (const fault of kinds) {

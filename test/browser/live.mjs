@@ -99,7 +99,7 @@ export default async function (t, world) {
 		});
 		t.log(`${tabs.length} tabs, ${requests} requests`);
 		requests = 0;
-		const quiet = world.scaled(60_000, 3_000);
+		const quiet = world.scaled(60_000, 2_000);
 		await new Promise((done) => setTimeout(done, quiet));
 		assert.ok(requests <= tabs.length, `${requests} requests of ${tabs.length} tabs in ${quiet} ms in which nothing happened`);
 

@@ -114,7 +114,7 @@ export default async function (t, world) {
 		await page.getByRole('button', { name: 'Change the password' }).click();
 		await seen(page.getByText('The password is changed.'));
 		await gone(sessions.getByRole('button', { name: 'End' }));
-		await visit(elsewhere, 'Limits');
+		// It notices by itself, and shows nothing of theirs any more.
 		await elsewhere.waitForURL('**/login**');
 		owner.password = 'another horse battery';
 		await elsewhere.context().close();

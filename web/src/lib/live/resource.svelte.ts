@@ -1,6 +1,9 @@
 import { ApiError } from '$api/client';
 import { events } from './events.svelte';
 
+/** Changes in a flood are read this often, in milliseconds. */
+const rest = 400;
+
 /**
  * One thing that a page shows: loading, there, or failed. What is there stays
  * shown while it is read anew, and when that fails.
@@ -13,6 +16,8 @@ export class Resource<T> {
 	#load: (signal: AbortSignal) => Promise<T>;
 	#running: AbortController | null = null;
 	#again = false;
+	#began = -rest; // when it was last read, by performance.now
+	#timer: ReturnType<typeof setTimeout> | undefined;
 
 	/**
 	 * Reads at once, again whenever a change of one of the kinds comes, and anew when
@@ -25,11 +30,26 @@ export class Resource<T> {
 			void this.#read();
 			return () => this.#running?.abort();
 		});
-		$effect(() =>
-			events.on(kinds, (changes) => {
-				if (!concerns || changes.some((c) => c.kind === 'reset' || concerns(c.resource))) void this.refresh();
-			})
-		);
+		$effect(() => {
+			const deaf = events.on(kinds, (changes) => {
+				if (!concerns || changes.some((c) => c.kind === 'reset' || concerns(c.resource))) this.#changed();
+			});
+			return () => {
+				deaf();
+				clearTimeout(this.#timer);
+				this.#timer = undefined;
+			};
+		});
+	}
+
+	#changed(): void {
+		const wait = this.#began + rest - performance.now();
+		if (wait <= 0) void this.refresh();
+		else
+			this.#timer ??= setTimeout(() => {
+				this.#timer = undefined;
+				void this.refresh();
+			}, wait);
 	}
 
 	/** Reads anew; calls that come while it reads make one more reading, not many. */
@@ -44,6 +64,7 @@ export class Resource<T> {
 	async #read(): Promise<void> {
 		const mine = new AbortController();
 		this.#running = mine;
+		this.#began = performance.now();
 		try {
 			const value = await this.#load(mine.signal);
 			if (mine.signal.aborted) return;
