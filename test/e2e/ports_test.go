@@ -3,12 +3,15 @@ package e2e
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -17,6 +20,10 @@ import (
 	"testing"
 	"time"
 
+	"skerry.dev/skerry/internal/control/edge"
+	"skerry.dev/skerry/internal/control/keyring"
+	control "skerry.dev/skerry/internal/control/sandbox"
+	"skerry.dev/skerry/internal/kernel/id"
 	"skerry.dev/skerry/internal/testkit"
 	"skerry.dev/skerry/test/instance"
 )
@@ -73,9 +80,9 @@ func (in *machine) openPort(t testing.TB, box string, request map[string]any) op
 }
 
 // ask calls a port by its address; the names below localhost lead to the edge.
-func (in *machine) ask(t testing.TB, method, url string, body io.Reader, headers ...string) (*http.Response, error) {
+func (in *machine) ask(t testing.TB, method, at string, body io.Reader, headers ...string) (*http.Response, error) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, url, body)
+	req, err := http.NewRequestWithContext(t.Context(), method, at, body)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,9 +96,9 @@ func (in *machine) ask(t testing.TB, method, url string, body io.Reader, headers
 	return client.Do(req)
 }
 
-func (in *machine) get(t testing.TB, url string, headers ...string) (int, string) {
+func (in *machine) get(t testing.TB, at string, headers ...string) (int, string) {
 	t.Helper()
-	res, err := in.ask(t, http.MethodGet, url, nil, headers...)
+	res, err := in.ask(t, http.MethodGet, at, nil, headers...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -451,5 +458,72 @@ func TestS11_ManyConnectionsStayOpen(t *testing.T) {
 		if got, err := io.ReadAll(c.reader); err != nil || string(got) != "5 <nil>" {
 			t.Fatalf("%q, %v", got, err)
 		}
+	}
+}
+
+// The daemon of a sandbox, as clients of it speak to it: with the sandbox's own
+// token, over the edge, by headers or by the host.
+func TestS11_TheDaemonIsSpokenToFromOutside(t *testing.T) {
+	in := skerry(t)
+	box := in.Create(t, map[string]any{"timeout_sec": 3600})
+	raw, err := os.ReadFile(filepath.Join(in.Data, "secret"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := keyring.ParseSecret(strings.TrimSpace(string(raw)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	which, err := id.ParseSandbox(box.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := control.AccessToken(secret, which)
+	call := func(method, path, kind, body string, more ...string) (int, string, http.Header) {
+		t.Helper()
+		headers := append([]string{"E2b-Sandbox-Id", edge.ShortName(which), "E2b-Sandbox-Port", "49983", "Content-Type", kind}, more...)
+		res, err := in.ask(t, method, "http://127.0.0.1/"+path, strings.NewReader(body), headers...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		answer, err := io.ReadAll(res.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res.StatusCode, string(answer), res.Header
+	}
+	if status, answer, _ := call("POST", "process.Process/List", "application/json", "{}", "X-Access-Token", token, "Connect-Protocol-Version", "1"); status != 200 {
+		t.Errorf("list: %d %s", status, answer)
+	}
+	if status, answer, _ := call("POST", "process.Process/List", "application/json", "{}", "X-Access-Token", token[1:]); status != 401 {
+		t.Errorf("with another token: %d %s", status, answer)
+	}
+	command := `{"process":{"cmd":"/bin/bash","args":["-l","-c","echo from inside"]},"stdin":false}`
+	framed := "\x00" + string([]byte{0, 0, 0, byte(len(command))}) + command
+	status, answer, _ := call("POST", "process.Process/Start", "application/connect+json", framed, "X-Access-Token", token, "Connect-Protocol-Version", "1")
+	if status != 200 || !strings.Contains(answer, "ZnJvbSBpbnNpZGUK") || !strings.Contains(answer, `"exited":true`) {
+		t.Errorf("a command: %d %q", status, answer)
+	}
+	status, answer, _ = call("POST", "files?path=/tmp/a%20page.html", "application/octet-stream", "<script>alert(1)</script>", "X-Access-Token", token)
+	if status != 200 {
+		t.Errorf("a file goes in: %d %s", status, answer)
+	}
+	status, answer, header := call("GET", "files?path=/tmp/a%20page.html", "", "", "X-Access-Token", token)
+	if status != 200 || answer != "<script>alert(1)</script>" || !strings.HasPrefix(header.Get("Content-Disposition"), "attachment") || header.Get("X-Content-Type-Options") != "nosniff" || header.Get("Access-Control-Allow-Origin") != "*" {
+		t.Errorf("it comes out: %d %s %v", status, answer, header)
+	}
+	signature := sha256.Sum256([]byte("/tmp/a page.html:read::" + token))
+	link := "files?path=/tmp/a%20page.html&signature=" + url.QueryEscape("v1_"+base64.RawStdEncoding.EncodeToString(signature[:]))
+	if status, answer := in.get(t, "http://49983-"+box.ID+".localhost/"+link); status != 200 || answer != "<script>alert(1)</script>" {
+		t.Errorf("by a signed link: %d %s", status, answer)
+	}
+	in.Must(t, "POST", "/v1/sandboxes/"+box.ID+"/pause", map[string]any{}, nil)
+	if status, answer, _ := call("GET", "health", "", "", "X-Access-Token", token); status != 502 {
+		t.Errorf("whether it runs while it is paused: %d %s", status, answer)
+	}
+	in.Must(t, "POST", "/v1/sandboxes/"+box.ID+"/resume", map[string]any{}, nil)
+	if status, answer, _ := call("POST", "process.Process/List", "application/json", "{}", "X-Access-Token", token); status != 200 {
+		t.Errorf("by the same token after a resume: %d %s", status, answer)
 	}
 }

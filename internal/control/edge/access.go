@@ -104,8 +104,11 @@ func takeQuery(raw string) (token, rest string) {
 type grant struct {
 	team id.Team
 	port.Admission
-	// Token: it was by a token that a browser may keep.
+	// token is set when it was by one that a browser may keep.
 	token string
+	// proven: not only the sandbox's daemon will decide. What is not resumes
+	// nothing.
+	proven bool
 }
 
 // admit decides whether a request may reach its target. There is no other
@@ -118,7 +121,7 @@ func (e *Edge) admit(r *http.Request, t Target, c credentials) (grant, *refusal)
 		return e.admitDaemon(r, t, c)
 	}
 	if c.traffic != "" && same(c.traffic, TrafficToken(e.cfg.Secret, t.Sandbox)) {
-		return e.owned(r.Context(), t)
+		return e.owned(r.Context(), t, true)
 	}
 	done, refused := e.ask(r.Context())
 	if refused != nil {
@@ -132,14 +135,14 @@ func (e *Edge) admit(r *http.Request, t Target, c credentials) (grant, *refusal)
 	case found && !a.Public && c.fromCookie() && !ownPage(r):
 		return grant{}, errForeign
 	case found:
-		g := grant{team: a.TeamID, Admission: a}
+		g := grant{team: a.TeamID, Admission: a, proven: true}
 		if !a.Public {
 			g.token = c.token()
 		}
 		return g, nil
 	}
 	// Whoever may not know learns only that there is nothing that runs.
-	if _, refused := e.owned(r.Context(), t); refused != nil {
+	if _, refused := e.owned(r.Context(), t, false); refused != nil {
 		return grant{}, refused
 	}
 	return grant{}, errPrivate
@@ -166,7 +169,7 @@ func (e *Edge) ask(ctx context.Context) (done func(), refused *refusal) {
 }
 
 // owned finds whose the sandbox is, for those who hold a token of all of it.
-func (e *Edge) owned(ctx context.Context, t Target) (grant, *refusal) {
+func (e *Edge) owned(ctx context.Context, t Target, proven bool) (grant, *refusal) {
 	done, refused := e.ask(ctx)
 	if refused != nil {
 		return grant{}, refused
@@ -179,7 +182,7 @@ func (e *Edge) owned(ctx context.Context, t Target) (grant, *refusal) {
 	case !found:
 		return grant{}, errNoSandbox
 	}
-	return grant{team: team}, nil
+	return grant{team: team, proven: proven}, nil
 }
 
 // admitDaemon lets through what the daemon serves to the outside, with the
@@ -190,13 +193,12 @@ func (e *Edge) admitDaemon(r *http.Request, t Target, c credentials) (grant, *re
 	}
 	open := r.URL.Path == guestapi.PathHealth || r.Method == http.MethodOptions ||
 		r.URL.Path == guestapi.PathFiles && c.access == "" && strings.Contains(r.URL.RawQuery, "signature=")
-	if !open && !same(c.access, sandbox.AccessToken(e.cfg.Secret, t.Sandbox)) {
-		if _, refused := e.owned(r.Context(), t); refused != nil {
-			return grant{}, refused
-		}
-		return grant{}, errNoToken
+	proven := same(c.access, sandbox.AccessToken(e.cfg.Secret, t.Sandbox)) && r.URL.Path != guestapi.PathHealth
+	g, refused := e.owned(r.Context(), t, proven)
+	if refused == nil && !open && !proven {
+		refused = errNoToken
 	}
-	return e.owned(r.Context(), t)
+	return g, refused
 }
 
 // daemonServes lists what of the daemon may be reached from outside, by the

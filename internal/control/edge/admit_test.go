@@ -288,3 +288,35 @@ func TestNW10_ARouteIsFoundOnceAndForgottenWithItsSandbox(t *testing.T) {
 		t.Errorf("%d %s", status, body)
 	}
 }
+
+// Who is let in resumes it; who only asks the daemon, without its token, does
+// not.
+func TestS11_WhoIsLetInResumesIt(t *testing.T) {
+	w := newWorld(t, http.HandlerFunc(echo))
+	w.let(3000, token)
+	w.sleepy = true
+	w.kill(sandbox.StatusPaused)
+	access := sandbox.AccessToken(w.secret, one)
+	for _, c := range []struct {
+		name    string
+		port    int
+		path    string
+		headers []string
+		want    int
+	}{
+		{"nothing", 3000, "", nil, 403},
+		{"the daemon's health", control, "health", nil, 502},
+		{"with its token, too: it is asked whether it runs", control, "health", []string{"X-Access-Token", access}, 502},
+		{"a signature that nobody looked at", control, "files?path=x&signature=v1_x", nil, 502},
+		{"a wrong token", control, "files?path=x", []string{"X-Access-Token", "wrong"}, 401},
+		{"the token", 3000, "", []string{HeaderToken, token}, 200},
+	} {
+		if status, body, _ := w.get(c.port, c.path, c.headers...); status != c.want {
+			t.Errorf("%s: %d %s", c.name, status, body)
+		}
+	}
+	w.kill(sandbox.StatusPaused)
+	if status, body, _ := w.get(control, "envs", "X-Access-Token", access); status != 200 {
+		t.Errorf("the daemon with its token: %d %s", status, body)
+	}
+}

@@ -109,7 +109,7 @@ func (e *Edge) carry(w http.ResponseWriter, r *http.Request, g grant, p passage)
 	ctx, cancel := context.WithCancelCause(context.WithValue(r.Context(), passageKey{}, p))
 	defer cancel(nil)
 	defer e.open.enter(g.Admission, cancel)()
-	way, leave, err := e.routes.take(ctx, g.team, p.target.Sandbox)
+	way, leave, err := e.routes.take(ctx, g.team, p.target.Sandbox, g.proven)
 	if err != nil {
 		e.fail(w, r.WithContext(ctx), err)
 		return

@@ -22,9 +22,10 @@ const (
 // Sandboxes finds running sandboxes; sandbox.Service does.
 type Sandboxes interface {
 	// Reach returns the running incarnation of a team's sandbox; in a transition
-	// that leads to running it waits, bounded. Ended is watched until watch is
-	// over. Errors: sandbox_not_found, invalid_state.
-	Reach(ctx, watch context.Context, team id.Team, x id.Sandbox) (sandbox.Guest, error)
+	// that leads to running it waits, bounded. With wake a paused one that asked
+	// for it is resumed. Ended is watched until watch is over. Errors:
+	// sandbox_not_found, invalid_state, and those of a resume.
+	Reach(ctx, watch context.Context, team id.Team, x id.Sandbox, wake bool) (sandbox.Guest, error)
 }
 
 // Hosts lead into sandboxes; hostlink.HostClientPool does.
@@ -68,7 +69,7 @@ func newRoutes(s Sandboxes, h Hosts) *routes {
 
 // take returns the way to a sandbox; leave must be called once it is not
 // needed any more.
-func (r *routes) take(ctx context.Context, team id.Team, x id.Sandbox) (found *route, leave func(), err error) {
+func (r *routes) take(ctx context.Context, team id.Team, x id.Sandbox, wake bool) (found *route, leave func(), err error) {
 	r.mu.Lock()
 	if found = r.known[x]; found != nil && found.ctx.Err() == nil {
 		defer r.mu.Unlock()
@@ -76,7 +77,7 @@ func (r *routes) take(ctx context.Context, team id.Team, x id.Sandbox) (found *r
 	}
 	r.mu.Unlock()
 	watch, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	guest, err := r.sandboxes.Reach(ctx, watch, team, x)
+	guest, err := r.sandboxes.Reach(ctx, watch, team, x, wake)
 	if err != nil {
 		cancel(nil)
 		return nil, nil, err

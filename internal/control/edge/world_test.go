@@ -35,6 +35,7 @@ type world struct {
 	ended    chan struct{}
 	accesses map[string]port.Admission // by port and token
 	reached  int
+	sleepy   bool // what is let in resumes it
 
 	transports map[int]*http.Transport
 }
@@ -142,12 +143,15 @@ func (w *world) Living(_ context.Context, asked []id.PortAccess) ([]id.PortAcces
 }
 
 // Reach implements Sandboxes.
-func (w *world) Reach(_, _ context.Context, team id.Team, x id.Sandbox) (sandbox.Guest, error) {
+func (w *world) Reach(_, _ context.Context, team id.Team, x id.Sandbox, wake bool) (sandbox.Guest, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.reached++
 	if x != one || team != w.team {
 		return sandbox.Guest{}, sandbox.ErrNotFound
+	}
+	if wake && w.status == sandbox.StatusPaused && w.sleepy {
+		w.status, w.ended = sandbox.StatusRunning, make(chan struct{})
 	}
 	if w.status != sandbox.StatusRunning {
 		return sandbox.Guest{}, sandbox.InvalidState(sandbox.Sandbox{Status: w.status})

@@ -34,11 +34,11 @@ func (s *Service) Guest(ctx context.Context, by principal.Principal, sandbox id.
 }
 
 // Reach is Guest for whoever was let in by another proof than a caller's; Ended
-// is watched until watch is over. A paused sandbox that asked for it is resumed
-// first, unless it has no memory to go on with: nothing would answer.
-func (s *Service) Reach(ctx, watch context.Context, team id.Team, sandbox id.Sandbox) (Guest, error) {
+// is watched until watch is over. With wake a paused sandbox that asked for it is
+// resumed first, unless it has no memory to go on with: nothing would answer.
+func (s *Service) Reach(ctx, watch context.Context, team id.Team, sandbox id.Sandbox, wake bool) (Guest, error) {
 	g, err := s.guest(ctx, watch, team, false, sandbox)
-	if !errs.Is(err, "invalid_state") {
+	if !wake || !errs.Is(err, "invalid_state") {
 		return g, err
 	}
 	x, readErr := s.store.Get(ctx, sandbox)
