@@ -28,6 +28,7 @@ import (
 	"skerry.dev/skerry/internal/control/audit"
 	"skerry.dev/skerry/internal/control/audit/audithttp"
 	"skerry.dev/skerry/internal/control/audit/auditpg"
+	"skerry.dev/skerry/internal/control/e2b"
 	"skerry.dev/skerry/internal/control/edge"
 	"skerry.dev/skerry/internal/control/event"
 	"skerry.dev/skerry/internal/control/event/eventhttp"
@@ -362,6 +363,7 @@ func (c *control) openWeb(context.Context) (err error) {
 	} {
 		c.web.Mount(r)
 	}
+	e2b.New(e2b.Config{Sandboxes: c.sandboxes, Templates: c.templates, Origin: c.cfg.sandboxes, Secret: c.cfg.secret}).Mount(c.web)
 	c.api, err = c.web.Handler(handler{
 		Accounts: accounts, logins: logins{ways}, APIKeys: apikeyhttp.New(c.apiKeys, c.replays), Trail: trail,
 		Teams: teamhttp.New(c.teams, c.replays), Limits: quotahttp.New(c.quotas),
