@@ -50,7 +50,7 @@ func (i images) Acquire(ctx context.Context, img journal.Image, daemon manager.D
 	tree, err := i.cache.Acquire(ctx, image.Image{
 		Digest: artifact.Digest(img.Digest), SizeBytes: img.SizeBytes, From: img.From,
 	}, image.Daemon{Digest: artifact.Digest(daemon.Digest), File: daemon.File}, owner, i.clients)
-	return manager.Tree{Dir: tree.Dir, Daemon: string(tree.Daemon)}, err
+	return manager.Tree{Dir: tree.Dir, Daemon: string(tree.Daemon), Layers: tree.Layers}, err
 }
 
 func (i images) DaemonFile(daemon string) string { return i.cache.DaemonFile(artifact.Digest(daemon)) }

@@ -44,9 +44,9 @@ type Spec struct {
 	ID InstanceID
 	// RootDir is the read-only root tree, shared by all instances of a template.
 	RootDir string
-	// RootImages are the same tree as EROFS files for engines that cannot hand a
-	// directory to their guests: layers of an overlay, the top one first.
-	RootImages []string
+	// RootLayers are what RootDir consists of, the top one first, for engines that
+	// cannot hand a directory to their guests: EROFS files, and small directories.
+	RootLayers []string
 	// WorkDir is a directory of this instance alone, empty at Prepare. All that
 	// the engine writes for the instance lives below it.
 	WorkDir   string

@@ -167,6 +167,9 @@ func (e *entry) give() { <-e.turn }
 type Tree struct {
 	Dir    string
 	Daemon artifact.Digest // the one in it
+	// Layers are what it consists of: the directory with the daemon, and below it
+	// the image's file.
+	Layers [2]string
 }
 
 // Acquire returns the read-only root tree of img with a build of the daemon for
@@ -205,7 +208,10 @@ func (c *Cache) Acquire(ctx context.Context, img Image, daemon Daemon, owner str
 		c.mu.Unlock()
 		return Tree{}, err
 	}
-	return Tree{Dir: c.root(img.Digest, daemon.Digest), Daemon: daemon.Digest}, nil
+	return Tree{
+		Dir: c.root(img.Digest, daemon.Digest), Daemon: daemon.Digest,
+		Layers: [2]string{c.guestLayer(daemon.Digest), c.imagePath(img.Digest)},
+	}, nil
 }
 
 // ready brings the tree to be mounted. The turn is held.

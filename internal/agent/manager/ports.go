@@ -46,7 +46,8 @@ type Daemon struct {
 // Tree is a root tree.
 type Tree struct {
 	Dir    string
-	Daemon string // digest of the one in it
+	Daemon string    // digest of the one in it
+	Layers [2]string // what it consists of, the top one first
 }
 
 // Holding is what a living owner has: an image's tree with a daemon.

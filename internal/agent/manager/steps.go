@@ -228,7 +228,7 @@ func (b *build) prepare(ctx context.Context) error {
 		return fmt.Errorf("manager: %w", err)
 	}
 	h, err := b.engine.Prepare(ctx, engine.Spec{
-		ID: b.rec.Instance, RootDir: b.tree.Dir, WorkDir: dir, Hostname: spec.Hostname,
+		ID: b.rec.Instance, RootDir: b.tree.Dir, RootLayers: b.tree.Layers[:], WorkDir: dir, Hostname: spec.Hostname,
 		Args:  b.m.cfg.GuestArgs,
 		Env:   []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
 		Stdin: stdin, Network: b.slot.Net,

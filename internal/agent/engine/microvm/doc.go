@@ -19,6 +19,8 @@
 //
 //	KitDir/current           kernel and initramfs, see package kit
 //	StateDir/instances/<id>  the record, the newer one of it and the handle
+//	StateDir/layers          images of layers that are directories: the daemon's
+//	BootsDir                 see below
 //	WorkDir/start            arguments, environment and input of PID 1; removed when
 //	                         it has them
 //	WorkDir/disk             ext4 of the instance's size, sparse, then one block in

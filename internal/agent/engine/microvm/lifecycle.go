@@ -43,8 +43,8 @@ func validate(s *engine.Spec) error {
 		return validID(s.ID)
 	case !filepath.IsAbs(s.WorkDir):
 		return errors.New("microvm: WorkDir must be an absolute path")
-	case len(s.RootImages) == 0 || len(s.RootImages) > 8:
-		return fmt.Errorf("microvm: %d images of the root tree, 1 to 8 are needed", len(s.RootImages))
+	case len(s.RootLayers) == 0 || len(s.RootLayers) > 8:
+		return fmt.Errorf("microvm: %d layers of the root tree, 1 to 8 are needed", len(s.RootLayers))
 	case len(s.Args) == 0:
 		return errors.New("microvm: no program for PID 1")
 	case r.CPUMillis <= 0 || r.MemoryBytes <= 0 || r.DiskBytes <= 0 || r.MaxProcesses <= 0:
@@ -76,18 +76,14 @@ func (e *Engine) Prepare(ctx context.Context, spec engine.Spec) (h engine.Handle
 	}
 	r := &record{
 		Version: recordVersion, ID: spec.ID, WorkDir: spec.WorkDir, BootID: e.bootID,
-		Resources: spec.Resources, Network: spec.Network, Roots: spec.RootImages,
+		Resources: spec.Resources, Network: spec.Network,
 		Machine: machine{MemoryBytes: max(spec.Resources.MemoryBytes&^(1<<20-1), 64<<20), CPUs: (spec.Resources.CPUMillis + 999) / 1000},
 	}
-	for _, root := range spec.RootImages {
-		st, err := os.Stat(root)
-		if err != nil {
-			return nil, fmt.Errorf("microvm: image of the root tree: %w", err)
-		}
-		r.Machine.RootBytes = append(r.Machine.RootBytes, st.Size())
+	if r.Roots, r.Machine.RootBytes, err = e.imagesOf(ctx, spec.RootLayers); err != nil {
+		return nil, err
 	}
 	start, err := json.Marshal(vmapi.Start{
-		Roots: len(spec.RootImages), DiskBytes: fsBytes(spec.Resources), ShmBytes: spec.Resources.MemoryBytes / 2 &^ (block - 1),
+		Roots: len(spec.RootLayers), DiskBytes: fsBytes(spec.Resources), ShmBytes: spec.Resources.MemoryBytes / 2 &^ (block - 1),
 		MaxProcesses: spec.Resources.MaxProcesses, Hostname: spec.Hostname, Args: spec.Args, Env: spec.Env, Stdin: spec.Stdin,
 	})
 	if err != nil {

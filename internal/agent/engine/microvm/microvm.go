@@ -54,6 +54,7 @@ type Engine struct {
 	bootID string
 	probe  prober
 	boots  sync.Mutex // held by who keeps a machine that was booted
+	layers sync.Mutex // held by who makes an image of a directory
 
 	mu    sync.Mutex
 	calls map[engine.InstanceID]*turn
@@ -107,6 +108,9 @@ func New(cfg Config, sh *shim.Client) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := os.MkdirAll(filepath.Join(cfg.StateDir, "layers"), 0o700); err != nil {
+		return nil, fmt.Errorf("microvm: %w", err)
+	}
 	e := &Engine{
 		cfg: cfg, shim: sh, cg: cg, bootID: strings.TrimSpace(string(boot)),
 		calls: map[engine.InstanceID]*turn{}, conns: map[engine.InstanceID]*connSet{},
@@ -123,8 +127,8 @@ func (e *Engine) Close() error {
 	return nil
 }
 
-// Purge removes what is shared by all instances: the empty parent cgroups, and
-// machines that were booted ahead.
+// Purge removes what is shared by all instances: the empty parent cgroups, images
+// of layers, and machines that were booted ahead.
 func (e *Engine) Purge() error {
-	return errors.Join(e.cg.removeParent(), os.RemoveAll(filepath.Join(e.cfg.StateDir, "boots")))
+	return errors.Join(e.cg.removeParent(), os.RemoveAll(filepath.Join(e.cfg.StateDir, "boots")), os.RemoveAll(e.layersDir()))
 }
