@@ -259,9 +259,7 @@ func TestS11_NoMoreThanMayBeAreOpen(t *testing.T) {
 	if status, body, _ := w.get(3000, ""); status != 200 {
 		t.Errorf("%d %s", status, body)
 	}
-	if n := w.edge.count.Load(); n != 0 {
-		t.Errorf("%d are counted", n)
-	}
+	testkit.Eventually(t, 5*time.Second, "nobody is counted any more", func() bool { return w.edge.count.Load() == 0 })
 }
 
 func TestNW10_ARouteIsFoundOnceAndForgottenWithItsSandbox(t *testing.T) {

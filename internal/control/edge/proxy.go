@@ -192,7 +192,7 @@ func (e *Edge) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if cause := context.Cause(ctx); cause != nil {
 		var refused *refusal
 		if !errors.As(cause, &refused) {
-			return // the client left
+			panic(http.ErrAbortHandler) // the client left; an answer without a word would be a success
 		}
 		err = cause
 	}

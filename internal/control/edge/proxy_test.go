@@ -495,3 +495,26 @@ func TestS11_ManyAsksWaitForTheirTurn(t *testing.T) {
 		t.Error(status)
 	}
 }
+
+// A client that is gone before the answer, or says so, is never told that all
+// went well.
+func TestSX02_WhoLeavesGetsNoSuccess(t *testing.T) {
+	asked := make(chan struct{})
+	w := newWorld(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		close(asked)
+		<-r.Context().Done()
+	}))
+	w.let(3000, "")
+	conn, err := net.Dial("tcp", w.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	_, _ = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: "+origin.Host(one, 3000)+"\r\n\r\n")
+	<-asked
+	_ = conn.(*net.TCPConn).CloseWrite()
+	if got, _ := io.ReadAll(conn); len(got) != 0 {
+		t.Errorf("%q", got)
+	}
+}
