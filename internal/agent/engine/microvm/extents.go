@@ -23,8 +23,6 @@ const (
 
 type extentHeader struct{ Offset, Length uint64 }
 
-var zeros [block]byte
-
 // packExtents writes what is something in src, of so many bytes, to w. stop is
 // asked between pieces.
 func packExtents(w io.Writer, src *os.File, size int64, stop func() error) error {
@@ -70,7 +68,7 @@ func packExtents(w io.Writer, src *os.File, size int64, stop func() error) error
 func packBlocks(out io.Writer, b []byte, at int64) error {
 	for i := 0; i < len(b); {
 		start := i
-		for i < len(b) && !bytes.Equal(b[i:min(i+block, len(b))], zeros[:min(block, len(b)-i)]) {
+		for i < len(b) && !nothing(b[i:min(i+block, len(b))]) {
 			i = min(i+block, len(b))
 		}
 		if i > start {
@@ -87,6 +85,10 @@ func packBlocks(out io.Writer, b []byte, at int64) error {
 	}
 	return nil
 }
+
+// nothing tells whether all of b is zero: the first byte is, and each is as the
+// one before it.
+func nothing(b []byte) bool { return b[0] == 0 && bytes.Equal(b[1:], b[:len(b)-1]) }
 
 // unpackExtents writes the extents of r to dst, which is of the given size and
 // holds nothing else. What is not whole, or of another size, is an error.
