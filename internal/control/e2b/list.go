@@ -24,17 +24,17 @@ const (
 	mostRunning = 1000
 )
 
-// list pages through the team's sandboxes, newest first.
+// list pages through the team's sandboxes, newest first unless asked otherwise.
 func (f *Facade) list(w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
 	p, err := pageOf(q)
 	if err != nil {
 		return err
 	}
-	if order := q.Get("order"); order != "" && order != "desc" {
-		return errs.Field("order", "order can only be desc: newest first.")
+	filter := sandbox.Filter{OldestFirst: q.Get("order") == "asc", Template: strings.TrimSuffix(q.Get("template"), ":default")}
+	if order := q.Get("order"); order != "" && order != "asc" && order != "desc" {
+		return errs.Field("order", "order must be asc or desc.")
 	}
-	filter := sandbox.Filter{Template: strings.TrimSuffix(q.Get("template"), ":default")}
 	if strings.Contains(filter.Template, ":") {
 		return errs.Field("template", "template must be a name or an id, without a tag.")
 	}
@@ -44,9 +44,8 @@ func (f *Facade) list(w http.ResponseWriter, r *http.Request) error {
 	if filter.Metadata, err = metadataOf(q.Get("metadata")); err != nil {
 		return err
 	}
-	var after time.Time
 	if s := q.Get("startedAfter"); s != "" {
-		if after, err = time.Parse(time.RFC3339Nano, s); err != nil {
+		if filter.Since, err = time.Parse(time.RFC3339Nano, s); err != nil {
 			return errs.Field("startedAfter", "startedAfter must be a time like 2006-01-02T15:04:05.000Z.").Because(err)
 		}
 	}
@@ -54,24 +53,18 @@ func (f *Facade) list(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	items, whole := since(got.Items, after)
-	if whole && got.NextCursor != "" {
+	if got.NextCursor != "" {
 		w.Header().Set(headerNext, got.NextCursor)
 	}
-	return answered(w, http.StatusOK, items)
+	return answered(w, http.StatusOK, itemsOf(got.Items))
 }
 
-// since are the items that began at after or later, and whether all did: those
-// that follow in the list are older still.
-func since(list []sandbox.Sandbox, after time.Time) ([]detail, bool) {
-	items := make([]detail, 0, len(list))
-	for _, x := range list {
-		if x.CreatedAt.Before(after) {
-			return items, false
-		}
-		items = append(items, itemOf(x))
+func itemsOf(list []sandbox.Sandbox) []detail {
+	items := make([]detail, len(list))
+	for i, x := range list {
+		items[i] = itemOf(x)
 	}
-	return items, true
+	return items
 }
 
 // listRunning is the list of old, of what runs, in one piece.
@@ -87,8 +80,7 @@ func (f *Facade) listRunning(w http.ResponseWriter, r *http.Request) error {
 		if err != nil {
 			return err
 		}
-		more, _ := since(got.Items, time.Time{})
-		items = append(items, more...)
+		items = append(items, itemsOf(got.Items)...)
 		if got.NextCursor == "" {
 			break
 		}

@@ -344,6 +344,10 @@ type Filter struct {
 	// Template is a name or an id in its wire form.
 	Template string
 	Metadata map[string]string
+	// Since: only those created then or later; zero is all.
+	Since time.Time
+	// OldestFirst turns the order around.
+	OldestFirst bool
 }
 
 // ParseStatuses reads a comma-separated list.

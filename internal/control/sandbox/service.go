@@ -393,7 +393,7 @@ func (s *Service) owned(ctx context.Context, team id.Team, sandbox id.Sandbox) (
 	return x, err
 }
 
-// List pages through the team's sandboxes, newest first.
+// List pages through the team's sandboxes, newest first unless f says otherwise.
 func (s *Service) List(ctx context.Context, by principal.Principal, f Filter, p page.Request) (page.Page[Sandbox], error) {
 	team, err := reader(by)
 	if err != nil {

@@ -232,8 +232,26 @@ WHERE s.team_id = sqlc.arg(team_id) AND s.build_id IS NULL
   AND (sqlc.arg(template_name)::text = '' OR s.template_name = sqlc.arg(template_name)::text)
   AND (sqlc.narg(template_id)::uuid IS NULL OR s.template_id = sqlc.narg(template_id)::uuid)
   AND (sqlc.arg(metadata)::jsonb = '{}'::jsonb OR s.metadata @> sqlc.arg(metadata)::jsonb)
+  AND (sqlc.narg(since)::timestamptz IS NULL OR s.created_at >= sqlc.narg(since)::timestamptz)
   AND (sqlc.narg(after_at)::timestamptz IS NULL OR (s.created_at, s.id) < (sqlc.narg(after_at)::timestamptz, sqlc.narg(after_id)::uuid))
 ORDER BY s.created_at DESC, s.id DESC
+LIMIT sqlc.arg(max_rows);
+
+-- name: ListSandboxesOldestFirst :many
+SELECT sqlc.embed(s), h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
+    coalesce((SELECT a.status FROM artifacts a WHERE a.id = st.artifact_id), '')::text AS state_artifact,
+    ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = s.state_id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS state_copies,
+    (SELECT o.progress FROM operations o WHERE o.sandbox_id = s.id AND o.status = 'open') AS progress
+FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
+WHERE s.team_id = sqlc.arg(team_id) AND s.build_id IS NULL
+  AND (sqlc.arg(live_only)::bool = false OR s.ended_at IS NULL)
+  AND (cardinality(sqlc.arg(statuses)::text[]) = 0 OR s.status = ANY(sqlc.arg(statuses)::text[]))
+  AND (sqlc.arg(template_name)::text = '' OR s.template_name = sqlc.arg(template_name)::text)
+  AND (sqlc.narg(template_id)::uuid IS NULL OR s.template_id = sqlc.narg(template_id)::uuid)
+  AND (sqlc.arg(metadata)::jsonb = '{}'::jsonb OR s.metadata @> sqlc.arg(metadata)::jsonb)
+  AND (sqlc.narg(since)::timestamptz IS NULL OR s.created_at >= sqlc.narg(since)::timestamptz)
+  AND (sqlc.narg(after_at)::timestamptz IS NULL OR (s.created_at, s.id) > (sqlc.narg(after_at)::timestamptz, sqlc.narg(after_id)::uuid))
+ORDER BY s.created_at, s.id
 LIMIT sqlc.arg(max_rows);
 
 -- name: ListEvents :many

@@ -49,14 +49,34 @@ func (s *Store) List(ctx context.Context, f sandbox.Filter, p page.Request) (pag
 		}
 		params.AfterAt, params.AfterID = &after.At, &after.ID
 	}
-	rows, err := s.q.ListSandboxes(ctx, s.pool, params)
-	if err != nil {
-		return page.Page[sandbox.Sandbox]{}, pg.Map(err)
+	if !f.Since.IsZero() {
+		params.Since = &f.Since
 	}
-	out := make([]sandbox.Sandbox, len(rows))
-	for i, r := range rows {
-		if out[i], err = joined(sqlcgen.GetSandboxRow(r)); err != nil {
-			return page.Page[sandbox.Sandbox]{}, err
+	var out []sandbox.Sandbox
+	add := func(row sqlcgen.GetSandboxRow) error {
+		x, err := joined(row)
+		out = append(out, x)
+		return err
+	}
+	if f.OldestFirst {
+		rows, err := s.q.ListSandboxesOldestFirst(ctx, s.pool, sqlcgen.ListSandboxesOldestFirstParams(params))
+		if err != nil {
+			return page.Page[sandbox.Sandbox]{}, pg.Map(err)
+		}
+		for _, r := range rows {
+			if err := add(sqlcgen.GetSandboxRow(r)); err != nil {
+				return page.Page[sandbox.Sandbox]{}, err
+			}
+		}
+	} else {
+		rows, err := s.q.ListSandboxes(ctx, s.pool, params)
+		if err != nil {
+			return page.Page[sandbox.Sandbox]{}, pg.Map(err)
+		}
+		for _, r := range rows {
+			if err := add(sqlcgen.GetSandboxRow(r)); err != nil {
+				return page.Page[sandbox.Sandbox]{}, err
+			}
 		}
 	}
 	return page.Of(out, p.Limit, func(x sandbox.Sandbox) any { return position{x.CreatedAt, x.ID.UUID()} })

@@ -2304,9 +2304,10 @@ WHERE s.team_id = $1 AND s.build_id IS NULL
   AND ($4::text = '' OR s.template_name = $4::text)
   AND ($5::uuid IS NULL OR s.template_id = $5::uuid)
   AND ($6::jsonb = '{}'::jsonb OR s.metadata @> $6::jsonb)
-  AND ($7::timestamptz IS NULL OR (s.created_at, s.id) < ($7::timestamptz, $8::uuid))
+  AND ($7::timestamptz IS NULL OR s.created_at >= $7::timestamptz)
+  AND ($8::timestamptz IS NULL OR (s.created_at, s.id) < ($8::timestamptz, $9::uuid))
 ORDER BY s.created_at DESC, s.id DESC
-LIMIT $9
+LIMIT $10
 `
 
 type ListSandboxesParams struct {
@@ -2316,6 +2317,7 @@ type ListSandboxesParams struct {
 	TemplateName string
 	TemplateID   *uuid.UUID
 	Metadata     json.RawMessage
+	Since        *time.Time
 	AfterAt      *time.Time
 	AfterID      *uuid.UUID
 	MaxRows      int32
@@ -2340,6 +2342,7 @@ func (q *Queries) ListSandboxes(ctx context.Context, db DBTX, arg ListSandboxesP
 		arg.TemplateName,
 		arg.TemplateID,
 		arg.Metadata,
+		arg.Since,
 		arg.AfterAt,
 		arg.AfterID,
 		arg.MaxRows,
@@ -2351,6 +2354,129 @@ func (q *Queries) ListSandboxes(ctx context.Context, db DBTX, arg ListSandboxesP
 	var items []ListSandboxesRow
 	for rows.Next() {
 		var i ListSandboxesRow
+		if err := rows.Scan(
+			&i.Sandbox.ID,
+			&i.Sandbox.TeamID,
+			&i.Sandbox.HostID,
+			&i.Sandbox.TemplateID,
+			&i.Sandbox.TemplateName,
+			&i.Sandbox.ImageDigest,
+			&i.Sandbox.Status,
+			&i.Sandbox.Incarnation,
+			&i.Sandbox.Engine,
+			&i.Sandbox.EngineVersion,
+			&i.Sandbox.CpuMillis,
+			&i.Sandbox.MemoryMb,
+			&i.Sandbox.DiskMb,
+			&i.Sandbox.Internet,
+			&i.Sandbox.EnvSealed,
+			&i.Sandbox.Metadata,
+			&i.Sandbox.TimeoutSec,
+			&i.Sandbox.OnTimeout,
+			&i.Sandbox.IdleTimeoutSec,
+			&i.Sandbox.DeadlineAt,
+			&i.Sandbox.IdleCheckAt,
+			&i.Sandbox.CheckpointIntervalSec,
+			&i.Sandbox.CheckpointDueAt,
+			&i.Sandbox.RetryAt,
+			&i.Sandbox.FromSnapshotID,
+			&i.Sandbox.StateID,
+			&i.Sandbox.StateAt,
+			&i.Sandbox.PausedAt,
+			&i.Sandbox.PausedReason,
+			&i.Sandbox.EndReason,
+			&i.Sandbox.Error,
+			&i.Sandbox.CreatedByType,
+			&i.Sandbox.CreatedByID,
+			&i.Sandbox.CreatedByName,
+			&i.Sandbox.CreatedAt,
+			&i.Sandbox.StartedAt,
+			&i.Sandbox.EndedAt,
+			&i.Sandbox.UpdatedAt,
+			&i.Sandbox.PausedTtlSec,
+			&i.Sandbox.TtlWarnedAt,
+			&i.Sandbox.BuildID,
+			&i.Sandbox.AutoResume,
+			&i.Address,
+			&i.HostStatus,
+			&i.StateBytes,
+			&i.StateStatus,
+			&i.StateArtifact,
+			&i.StateCopies,
+			&i.Progress,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listSandboxesOldestFirst = `-- name: ListSandboxesOldestFirst :many
+SELECT s.id, s.team_id, s.host_id, s.template_id, s.template_name, s.image_digest, s.status, s.incarnation, s.engine, s.engine_version, s.cpu_millis, s.memory_mb, s.disk_mb, s.internet, s.env_sealed, s.metadata, s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.deadline_at, s.idle_check_at, s.checkpoint_interval_sec, s.checkpoint_due_at, s.retry_at, s.from_snapshot_id, s.state_id, s.state_at, s.paused_at, s.paused_reason, s.end_reason, s.error, s.created_by_type, s.created_by_id, s.created_by_name, s.created_at, s.started_at, s.ended_at, s.updated_at, s.paused_ttl_sec, s.ttl_warned_at, s.build_id, s.auto_resume, h.address, h.status AS host_status, st.size_bytes AS state_bytes, st.status AS state_status,
+    coalesce((SELECT a.status FROM artifacts a WHERE a.id = st.artifact_id), '')::text AS state_artifact,
+    ARRAY(SELECT c.host_id FROM state_copies c WHERE c.snapshot_id = s.state_id AND c.ready_at IS NOT NULL AND c.drop_at IS NULL ORDER BY c.host_id)::uuid[] AS state_copies,
+    (SELECT o.progress FROM operations o WHERE o.sandbox_id = s.id AND o.status = 'open') AS progress
+FROM sandboxes s JOIN hosts h ON h.id = s.host_id LEFT JOIN snapshots st ON st.id = s.state_id
+WHERE s.team_id = $1 AND s.build_id IS NULL
+  AND ($2::bool = false OR s.ended_at IS NULL)
+  AND (cardinality($3::text[]) = 0 OR s.status = ANY($3::text[]))
+  AND ($4::text = '' OR s.template_name = $4::text)
+  AND ($5::uuid IS NULL OR s.template_id = $5::uuid)
+  AND ($6::jsonb = '{}'::jsonb OR s.metadata @> $6::jsonb)
+  AND ($7::timestamptz IS NULL OR s.created_at >= $7::timestamptz)
+  AND ($8::timestamptz IS NULL OR (s.created_at, s.id) > ($8::timestamptz, $9::uuid))
+ORDER BY s.created_at, s.id
+LIMIT $10
+`
+
+type ListSandboxesOldestFirstParams struct {
+	TeamID       id.Team
+	LiveOnly     bool
+	Statuses     []string
+	TemplateName string
+	TemplateID   *uuid.UUID
+	Metadata     json.RawMessage
+	Since        *time.Time
+	AfterAt      *time.Time
+	AfterID      *uuid.UUID
+	MaxRows      int32
+}
+
+type ListSandboxesOldestFirstRow struct {
+	Sandbox       Sandbox
+	Address       string
+	HostStatus    string
+	StateBytes    *int64
+	StateStatus   *string
+	StateArtifact string
+	StateCopies   []uuid.UUID
+	Progress      json.RawMessage
+}
+
+func (q *Queries) ListSandboxesOldestFirst(ctx context.Context, db DBTX, arg ListSandboxesOldestFirstParams) ([]ListSandboxesOldestFirstRow, error) {
+	rows, err := db.Query(ctx, listSandboxesOldestFirst,
+		arg.TeamID,
+		arg.LiveOnly,
+		arg.Statuses,
+		arg.TemplateName,
+		arg.TemplateID,
+		arg.Metadata,
+		arg.Since,
+		arg.AfterAt,
+		arg.AfterID,
+		arg.MaxRows,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ListSandboxesOldestFirstRow
+	for rows.Next() {
+		var i ListSandboxesOldestFirstRow
 		if err := rows.Scan(
 			&i.Sandbox.ID,
 			&i.Sandbox.TeamID,
