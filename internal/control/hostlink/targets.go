@@ -39,7 +39,7 @@ func (t *Targets) Target(ctx context.Context, by principal.Principal, x id.Sandb
 		return sandboxio.Target{}, err
 	}
 	return sandboxio.Target{
-		Sandbox: g.Sandbox, Transport: c.Guest(g.Sandbox, g.Incarnation), AccessToken: g.AccessToken,
+		Sandbox: g.Sandbox, Incarnation: g.Incarnation, Transport: c.Guest(g.Sandbox, g.Incarnation), AccessToken: g.AccessToken,
 		DefaultUser: g.DefaultUser, Ended: g.Ended,
 	}, nil
 }

@@ -146,7 +146,7 @@ func (s *Service) ListFiles(ctx context.Context, by principal.Principal, sandbox
 		return none, err
 	}
 	defer v.leave()
-	of := directory{sandbox: v.Sandbox, ended: v.Ended, user: v.user, path: at.Path, depth: depth}
+	of := directory{sandbox: v.Sandbox, incarnation: v.Incarnation, user: v.user, path: at.Path, depth: depth}
 	var all []FileEntry
 	known := false
 	if req.Cursor != "" { // whoever begins wants what is there now

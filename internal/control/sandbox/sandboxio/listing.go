@@ -28,11 +28,11 @@ type listing struct {
 
 // directory is what was listed, in which incarnation and as whom.
 type directory struct {
-	sandbox id.Sandbox
-	ended   <-chan struct{} // the incarnation
-	user    string
-	path    string
-	depth   int
+	sandbox     id.Sandbox
+	incarnation int64
+	user        string
+	path        string
+	depth       int
 }
 
 // listings keeps what is being paged through for a short time, so that a

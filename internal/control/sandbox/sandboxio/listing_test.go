@@ -31,7 +31,7 @@ func TestS9_KeptListingsAreBoundedAndShortLived(t *testing.T) {
 		t.Error("a sandbox has more than one listing, or not the last one")
 	}
 	another := other
-	another.ended = make(chan struct{})
+	another.incarnation++
 	if has(another) {
 		t.Error("another incarnation's listing is found")
 	}

@@ -15,6 +15,8 @@ import (
 // reached.
 type Target struct {
 	Sandbox id.Sandbox
+	// Incarnation tells one from those before and after it.
+	Incarnation int64
 	// Transport carries requests to the guest daemon; the host part of their URL
 	// is of no account. It must not follow redirects, must bound the headers of
 	// an answer (64 KiB), and keeps its connections for the next request. It stays
