@@ -3,6 +3,7 @@ package sandboxpg_test
 import (
 	"context"
 	"fmt"
+	"maps"
 	"testing"
 	"time"
 
@@ -55,7 +56,14 @@ func TestC4_AWalkSeesEachRowOnceInOneMicrosecond(t *testing.T) {
 	}
 	all := append([]sandbox.Status{}, sandbox.Statuses()...)
 	stable := walk(sandbox.Filter{Statuses: all}, func() {})
+	turned := walk(sandbox.Filter{Statuses: all, OldestFirst: true, Since: time.Date(2025, 12, 30, 0, 0, 0, 0, time.UTC)}, func() {})
+	if !maps.Equal(stable, turned) {
+		t.Errorf("the other way round a walk saw %d, not the same %d once each", len(turned), len(stable))
+	}
 	seen := walk(sandbox.Filter{Statuses: all}, func() { insert(3) })
+	if late := walk(sandbox.Filter{Statuses: all, OldestFirst: true, Since: time.Date(2026, 1, 3, 0, 0, 0, 0, time.UTC)}, func() {}); len(late) != 0 {
+		t.Errorf("%d began after they did", len(late))
+	}
 	if len(stable) != rows {
 		t.Errorf("a walk saw %d of %d", len(stable), rows)
 	}
