@@ -181,7 +181,7 @@ func TestST08_TheAgentDiesDuringAStart(t *testing.T) {
 	spec := w.spec(t)
 	h := start(t, w.engine(t), spec) // a boot for those that follow
 	up(t, w.engine(t), h)
-	for after := time.Duration(0); after < 1200*time.Millisecond; after += 170 * time.Millisecond {
+	for after := time.Duration(0); after < 1200*time.Millisecond; after += time.Duration(testkit.Scaled(40, 290)) * time.Millisecond {
 		spec := w.spec(t)
 		dying := w.engine(t)
 		h, err := dying.Prepare(t.Context(), spec)
