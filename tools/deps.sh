@@ -24,6 +24,8 @@ if [[ ${1:-} == test ]]; then
 	need gcc have gcc # for the race detector
 	need libc6-dev test -e /usr/include/stdlib.h
 	need chromium have chromium # the dashboard, as people see it
+	need qemu-system-x86 have qemu-system-x86_64 # machines
+	need e2fsprogs have mkfs.ext4
 fi
 ((${#missing[@]})) || exit 0
 

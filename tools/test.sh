@@ -2,7 +2,7 @@
 # Runs every test under the race detector: first the packages that can share the
 # machine, then those with real sandboxes, two at a time, and last the whole
 # product: three installations beside each other, each of which mostly waits, by
-# the API in two parts and in a browser. Arguments go to go test.
+# the API in two parts, one of them with E2B's client, and in a browser. Arguments go to go test.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH="$PATH:/usr/sbin:/sbin"
@@ -16,7 +16,7 @@ if ((EUID != 0)); then
 	root=(sudo -E env "PATH=$PATH")
 fi
 real='/internal/(agent/(app|engine/(gvisor|microvm)|image|network|shim)|guest/app)$|/test/multihost$'
-whole='/test/(e2e|browser)(/|$)'
+whole='/test/(e2e|e2b|browser)(/|$)'
 mapfile -t shared < <(go list ./... | grep -Ev "$real|$whole|/test/bench(/|\$)|/gen/")
 # The long ones first, so that none of them goes on alone in the end.
 mapfile -t pairs < <(go list ./... | grep -E "$real" | grep -E '/(multihost|gvisor|microvm)$'; go list ./... | grep -E "$real" | grep -vE '/(multihost|gvisor|microvm)$')
@@ -26,7 +26,7 @@ export CGO_ENABLED=1
 "${root[@]}" .cache/testsum -name packages -last .cache/tests.txt -- -race -timeout=10m "$@" "${shared[@]}"
 "${root[@]}" .cache/testsum -name sandboxes -last .cache/tests.txt -- -race -count=1 -p=2 -timeout=15m "$@" "${pairs[@]}"
 if (($#)); then
-	exec "${root[@]}" .cache/testsum -name product -last .cache/tests.txt -- -race -count=1 -p=2 -timeout=15m "$@" ./test/e2e/... ./test/browser/...
+	exec "${root[@]}" .cache/testsum -name product -last .cache/tests.txt -- -race -count=1 -p=2 -timeout=15m "$@" ./test/e2e/... ./test/e2b/... ./test/browser/...
 fi
 part() { # part <name> <arguments of go test…>: a part of the product's tests, which prints when it is through
 	local name=$1 code=0
@@ -38,7 +38,7 @@ part() { # part <name> <arguments of go test…>: a part of the product's tests,
 parts=()
 part lives -run "$lives" ./test/e2e/... &
 parts+=($!)
-part product -skip "$lives" ./test/e2e/... &
+part product -p=1 -skip "$lives" ./test/e2e/... ./test/e2b/... &
 parts+=($!)
 part browser ./test/browser/... &
 parts+=($!)
