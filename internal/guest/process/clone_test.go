@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"skerry.dev/skerry/internal/testkit"
 )
 
 // TestTheChildIsClean: what a program finds at its start is the same whichever
@@ -33,7 +35,7 @@ func TestTheChildIsClean(t *testing.T) {
 			Sys: &syscall.SysProcAttr{Setsid: true},
 		})
 		if errors.Is(err, errNoClone) {
-			t.Skip("this kernel cannot: it is older than 5.5")
+			testkit.Missing(t, "clone3", "this kernel is older than 5.5")
 		}
 		if err != nil {
 			t.Fatal(err)
